@@ -1,0 +1,216 @@
+"""Configs as files: YAML read strictly, merged over the one table of defaults, validated once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from loracle.config import Config
+from loracle.errors import ConfigError, did_you_mean
+
+
+def load_config(config: str | Path = "base_config", *, overrides: Sequence[str] = ()) -> Config:
+    """Returns the resolved configuration of a run.
+
+    Args:
+        config: A YAML file, or the name of a shipped one.
+        overrides: ``a.b=value`` each, the value read as YAML.
+
+    Raises:
+        ConfigError: Listing every unknown key, wrong type and value out of range at once.
+    """
+    base = read_yaml(shipped_config("base_config"))
+    path = find_config(config)
+    tree = _merge(base, read_yaml(path))
+    for override in overrides:
+        tree = _merge(tree, _parse_override(override))
+    origin = path.name + (" with --set" if overrides else "")
+    return parse_config(tree, origin=origin)
+
+
+def parse_config(tree: Mapping[str, Any], *, origin: str) -> Config:
+    """Returns ``tree`` validated; ``origin`` names it in messages.
+
+    Raises:
+        ConfigError: Listing every fault.
+    """
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        faults = [_describe(fault, tree) for fault in error.errors()]
+        raise ConfigError(f"{origin}: " + "; ".join(dict.fromkeys(faults))) from None
+
+
+def shipped_configs() -> dict[str, Path]:
+    """Returns the configs that ship with the package, by name, without the model table."""
+    folder = _config_folder()
+    found = sorted(folder.glob("*.yaml"))
+    return {path.stem: path for path in found if path.stem != "model_configs"}
+
+
+def shipped_config(name: str) -> Path:
+    """Returns the path of a shipped config file, ``model_configs`` included."""
+    return _config_folder() / f"{name}.yaml"
+
+
+def find_config(config: str | Path) -> Path:
+    """Returns the file that ``config`` names: a path if there is one, else a shipped name.
+
+    Raises:
+        ConfigError: If there is neither.
+    """
+    path = Path(config)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    if str(config) in shipped:
+        return shipped[str(config)]
+    hint = did_you_mean(str(config), shipped)
+    raise ConfigError(
+        f"config '{config}': no such file, and no shipped config of that name "
+        f"(there are {', '.join(shipped)}){hint}"
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: If the file cannot be read, is not YAML, or is not a mapping.
+    """
+    try:
+        return _parse_mapping(path.read_text(encoding="utf-8"), origin=path.name)
+    except OSError as error:
+        raise ConfigError(f"{path.name}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path.name}: not UTF-8 at byte {error.start}") from None
+
+
+def dump_yaml(tree: Mapping[str, Any]) -> str:
+    """Returns ``tree`` as YAML in its own key order."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+
+
+def _config_folder() -> Path:
+    """Returns ``loracle/configs`` of a wheel, or ``experiments/configs`` of a checkout."""
+    shipped = Path(str(files("loracle"))) / "configs"
+    checkout = Path(__file__).parents[2] / "experiments" / "configs"
+    return shipped if shipped.is_dir() else checkout
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 without two of its traps: ``2e-4`` is a number, a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, str):
+                raise _yaml_fault(f"key {key!r} is not a word", key_node)
+            if key in seen:
+                raise _yaml_fault(f"key '{key}' is given twice", key_node)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _yaml_fault(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def _load_yaml(text: str, *, origin: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = f":{mark.line + 1}" if mark else ""
+        raise ConfigError(f"{origin}{line}: {error.problem or 'not valid YAML'}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{origin}: not valid YAML ({error})") from None
+
+
+def _parse_mapping(text: str, *, origin: str) -> dict[str, Any]:
+    tree = _load_yaml(text, origin=origin)
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{origin}: must be 'key: value' lines, got {type(tree).__name__}")
+    return tree
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override}: must be key=value, e.g. train.max_steps=100")
+    value = _load_yaml(text, origin=f"--set {key}")
+    for part in reversed(parts):
+        value = {part: value}
+    assert isinstance(value, dict)
+    return value
+
+
+# Keys whose mapping is one value: a config that gives it gives all of it.
+_WHOLE = ("placement", "template")
+
+
+def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
+        below = merged.get(key)
+        nested = isinstance(below, dict) and isinstance(value, dict) and key not in _WHOLE
+        merged[key] = _merge(below, value) if nested else value
+    return merged
+
+
+def _describe(fault: Any, tree: Mapping[str, Any]) -> str:
+    """Returns one fault as ``key: what was given, what is allowed``."""
+    location = [part for part in fault["loc"] if not _is_union_label(part)]
+    key = ".".join(str(part) for part in location)
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: unknown key{did_you_mean(str(location[-1]), _siblings(location))}"
+    if fault["type"] == "missing":
+        return f"{key}: missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    return f"{key}: {message[0].lower()}{message[1:]}, got {_value_at(location, tree)!r}"
+
+
+def _is_union_label(part: str | int) -> bool:
+    """True for the parts of a location by which pydantic names the branch of a union."""
+    return isinstance(part, str) and bool(re.search(r"[\[(]|^(str|int|list)$|Config$", part))
+
+
+def _siblings(location: Sequence[str | int]) -> Iterable[str]:
+    section: Any = Config
+    for part in location[:-1]:
+        field = section.model_fields.get(part)
+        annotation = field.annotation if field else None
+        options = [annotation, *getattr(annotation, "__args__", ())]
+        models = [
+            kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel)
+        ]
+        if not models:
+            return ()
+        section = models[0]
+    return section.model_fields  # type: ignore[no-any-return]
+
+
+def _value_at(location: Sequence[str | int], tree: Any) -> Any:
+    for part in location:
+        try:
+            tree = tree[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree
