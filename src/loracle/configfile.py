@@ -110,7 +110,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 raise _yaml_fault(f"key {key!r} is not a word", key_node)
             if key in seen:
@@ -170,8 +170,10 @@ def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any
     merged = dict(base)
     for key, value in overlay.items():
         below = merged.get(key)
-        nested = isinstance(below, dict) and isinstance(value, dict) and key not in _WHOLE
-        merged[key] = _merge(below, value) if nested else value
+        if isinstance(below, dict) and isinstance(value, dict) and key not in _WHOLE:
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
     return merged
 
 
