@@ -1,0 +1,175 @@
+"""Takes stock of a model's linear layers, by structure and not by a table of names."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
+
+from loracle.errors import ModelError, did_you_mean
+from loracle.placement.inventory import Inventory, LinearModule, Role
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# In the order in which they decide: "RecurrentGemmaAttention" is attention, "NemotronHMLP" under
+# the name "mixer" is feed-forward.
+_ROLE_WORDS: tuple[tuple[Role, re.Pattern[str]], ...] = (
+    ("attention", re.compile(r"attn|attention", re.IGNORECASE)),
+    ("feed-forward", re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.IGNORECASE)),
+    ("other", re.compile(r"mamba|mixer|recurrent|conv", re.IGNORECASE)),
+)
+
+
+def inventory_of(model: nn.Module) -> Inventory:
+    """Returns every linear layer of ``model``, with its role and its layer.
+
+    Linear means ``nn.Linear`` or GPT-2's ``Conv1D``, the classes that PEFT's ``all-linear`` takes.
+    A layer index is the position in the model's main list of blocks.
+
+    Args:
+        model: A decoder-only language model without adapters; weights may be on the meta device.
+
+    Raises:
+        ModelError: If the model has no list of blocks, no linear layers, or adapters already.
+    """
+    if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
+        raise ModelError("model: already carries adapters; take its inventory before adding them")
+    blocks = _blocks_name(model)
+    head = _output_embedding(model)
+    modules = tuple(
+        _describe(name, linear, model=model, blocks=blocks, is_head=linear is head)
+        for name, linear in _linear_layers(model)
+    )
+    return Inventory(
+        modules=modules,
+        num_layers=len(cast("nn.ModuleList", model.get_submodule(blocks))),
+        total_params=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def inventory_from_architecture(architecture: Mapping[str, Any]) -> Inventory:
+    """Returns the inventory of a model from its configuration alone: no weights are made.
+
+    Args:
+        architecture: Fields of a Transformers configuration, ``model_type`` among them.
+
+    Raises:
+        ModelError: If Transformers cannot build a causal language model from it.
+    """
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model_type = _known_model_type(architecture)
+    # Each of these is how some configuration class reports a field that does not fit.
+    faults = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
+    try:
+        with torch.device("meta"):
+            config = AutoConfig.for_model(**architecture)
+            model = AutoModelForCausalLM.from_config(config)
+    except (*faults, ArithmeticError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelError(f"architecture '{model_type}': no causal model of it ({reason})") from None
+    return inventory_of(model)
+
+
+def _output_embedding(model: Any) -> Any:
+    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+
+
+def _known_model_type(architecture: Mapping[str, Any]) -> str:
+    from transformers import CONFIG_MAPPING
+
+    known = [str(key) for key in CONFIG_MAPPING]
+    model_type = architecture.get("model_type")
+    if model_type is None:
+        raise ModelError("architecture: model_type is missing, e.g. model_type: llama")
+    if model_type not in known:
+        hint = did_you_mean(str(model_type), known)
+        raise ModelError(
+            f"architecture: model_type '{model_type}' is unknown to Transformers{hint}"
+        )
+    return str(model_type)
+
+
+def _linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Linear | Conv1D):
+            yield name, child
+
+
+def _blocks_name(model: nn.Module) -> str:
+    """Returns the name of the module list that holds most linear parameters.
+
+    Lists inside a list (the experts of a block) belong to it.
+    """
+    from torch import nn
+
+    sizes: dict[str, int] = {
+        name: sum(math.prod(_shape(linear)[:2]) for _, linear in _linear_layers(child))
+        for name, child in model.named_modules()
+        if isinstance(child, nn.ModuleList)
+    }
+    outermost = {
+        name: size
+        for name, size in sizes.items()
+        if size and not any(name.startswith(f"{other}.") for other in sizes)
+    }
+    if not outermost:
+        raise ModelError(f"model: {type(model).__name__} has no list of blocks with linear layers")
+    return max(outermost, key=lambda name: outermost[name])
+
+
+def _describe(
+    name: str, linear: nn.Module, *, model: nn.Module, blocks: str, is_head: bool
+) -> LinearModule:
+    in_features, out_features, fan_in_fan_out = _shape(linear)
+    kind = name.rpartition(".")[2]
+    layer: int | None = None
+    role: Role = "head" if is_head else "other"
+    if name.startswith(f"{blocks}."):
+        index, _, path = name.removeprefix(f"{blocks}.").partition(".")
+        layer = int(index)
+        is_router = _is_router(kind, linear) and out_features < in_features
+        role = "other" if is_router else _role(path, block=model.get_submodule(f"{blocks}.{index}"))
+    return LinearModule(name, kind, layer, in_features, out_features, role, fan_in_fan_out)
+
+
+def _shape(linear: Any) -> tuple[int, int, bool]:
+    """Returns (in_features, out_features, weight is stored transposed)."""
+    from torch import nn
+
+    if isinstance(linear, nn.Linear):
+        return linear.in_features, linear.out_features, False
+    in_features, out_features = linear.weight.shape
+    return int(in_features), int(out_features), True
+
+
+def _is_router(kind: str, linear: nn.Module) -> bool:
+    """True for a layer that weighs experts rather than transforms features."""
+    named_so = re.search(r"router|(^|_)gate$", kind, re.IGNORECASE)
+    return bool(named_so) or "router" in type(linear).__name__.lower()
+
+
+def _role(path: str, *, block: nn.Module) -> Role:
+    """Returns the role of the linear layer at ``path`` in a block.
+
+    The innermost enclosing module whose class or name says something decides; a layer that sits
+    in the block directly (OPT's fc1) is judged by its own name. What is not attention is
+    feed-forward, unless a state-space or convolutional mixer encloses it.
+    """
+    enclosing = path.split(".")[:-1]
+    evidence = [path] if not enclosing else []
+    for depth in range(len(enclosing), 0, -1):
+        inner = block.get_submodule(".".join(enclosing[:depth]))
+        evidence += [type(inner).__name__, enclosing[depth - 1]]
+    for text in evidence:
+        for role, words in _ROLE_WORDS:
+            if words.search(text):
+                return role
+    return "feed-forward"

@@ -1,0 +1,109 @@
+"""A placement made explicit: full module names with their ranks, alphas and parameter counts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from loracle.errors import PlacementError
+
+
+@dataclass(frozen=True)
+class PlannedModule:
+    """One linear layer that gets an adapter."""
+
+    name: str
+    """Full dotted name in the base model."""
+    rank: int
+    """r of its adapter."""
+    alpha: float
+    """Its update is scaled by alpha / rank."""
+    in_features: int
+    """Features the layer reads."""
+    out_features: int
+    """Features the layer writes."""
+    layer: int | None
+    """Index of its block, from 0; None outside the blocks."""
+    kind: str
+    """Last component of the name."""
+    fan_in_fan_out: bool = False
+    """The weight is stored as (in, out)."""
+
+    @property
+    def trainable_params(self) -> int:
+        """Elements of A (rank x in) and B (out x rank)."""
+        return self.rank * (self.in_features + self.out_features)
+
+
+@dataclass(frozen=True)
+class ModulePlan:
+    """What a placement resolves to for one model: nothing is left to pattern matching."""
+
+    placement: str
+    """Label of the placement."""
+    modules: tuple[PlannedModule, ...]
+    """The adapted layers, in the model's order, each once."""
+    base_params: int
+    """Parameters of the base model; tied ones are counted once."""
+
+    @property
+    def trainable_params(self) -> int:
+        """Adapter parameters in all."""
+        return sum(module.trainable_params for module in self.modules)
+
+    @property
+    def total_params(self) -> int:
+        """Base and adapter parameters together."""
+        return self.base_params + self.trainable_params
+
+    @property
+    def lowest_layer(self) -> int | None:
+        """First adapted block: backpropagation stops there; None if no block is adapted."""
+        return min((m.layer for m in self.modules if m.layer is not None), default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the plan as plain data, with its counts beside it for human readers."""
+        return {
+            "placement": self.placement,
+            "base_params": self.base_params,
+            "trainable_params": self.trainable_params,
+            "modules": [
+                asdict(module) | {"trainable_params": module.trainable_params}
+                for module in self.modules
+            ],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ModulePlan:
+        """Returns the plan that ``to_json`` wrote.
+
+        Raises:
+            PlacementError: If a key is missing or the counts do not follow from the ranks.
+        """
+        try:
+            plan = cls(
+                placement=data["placement"],
+                modules=tuple(_planned_from_json(entry) for entry in data["modules"]),
+                base_params=data["base_params"],
+            )
+            declared, counted = data["trainable_params"], plan.trainable_params
+        except (KeyError, TypeError) as error:
+            raise PlacementError(f"module plan: not a saved plan ({error!r})") from None
+        if declared != counted:
+            raise PlacementError(
+                f"module plan '{plan.placement}': trainable_params is {declared}, "
+                f"but its modules and ranks come to {counted}"
+            )
+        return plan
+
+
+def _planned_from_json(entry: Mapping[str, Any]) -> PlannedModule:
+    return PlannedModule(**{field.name: entry[field.name] for field in fields(PlannedModule)})
+
+
+def most_common_rank(plan: ModulePlan) -> tuple[int, float]:
+    """Returns the (rank, alpha) that most modules of the plan have; the first wins a tie."""
+    counts = Counter((module.rank, module.alpha) for module in plan.modules)
+    return counts.most_common(1)[0][0]

@@ -1,0 +1,107 @@
+"""PEFT adapts exactly the plan: the same modules, ranks, scalings and counts, in every family."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from geometries import TINY
+from loracle.config import PlacementConfig
+from loracle.model.inventory import inventory_of
+from loracle.placement import ModulePlan, peft_config_of, presets, resolve_placement
+
+SPLIT = ["llama", "qwen2", "mistral", "gemma", "phi"]
+FUSED = ["gpt2", "gpt_neox"]
+NEEDS_SPLIT = ("attention-qv", "attention-qkv")
+FIXED = [name for name in presets() if "N" not in name and name != "lm-head"]
+CASES = [(family, placement) for family in SPLIT for placement in FIXED] + [
+    (family, placement) for family in FUSED for placement in FIXED if placement not in NEEDS_SPLIT
+]
+
+
+def tiny_model(family: str) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY[family]))
+
+
+def planned(plan: ModulePlan) -> dict[str, tuple[int, float]]:
+    return {module.name: (module.rank, module.alpha / module.rank) for module in plan.modules}
+
+
+def adapt(model: torch.nn.Module, plan: ModulePlan) -> dict[str, tuple[int, float]]:
+    inject_adapter_in_model(LoraConfig(**peft_config_of(plan, dropout=0.0)), model)
+    return {
+        name: (module.r["default"], module.scaling["default"])
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+
+
+def trainable_params(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize(("family", "placement"), CASES)
+def test_peft_adapts_exactly_the_planned_modules(family, placement):
+    model = tiny_model(family)
+    plan = resolve_placement(placement, inventory=inventory_of(model), rank=4, alpha=8)
+    assert adapt(model, plan) == planned(plan)
+    assert trainable_params(model) == plan.trainable_params
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_the_head_alone_can_be_adapted(family):
+    model = tiny_model(family)
+    plan = resolve_placement("lm-head", inventory=inventory_of(model), rank=2, alpha=4)
+    assert list(adapt(model, plan)) == ["lm_head"]
+    assert trainable_params(model) == plan.trainable_params == 2 * (32 + 64)
+
+
+def test_ranks_and_alphas_per_module_reach_peft():
+    model = tiny_model("llama")
+    plan = resolve_placement("all-linear", inventory=inventory_of(model), rank=4, alpha=8)
+    modules = list(plan.modules)
+    modules[0] = replace(modules[0], rank=6, alpha=12.0)  # scaling held
+    modules[9] = replace(modules[9], rank=2)  # alpha held
+    modules[11] = replace(modules[11], alpha=5.0)
+    mixed = replace(plan, modules=tuple(modules))
+    assert adapt(model, mixed) == planned(mixed)
+    assert trainable_params(model) == mixed.trainable_params
+
+
+def test_a_pattern_is_for_its_module_alone():
+    """``a.b`` as a regex also matches ``x.a.b`` and ``aXb``; the plan's keys do neither."""
+
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up = torch.nn.Linear(4, 4)
+            self.blocks = torch.nn.ModuleList([torch.nn.ModuleDict({"up": torch.nn.Linear(4, 4)})])
+
+    model = Model()
+    plan = resolve_placement("all-linear", inventory=inventory_of(model), rank=1, alpha=1)
+    top, inner = plan.modules
+    mixed = replace(plan, modules=(replace(top, rank=2, alpha=2.0), inner))
+    assert adapt(model, mixed) == {"up": (2, 1.0), "blocks.0.up": (1, 1.0)}
+
+
+def test_a_uniform_plan_needs_no_patterns():
+    plan = resolve_placement(
+        PlacementConfig(modules=["q_proj"], layers=[1]),
+        inventory=inventory_of(tiny_model("llama")),
+        rank=4,
+        alpha=8,
+    )
+    assert peft_config_of(plan, dropout=0.1) == {
+        "task_type": "CAUSAL_LM",
+        "r": 4,
+        "lora_alpha": 8.0,
+        "lora_dropout": 0.1,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "target_modules": ["model.layers.1.self_attn.q_proj"],
+        "rank_pattern": {},
+        "alpha_pattern": {},
+    }
