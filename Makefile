@@ -1,0 +1,44 @@
+# The front door. Every target sets up what it needs in .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check fix bench clean
+
+demo: $(VENV)/.ready            ## fine-tune a real model on real Alpaca, measured (minutes)
+	$(BIN)/loracle baseline demo
+
+test: $(VENV)/.ready-dev check  ## format, lint, types, and every test
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+check: $(VENV)/.ready-dev       ## never writes
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.ready-dev         ## what check would ask for, where a tool can do it
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.ready           ## seconds per step and peak memory of the baseline, on this machine
+	$(BIN)/python benchmarks/step_time.py
+
+clean:                          ## never results
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov dist build
+	find src tests experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python: constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LoRAcle needs Python 3.11 or newer; set PYTHON=")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PIP) install --quiet --progress-bar off $$(grep -E '^pip==' constraints.txt)
+	touch $@
+
+$(VENV)/.ready: $(VENV)/.python pyproject.toml
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,5 @@
+"""``python -m loracle`` is ``loracle``."""
+
+from loracle.cli import main
+
+main()

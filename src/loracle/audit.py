@@ -1,0 +1,163 @@
+"""A finished run's proof that it is what it claims to be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loracle.data import Example
+from loracle.errors import AuditError
+from loracle.evaluate import ExampleScore
+from loracle.model.adapters import Adapter
+from loracle.model.base import FrozenBase
+from loracle.quiet import quiet_transformers
+
+# assumed: packed rows and single sequences round differently in 16 bits; 0.1 % is the promise
+RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was checked, and with what outcome."""
+
+    updated_modules: int
+    """Modules whose lora_B is nonzero and finite."""
+    planned_modules: int
+    frozen_weights_unchanged: bool
+    trainable_params: int
+    planned_params: int
+    reloaded_loss_nats_per_token: float
+    """Of the saved adapter on a fresh base through stock PEFT, one example at a time."""
+    recorded_loss_nats_per_token: float
+    """Of the run's final validation on the same examples."""
+    reloaded_examples: int
+    relative_tolerance: float
+
+    @property
+    def reload_difference(self) -> float:
+        """Relative difference between the reloaded and the recorded loss."""
+        recorded = self.recorded_loss_nats_per_token
+        return abs(self.reloaded_loss_nats_per_token - recorded) / recorded
+
+    def faults(self) -> list[str]:
+        """Returns one sentence for each claim that does not hold."""
+        found = []
+        if self.updated_modules != self.planned_modules:
+            found.append(
+                f"lora_B moved in {self.updated_modules} of {self.planned_modules} modules"
+            )
+        if not self.frozen_weights_unchanged:
+            found.append("frozen weights changed")
+        if self.trainable_params != self.planned_params:
+            found.append(f"{self.trainable_params} trainable, {self.planned_params} planned")
+        if not self.reload_difference <= self.relative_tolerance:
+            found.append(
+                f"the saved adapter gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
+                f"through stock PEFT, the run recorded {self.recorded_loss_nats_per_token:.6f}"
+            )
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the audit as plain data."""
+        return {
+            **asdict(self),
+            "reload_difference": self.reload_difference,
+            "faults": self.faults(),
+        }
+
+
+def audit_run(
+    base: FrozenBase,
+    *,
+    adapter: Adapter,
+    saved: Path,
+    model_folder: Path,
+    digest_before: str,
+    examples: Sequence[Example],
+    scores: Sequence[ExampleScore],
+    progress: Callable[[int], None] = lambda _: None,
+) -> Audit:
+    """Returns the audit of a finished run.
+
+    Args:
+        base: The base it trained on.
+        adapter: Its adapter in memory.
+        saved: Folder of the saved adapter.
+        model_folder: Folder of the base's weights.
+        digest_before: ``base.weights_digest()`` from before training.
+        examples: Validation examples to score again.
+        scores: The run's final scores of the same examples.
+        progress: Called after each example.
+    """
+    reloaded = stock_nll_sums(
+        saved, model_folder=model_folder, examples=examples, like=base, progress=progress
+    )
+    tokens = sum(score.num_targets for score in scores)
+    return Audit(
+        updated_modules=sum(_moved(adapter, planned.name) for planned in adapter.plan.modules),
+        planned_modules=len(adapter.plan.modules),
+        frozen_weights_unchanged=base.weights_digest() == digest_before,
+        trainable_params=count_trainable(base, adapter=adapter.name),
+        planned_params=adapter.plan.trainable_params,
+        reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
+        recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
+        reloaded_examples=len(examples),
+        relative_tolerance=RELATIVE_TOLERANCE[base.dtype],
+    )
+
+
+def require_sound(audit: Audit) -> None:
+    """Raises AuditError if any claim does not hold."""
+    if faults := audit.faults():
+        raise AuditError("audit: " + "; ".join(faults))
+
+
+def count_trainable(base: FrozenBase, *, adapter: str) -> int:
+    """Returns how many parameters train in a run: its adapter's, and any that should be frozen."""
+    return sum(
+        parameter.numel()
+        for name, parameter in base.model.named_parameters()
+        if parameter.requires_grad and (".lora_" not in name or f".{adapter}." in name)
+    )
+
+
+def _moved(adapter: Adapter, module: str) -> bool:
+    b = adapter.parameters[f"{module}.lora_B"]
+    return bool(torch.isfinite(b).all() and b.any())
+
+
+def stock_nll_sums(
+    saved: Path,
+    *,
+    model_folder: Path,
+    examples: Sequence[Example],
+    like: FrozenBase,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[float]:
+    """Returns each example's NLL in nats through Transformers and PEFT as they come.
+
+    A fresh base, the adapter from its file, stock attention, PEFT's own forward, one example at a
+    time: nothing of ours but the token ids.
+    """
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        fresh = AutoModelForCausalLM.from_pretrained(
+            model_folder, dtype=like.dtype, use_safetensors=True, trust_remote_code=False
+        )
+        model = PeftModel.from_pretrained(fresh.to(like.device), str(saved)).eval()
+    sums = []
+    for example in examples:
+        ids = torch.as_tensor(example.input_ids, dtype=torch.int64, device=like.device)[None]
+        with torch.inference_mode():
+            logits = model(input_ids=ids).logits[0, :-1].float()
+        nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+        sums.append(nll[max(example.num_prompt, 1) - 1 :].double().sum().item())
+        progress(1)
+    return sums

@@ -1,0 +1,151 @@
+"""The command line: parse, call, print. Nothing is computed here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from loracle import __version__
+from loracle.configfile import dump_yaml, find_config, load_config
+from loracle.errors import LoracleError, RunFolderError
+
+app = typer.Typer(
+    name="loracle",
+    help="Where should LoRA adapters go? Controlled comparisons, measured, with error bars.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="[CONFIG]", help="A YAML file or the name of a shipped config.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.max_steps=100."),
+]
+
+RUNS = Path("runs")
+
+
+def main() -> None:
+    """Runs the command and turns every error of ours into one line and an exit code."""
+    sys.exit(run(app))
+
+
+def run(command: Callable[..., Any]) -> int:
+    """Returns the exit code of a command; the one place where our errors are caught."""
+    try:
+        code = command(standalone_mode=False)
+    except LoracleError as error:
+        Console(stderr=True, soft_wrap=True).print(
+            f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False
+        )
+        return error.exit_code
+    except typer.Abort:
+        return 130
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        return int(getattr(error, "exit_code", 2))
+    return code if isinstance(code, int) else 0
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def baseline(
+    config: ConfigArgument = "base_config",
+    overrides: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder; default: runs/<config>-<time>.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was stopped.")
+    ] = False,
+) -> None:
+    """Fine-tune with the standard LoRA baseline; measure quality and cost before and after."""
+    resolved = load_config(config, overrides=overrides or ())
+    from loracle.runs import find_resumable, new_run_path
+
+    if out is None and resume:
+        from loracle.baseline import portable_config
+
+        out = find_resumable(RUNS, config=portable_config(resolved))
+        if out is None:
+            raise RunFolderError(
+                f"{RUNS}: no unfinished run of this configuration; name one with --out"
+            )
+    folder = out or new_run_path(RUNS, name=find_config(config).stem)
+    from loracle.baseline import run_baseline
+    from loracle.report.terminal import result_view
+
+    result = run_baseline(resolved, out=folder, resume=resume)
+    console = Console()
+    console.print(result_view(result))
+    console.print(f"Recorded in {escape(str(folder))}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def config(config: ConfigArgument = "base_config", overrides: SetOption = None) -> None:
+    """Print a configuration as it resolves, every field."""
+    resolved = load_config(config, overrides=overrides or ())
+    sys.stdout.write(dump_yaml(resolved.model_dump(mode="json")))
+
+
+@app.command()
+def placements(
+    model: Annotated[str, typer.Argument(help="A model key, hub:, path: or pypi: source.")],
+    rank: Annotated[int, typer.Option(min=1, help="r.")] = 16,
+    alpha: Annotated[float, typer.Option(help="Scaling is alpha / r.")] = 32.0,
+) -> None:
+    """Show the modules of a model, their shapes, and what each placement would train."""
+    from loracle.model.inventory import inventory_from_architecture
+    from loracle.placement_view import placements_table
+    from loracle.sources import model_architecture
+
+    inventory = inventory_from_architecture(model_architecture(model))
+    Console().print(placements_table(inventory, rank=rank, alpha=alpha, model_name=model))
+
+
+@app.command()
+def sample(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    instruction: Annotated[str, typer.Argument(help="What to do.")],
+    input_text: Annotated[str, typer.Option("--input", help="The record's input, if any.")] = "",
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per answer.")] = None,
+) -> None:
+    """Print the untuned and the tuned model's answers to an instruction, side by side."""
+    from loracle.report.answers import answers_view
+    from loracle.sample import sample_run
+
+    answers = sample_run(
+        run_folder, instruction=instruction, input_text=input_text, max_new_tokens=max_new_tokens
+    )
+    Console().print(answers_view(answers))
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can do and what is missing."""
+    from loracle.doctor import checkup, doctor_view
+
+    Console().print(doctor_view(checkup()))

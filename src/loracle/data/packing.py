@@ -1,0 +1,99 @@
+"""Sequences laid end to end in one row, so that no padding ever reaches a linear layer.
+
+Shapes: T tokens in the row, N target positions, S sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+
+class Tokens(Protocol):
+    """What packing needs of an example."""
+
+    @property
+    def input_ids(self) -> Sequence[int]:
+        """Prompt, response and EOS."""
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens of the prompt; every later token is a target."""
+
+
+@dataclass(frozen=True)
+class PackedRow:
+    """One forward pass worth of sequences."""
+
+    input_ids: Int64[Tensor, "1 T"]
+    position_ids: Int64[Tensor, "1 T"]
+    """Positions that start again at 0 in each sequence."""
+    lengths: tuple[int, ...]
+    """Tokens of each sequence, in order; they sum to T."""
+    source: Int64[Tensor, " N"]
+    """Positions whose hidden state predicts a target."""
+    targets: Int64[Tensor, " N"]
+    """Token ids to predict."""
+    num_targets: tuple[int, ...]
+    """Targets of each sequence, in order; they sum to N."""
+
+    @property
+    def num_tokens(self) -> int:
+        """T, the tokens of the row."""
+        return sum(self.lengths)
+
+
+def pack(examples: Sequence[Tokens], *, device: torch.device | str = "cpu") -> PackedRow:
+    """Returns the examples end to end, with the positions where targets are predicted.
+
+    A target at position p is predicted from the hidden state at p - 1 of the same sequence. The
+    first token of a sequence has nothing before it and is never a target, even without a prompt.
+    """
+    ids, positions, sources, lengths, counts = [], [], [], [], []
+    offset = 0
+    for example in examples:
+        tokens = torch.as_tensor(example.input_ids, dtype=torch.int64)
+        length = len(tokens)
+        first = max(example.num_prompt, 1)
+        ids.append(tokens)
+        positions.append(torch.arange(length))
+        sources.append(torch.arange(offset + first - 1, offset + length - 1))
+        lengths.append(length)
+        counts.append(length - first)
+        offset += length
+    flat, source = torch.cat(ids), torch.cat(sources)
+    return PackedRow(
+        input_ids=flat[None].to(device),
+        position_ids=torch.cat(positions)[None].to(device),
+        lengths=tuple(lengths),
+        source=source.to(device),
+        targets=flat[source + 1].to(device),
+        num_targets=tuple(counts),
+    )
+
+
+def batches_by_tokens(lengths: Sequence[int], *, budget: int) -> list[range]:
+    """Returns consecutive index ranges whose tokens stay within the budget.
+
+    Order is kept, so that what is computed does not depend on the budget. A sequence longer than
+    the budget has a batch to itself.
+
+    Args:
+        lengths: Tokens of each sequence.
+        budget: Tokens per batch.
+    """
+    batches: list[range] = []
+    start = total = 0
+    for index, length in enumerate(lengths):
+        if total and total + length > budget:
+            batches.append(range(start, index))
+            start, total = index, 0
+        total += length
+    if start < len(lengths):
+        batches.append(range(start, len(lengths)))
+    return batches

@@ -1,0 +1,78 @@
+"""Where a run computes, in which dtype, and how that machine is asked to behave."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+import torch
+
+from loracle.errors import ConfigError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Names from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def choose_device(device: str) -> torch.device:
+    """Returns the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
+
+    Raises:
+        ConfigError: If it names a GPU that is not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        device = "cuda" if count else "cpu"
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise ConfigError(f"device: '{device}' is not here ({count} CUDA devices); use auto or cpu")
+    return chosen
+
+
+def choose_dtype(dtype: str, *, device: torch.device) -> torch.dtype:
+    """Returns the dtype that ``auto`` means on ``device``, or the one that is named.
+
+    bf16 where the hardware multiplies it, because it keeps fp32's range; fp16 on GPUs without it;
+    fp32 on CPUs without it, where PyTorch would emulate it many times slower.
+    """
+    if dtype != "auto":
+        return _DTYPES[dtype]
+    if device.type == "cuda":
+        major, _ = torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= 8 else torch.float16
+    return torch.bfloat16 if cpu_multiplies_bf16() else torch.float32
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Returns True if this CPU has bf16 instructions (AVX512-BF16 or AMX)."""
+    cpu = torch.cpu
+    return bool(cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Returns ``bfloat16`` for ``torch.bfloat16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def keep_large_blocks() -> bool:
+    """Tells glibc to reuse large blocks instead of returning them; True if it was told.
+
+    By default glibc gives every temporary of more than 32 MB back to the kernel, and the page
+    faults of getting it again cost more than the arithmetic on it (measured, LOG.md). Afterwards
+    the resident set never shrinks, so a peak is a high-water mark, which is what we report.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    mmap_told = libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    trim_told = libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    return bool(mmap_told and trim_told)
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until ``device`` has done what it was given; a clock read before that is wrong."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

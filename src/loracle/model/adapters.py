@@ -1,0 +1,161 @@
+"""Adapters: created, named and saved by PEFT, initialised by module name, executed by our layer."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from loracle.errors import ModelError
+from loracle.model.base import FrozenBase
+from loracle.model.lora import RoutedLinear, connect_router, install_routed_layers
+from loracle.placement import ModulePlan, peft_config_of
+from loracle.quiet import quiet_transformers
+from loracle.seeds import numpy_stream
+
+_PEFT_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One adapter on a base: its name, its plan, and its trainable tensors."""
+
+    name: str
+    plan: ModulePlan
+    parameters: Mapping[str, nn.Parameter]
+    """fp32 tensors by ``<module>.lora_A`` and ``<module>.lora_B``, in the plan's order."""
+
+
+def attach_adapter(
+    base: FrozenBase, *, name: str, plan: ModulePlan, dropout: float, seed: int, model_source: str
+) -> Adapter:
+    """Returns a new adapter on ``base``, initialised from streams named after its modules.
+
+    Args:
+        base: The frozen model; it gets PEFT layers in place.
+        name: Adapter name in PEFT; ``default`` saves without a subfolder.
+        plan: The explicit modules, ranks and alphas.
+        dropout: Recorded in the adapter's config; the masks themselves come from routes.
+        seed: The run's seed.
+        model_source: Recorded as the adapter's base model.
+    """
+    config = install_routed_layers(
+        LoraConfig(
+            base_model_name_or_path=model_source,
+            **peft_config_of(plan, dropout=dropout),
+        )
+    )
+    with quiet_transformers():
+        if base.peft is None:
+            base.model.name_or_path = model_source
+            base.peft = get_peft_model(base.model, config, adapter_name=name)
+        else:
+            base.peft.add_adapter(name, config)
+    connect_router(base.peft, router=base.router, prefix=_PEFT_PREFIX)
+    base.model.eval()
+    adapter = Adapter(name=name, plan=plan, parameters=_tensors(base, name=name, plan=plan))
+    _initialise(adapter, seed=seed)
+    for parameter in adapter.parameters.values():
+        parameter.requires_grad_(True)
+    return adapter
+
+
+def _tensors(base: FrozenBase, *, name: str, plan: ModulePlan) -> dict[str, nn.Parameter]:
+    found: dict[str, nn.Parameter] = {}
+    for planned in plan.modules:
+        layer = base.model.get_submodule(planned.name)
+        assert isinstance(layer, RoutedLinear), planned.name
+        found[f"{planned.name}.lora_A"] = layer.lora_A[name].weight
+        found[f"{planned.name}.lora_B"] = layer.lora_B[name].weight
+    return found
+
+
+def _initialise(adapter: Adapter, *, seed: int) -> None:
+    """Draws A as PEFT does, but from a stream of the module's own; B starts at zero.
+
+    PEFT draws all of A from one generator, so two placements with one seed share the first module
+    only. Rows are drawn in order, so a smaller rank starts as the top of a larger one.
+    """
+    for planned in adapter.plan.modules:
+        a = adapter.parameters[f"{planned.name}.lora_A"]
+        b = adapter.parameters[f"{planned.name}.lora_B"]
+        with torch.no_grad():
+            a.copy_(initial_a(planned.name, rank=a.shape[0], features=a.shape[1], seed=seed))
+            b.zero_()
+
+
+def initial_a(name: str, *, rank: int, features: int, seed: int) -> Float[Tensor, "rank features"]:
+    """Returns lora_A of a module before training.
+
+    Kaiming-uniform with a = sqrt(5), that is uniform within 1 / sqrt(features).
+    Source: reset_lora_parameters, huggingface/peft@v0.21.2 src/peft/tuners/lora/layer.py.
+    """
+    bound = 1 / math.sqrt(features)
+    drawn = numpy_stream(seed, "init", name).uniform(-bound, bound, size=(rank, features))
+    return torch.from_numpy(drawn).float()
+
+
+def load_adapter(
+    base: FrozenBase, *, name: str, plan: ModulePlan, saved: Path, model_source: str
+) -> Adapter:
+    """Returns a saved adapter on ``base``, ready to be routed to.
+
+    Args:
+        base: The frozen model; it gets PEFT layers in place.
+        name: Adapter name in PEFT.
+        plan: The modules the adapter was trained with.
+        saved: Its ``adapter_model.safetensors``.
+        model_source: Recorded as the adapter's base model.
+
+    Raises:
+        ModelError: If the file does not hold exactly the plan's tensors.
+    """
+    adapter = attach_adapter(
+        base, name=name, plan=plan, dropout=0.0, seed=0, model_source=model_source
+    )
+    stored = load_file(saved)
+    wanted = {f"{_PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
+    unlike = sorted(
+        key
+        for key in stored.keys() | wanted.keys()
+        if key not in stored or key not in wanted or stored[key].shape != wanted[key].shape
+    )
+    if unlike:
+        raise ModelError(
+            f"{saved.name}: {len(unlike)} tensors are not the plan's, first {unlike[0]}"
+        )
+    with torch.no_grad():
+        for key, parameter in wanted.items():
+            parameter.copy_(stored[key])
+    return adapter
+
+
+def save_adapter(base: FrozenBase, *, name: str, folder: Path) -> Path:
+    """Writes the adapter in PEFT's format to ``folder`` and returns it.
+
+    ``target_modules`` is a set in PEFT and its order in the file would vary between processes, so
+    it is sorted; the model card that PEFT adds says nothing about the run and is left out.
+    """
+    assert base.peft is not None
+    with quiet_transformers():
+        base.peft.save_pretrained(
+            str(folder),
+            selected_adapters=[name],
+            save_embedding_layers=False,
+            safe_serialization=True,
+        )
+    (folder / "README.md").unlink(missing_ok=True)
+    written = folder if name == "default" else folder / name
+    config_path = written / "adapter_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    ordered = {k: sorted(v) if k == "target_modules" else v for k, v in sorted(config.items())}
+    config_path.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
+    return written

@@ -1,0 +1,65 @@
+"""Attention inside each sequence of a packed row, and nowhere else.
+
+Registered with Transformers as an attention implementation, so it serves every architecture that
+takes its attention from there. Each sequence is its own causal call: a mask over the whole row
+would cost T x T and was measured seven times slower on a CPU (LOG.md).
+
+Shapes: B = 1, H query heads, K key-value heads, T tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from loracle.errors import ModelError
+
+PACKED = "loracle_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 H T D"],
+    key: Float[Tensor, "1 K T D"],
+    value: Float[Tensor, "1 K T D"],
+    attention_mask: Tensor | None,  # noqa: ARG001 - the signature is Transformers'
+    *,
+    lengths: tuple[int, ...],
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "1 T H D"], None]:
+    """Returns causal attention within each of ``lengths``, and no weights.
+
+    Raises:
+        ModelError: If the model asks for what a packed row does not do here: attention dropout,
+            soft-capped scores, attention sinks, or a window shorter than a sequence.
+    """
+    if dropout or softcap or kwargs.get("s_aux") is not None:
+        raise ModelError(
+            f"{type(module).__name__}: attention dropout, soft-capping and sinks are not supported"
+        )
+    if sliding_window is not None and max(lengths) > sliding_window:
+        raise ModelError(
+            f"{type(module).__name__}: sequences of {max(lengths)} tokens exceed the model's "
+            f"window of {sliding_window}; set data.max_tokens to at most {sliding_window}"
+        )
+    grouped = query.shape[1] != key.shape[1]
+    split = [tensor.split(lengths, dim=2) for tensor in (query, key, value)]
+    parts = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        for q, k, v in zip(*split, strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def register_packed_attention() -> None:
+    """Makes ``attn_implementation="loracle_packed"`` known to Transformers."""
+    AttentionInterface.register(PACKED, packed_attention)

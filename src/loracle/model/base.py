@@ -1,0 +1,176 @@
+"""The frozen base: loaded once, shared by every run, never changed.
+
+Shapes: T tokens in the row, N targets, H hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from loracle.data.packing import PackedRow, pack
+from loracle.errors import ModelError
+from loracle.model.attention import PACKED, register_packed_attention
+from loracle.model.head import target_nll
+from loracle.model.lora import Route, RoutedLinear, Router
+from loracle.quiet import quiet_transformers
+
+# assumed: a fast head that differs from the model's own by more than rounding is another head
+_HEAD_TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+
+
+@dataclass
+class FrozenBase:
+    """A model whose own weights do not train, its tokenizer, and the router of its adapters."""
+
+    model: PreTrainedModel
+    """The causal language model; PEFT layers are put into it in place."""
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+    router: Router = field(default_factory=Router)
+    peft: PeftModel | None = None
+    """PEFT's view of the same model, once it has an adapter."""
+    plain_head: bool = True
+    """The logits are hidden states times one matrix, nothing else."""
+
+    def token_nll(self, row: PackedRow, *, routes: Sequence[Route]) -> Float[Tensor, " N"]:
+        """Returns -ln p of every target of the row, in nats, through the adapters of ``routes``."""
+        head = self.model.get_output_embeddings()
+        adapted = isinstance(head, RoutedLinear)
+        if not self.plain_head and adapted:
+            raise ModelError(
+                f"{type(self.model).__name__}: its logits are more than one matrix product, so its "
+                "output head cannot take an adapter; leave lm_head out of lora.placement"
+            )
+        with self.router.following(routes):
+            if not self.plain_head:
+                return self._nll_from_logits(row)
+            hidden = self.model.get_decoder()(**_inputs(row)).last_hidden_state[0, row.source]
+        if adapted:
+            with self.router.following(_at_targets(row, routes)):
+                return _cross_entropy(head(hidden), row.targets)
+        return target_nll(
+            hidden, weight=head.weight, bias=getattr(head, "bias", None), targets=row.targets
+        )
+
+    def _nll_from_logits(self, row: PackedRow) -> Float[Tensor, " N"]:
+        logits = self.model(**_inputs(row), logits_to_keep=row.source).logits[0]
+        return _cross_entropy(logits, row.targets)
+
+    @contextmanager
+    def generating(self, routes: Sequence[Route]) -> Iterator[PreTrainedModel]:
+        """Lends the model with ordinary batched attention, for decoding with a cache."""
+        self.model.set_attn_implementation("sdpa")
+        try:
+            with self.router.following(routes), torch.inference_mode():
+                yield self.model
+        finally:
+            self.model.set_attn_implementation(PACKED)
+
+    def frozen_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yields every weight and buffer of the base, by its name without adapters."""
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if ".lora_" not in name:
+                yield name.replace(".base_layer.", "."), tensor
+
+    def weights_digest(self) -> str:
+        """Returns a SHA-256 over the bits of every frozen weight."""
+        digest = hashlib.sha256()
+        for name, tensor in self.frozen_weights():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def load_base(path: Path, *, device: torch.device, dtype: torch.dtype) -> FrozenBase:
+    """Returns the model in ``path``, frozen, in evaluation mode, with packed attention.
+
+    Args:
+        path: A folder that stock Transformers loads (safetensors only, no remote code).
+        device: Where it computes.
+        dtype: dtype of every weight; cast once, here.
+
+    Raises:
+        ModelError: If Transformers cannot load it, or it cannot be run on packed rows.
+    """
+    register_packed_attention()
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                attn_implementation=PACKED,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"{path.name}: Transformers cannot load this model ({reason})") from None
+    model = model.to(device).eval().requires_grad_(False)
+    base = FrozenBase(model=model, tokenizer=tokenizer, device=device, dtype=dtype)
+    return _with_checked_head(base)
+
+
+def _with_checked_head(base: FrozenBase) -> FrozenBase:
+    """Compares the fast head with the model's own logits on a few tokens, and keeps the right one.
+
+    Some models scale or cap their logits; telling by the numbers needs no list of them.
+    """
+    probe = pack([_Probe()], device=base.device)
+    with torch.inference_mode():
+        own = base._nll_from_logits(probe)
+        fast = base.token_nll(probe, routes=())
+    if not torch.isfinite(own).all():
+        raise ModelError(f"{type(base.model).__name__}: the untuned model gives NaN or infinity")
+    base.plain_head = bool((own - fast).abs().max() <= _HEAD_TOLERANCE_NATS[base.dtype])
+    return base
+
+
+class _Probe:
+    """Eight tokens that every vocabulary has."""
+
+    input_ids = (3, 5, 4, 6, 3, 4, 7, 5)
+    num_prompt = 1
+
+
+def _cross_entropy(logits: Float[Tensor, "N V"], targets: Tensor) -> Float[Tensor, " N"]:
+    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def _at_targets(row: PackedRow, routes: Sequence[Route]) -> list[Route]:
+    """Returns the routes as the output head sees them: it gets target positions only."""
+    tokens = [0, *accumulate(row.lengths)]
+    targets = dict(zip(tokens, [0, *accumulate(row.num_targets)], strict=True))
+    moved = []
+    for route in routes:
+        stop = row.num_tokens if route.stop is None else route.stop
+        sequences = slice(tokens.index(route.start), tokens.index(stop))
+        stream = route.dropout and replace(route.dropout, lengths=row.num_targets[sequences])
+        moved.append(Route(route.adapter, targets[route.start], targets[stop], stream))
+    return moved
+
+
+def _inputs(row: PackedRow) -> dict[str, object]:
+    return {
+        "input_ids": row.input_ids,
+        "position_ids": row.position_ids,
+        "use_cache": False,
+        "lengths": row.lengths,
+    }

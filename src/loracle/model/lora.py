@@ -1,0 +1,203 @@
+"""The LoRA layer of a packed row: one frozen product for all runs, one low-rank update per run.
+
+    out[s:e] = x[s:e] W^T + scale * drop(x[s:e]) A^T B^T
+
+Each run owns a slice [s, e) of the row. PEFT creates, names, saves and merges the adapters; this
+layer, installed through PEFT's custom-module registration, only executes them. Without a route it
+is PEFT's own layer, whose forward is also its oracle in the tests.
+
+Shapes: T tokens in the row, I input and O output features, r rank.
+Source: Hu et al. 2021 arXiv:2106.09685 section 4.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from peft import LoraConfig
+from peft.tuners.lora import Linear as PeftLinear
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+from loracle.model.dropout import DropoutStream, keep_mask
+
+
+@dataclass(frozen=True)
+class Route:
+    """Which tokens of the row go through which adapter."""
+
+    adapter: str
+    """Adapter name in PEFT."""
+    start: int = 0
+    """First token."""
+    stop: int | None = None
+    """One past the last token; None: the end of the row."""
+    dropout: DropoutStream | None = None
+    """Names the masks; None: no dropout."""
+
+
+@dataclass
+class Router:
+    """Shared by every adapted layer of one base; holds the routes of the pass in progress."""
+
+    routes: tuple[Route, ...] | None = field(default=None)
+    """None: PEFT's own forward. Empty: the base alone."""
+
+    @contextmanager
+    def following(self, routes: Sequence[Route]) -> Iterator[None]:
+        """Sends every forward pass inside the block along ``routes``."""
+        before, self.routes = self.routes, tuple(routes)
+        try:
+            yield
+        finally:
+            self.routes = before
+
+
+class RoutedLinear(PeftLinear):  # type: ignore[misc]
+    """PEFT's LoRA layer that can also follow a router."""
+
+    router: Router | None = None
+    module_name: str = ""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Returns the layer's output for ``x`` of shape (..., I)."""
+        routes = self.router.routes if self.router is not None else None
+        if routes is None:
+            return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
+        base = self.get_base_layer()
+        weight = base.weight.T if isinstance(base, Conv1D) else base.weight
+        bias = getattr(base, "bias", None)
+        mine = [route for route in routes if route.adapter in self.lora_A]
+        factors = [
+            factor
+            for route in mine
+            for factor in (self.lora_A[route.adapter].weight, self.lora_B[route.adapter].weight)
+        ]
+        scales = tuple(float(self.scaling[route.adapter]) for route in mine)
+        flat = x.reshape(-1, x.shape[-1])
+        out: Tensor = _RoutedProduct.apply(  # type: ignore[no-untyped-call]
+            flat, weight, bias, self.module_name, tuple(mine), scales, *factors
+        )
+        return out.view(*x.shape[:-1], -1)
+
+
+class _RoutedProduct(torch.autograd.Function):
+    """The layer's arithmetic with a hand-written gradient.
+
+    Kept for the backward pass: the shared input and the r-wide product of each run, nothing else.
+    The factors are kept in fp32 by PEFT and used in the dtype of the activations, as autocast does.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Float[Tensor, "T I"],
+        weight: Float[Tensor, "O I"],
+        bias: Float[Tensor, " O"] | None,
+        module: str,
+        routes: tuple[Route, ...],
+        scales: tuple[float, ...],
+        *factors: Float[Tensor, ...],
+    ) -> Float[Tensor, "T O"]:
+        out = nn.functional.linear(x, weight, bias)
+        narrow = []
+        for route, scale, a, b in zip(routes, scales, factors[::2], factors[1::2], strict=True):
+            rows = slice(route.start, route.stop)
+            z = _dropped(x[rows], route, module) @ a.to(x.dtype).T
+            out[rows].addmm_(z, b.to(x.dtype).T, alpha=scale * _inverse_keep(route))
+            narrow.append(z)
+        ctx.module, ctx.routes, ctx.scales = module, routes, scales
+        ctx.save_for_backward(weight, x, *factors, *narrow)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        (grad,) = grads
+        weight, x, *rest = ctx.saved_tensors
+        count = len(ctx.routes)
+        factors, narrow = rest[: 2 * count], rest[2 * count :]
+        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        grad_factors: list[Tensor] = []
+        for index, (route, scale) in enumerate(zip(ctx.routes, ctx.scales, strict=True)):
+            a, b = factors[2 * index], factors[2 * index + 1]
+            grad_factors += _factor_grads(
+                ctx.module,
+                route,
+                scale * _inverse_keep(route),
+                x,
+                grad,
+                grad_x,
+                a,
+                b,
+                narrow[index],
+            )
+        return (grad_x, None, None, None, None, None, *grad_factors)
+
+
+def _factor_grads(
+    module: str,
+    route: Route,
+    scale: float,
+    x: Float[Tensor, "T I"],
+    grad: Float[Tensor, "T O"],
+    grad_x: Float[Tensor, "T I"] | None,
+    a: Float[Tensor, "r I"],
+    b: Float[Tensor, "O r"],
+    z: Float[Tensor, "t r"],
+) -> tuple[Tensor, Tensor]:
+    """Returns the gradients of A and B of one run, and adds its share to ``grad_x`` in place."""
+    rows = slice(route.start, route.stop)
+    mine = grad[rows]
+    grad_z = (mine @ b.to(mine.dtype)).mul_(scale)
+    keep = _mask(x[rows], route, module)
+    inputs = x[rows] if keep is None else _zero_unless(keep, x[rows])
+    if grad_x is not None:
+        update = grad_z @ a.to(mine.dtype)
+        grad_x[rows] += update if keep is None else _zero_unless(keep, update)
+    grad_a = (grad_z.T @ inputs).to(a.dtype)
+    grad_b = (mine.T @ z).to(b.dtype).mul_(scale)
+    return grad_a, grad_b
+
+
+def _inverse_keep(route: Route) -> float:
+    return route.dropout.scale if route.dropout else 1.0
+
+
+def _mask(x: Tensor, route: Route, module: str) -> Tensor | None:
+    if route.dropout is None:
+        return None
+    return keep_mask(route.dropout, module=module, features=x.shape[1], device=x.device)
+
+
+def _zero_unless(keep: Tensor, x: Tensor) -> Tensor:
+    return torch.where(keep, x, x.new_zeros(()))
+
+
+def _dropped(x: Tensor, route: Route, module: str) -> Tensor:
+    keep = _mask(x, route, module)
+    return x if keep is None else _zero_unless(keep, x)
+
+
+def install_routed_layers(config: LoraConfig) -> LoraConfig:
+    """Returns ``config`` told to build our layer wherever PEFT would build its linear one."""
+    config._register_custom_module({nn.Linear: RoutedLinear, Conv1D: RoutedLinear})
+    return config
+
+
+def connect_router(model: nn.Module, *, router: Router, prefix: str) -> None:
+    """Gives every adapted layer of ``model`` the router and its own name without ``prefix``.
+
+    The name keys the layer's dropout, so it must be the placement's name for the module and not
+    PEFT's, which depends on how the model is wrapped.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, RoutedLinear):
+            module.router = router
+            module.module_name = name.removeprefix(prefix)

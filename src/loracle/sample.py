@@ -1,0 +1,67 @@
+"""Answers of the untuned and the tuned model of a run to an instruction of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from loracle.data import Record, encode_prompts, template_of
+from loracle.device import choose_device, choose_dtype
+from loracle.durable import read_json
+from loracle.errors import RunFolderError
+from loracle.evaluate import Answer, answer_prompts
+from loracle.model.adapters import load_adapter
+from loracle.model.base import load_base
+from loracle.placement import ModulePlan
+from loracle.record import recorded_config
+from loracle.session import ADAPTER
+from loracle.sources import resolve_model
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One instruction, answered twice."""
+
+    prompt: str
+    """What the model was given."""
+    base: Answer
+    tuned: Answer
+
+
+def sample_run(
+    run: Path, *, instruction: str, input_text: str = "", max_new_tokens: int | None = None
+) -> Answers:
+    """Returns the greedy answers of a run's base and tuned model.
+
+    Args:
+        run: Folder of a run that saved its adapter.
+        instruction: What to do.
+        input_text: The record's input, if it has one.
+        max_new_tokens: Tokens per answer; None: as the run was evaluated.
+
+    Raises:
+        RunFolderError: If there is no run, or it has no adapter yet.
+    """
+    config = recorded_config(run)
+    saved = run / "adapter" / "adapter_model.safetensors"
+    if not saved.is_file():
+        raise RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
+    device = choose_device(config.device)
+    model = resolve_model(config.model)
+    base = load_base(model.path, device=device, dtype=choose_dtype(config.dtype, device=device))
+    plan = ModulePlan.from_json(read_json(run / "modules.json"))
+    load_adapter(base, name=ADAPTER, plan=plan, saved=saved, model_source=model.source)
+    record = Record(row=0, instruction=instruction, input=input_text, output="")
+    prompt = template_of(config.data.template).render(record)
+    (ids,) = encode_prompts([prompt], tokenizer=base.tokenizer)
+    base_answer, tuned_answer = (
+        answer_prompts(
+            base,
+            [ids],
+            adapter=adapter,
+            max_new_tokens=max_new_tokens or config.eval.max_new_tokens,
+            batch_size=1,
+        )[0]
+        for adapter in (None, ADAPTER)
+    )
+    return Answers(prompt, base=base_answer, tuned=tuned_answer)

@@ -1,0 +1,85 @@
+"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+# assumed: often enough to see that it lives, seldom enough for a log file
+_LINE_EVERY_S = 15.0
+
+Advance = Callable[..., None]
+"""``advance(count, detail="...")``: so many more are done."""
+
+
+class Screen:
+    """Progress and notices of one run on one console."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+
+    def notice(self, text: str) -> None:
+        """Prints one line."""
+        self.console.print(escape(text), highlight=False)
+
+    @contextmanager
+    def phase(self, title: str, *, total: int, done: int = 0) -> Iterator[Advance]:
+        """Shows a bar for ``total`` items, ``done`` of which were done before."""
+        if self.console.is_terminal:
+            with self._bar() as bar:
+                task = bar.add_task(escape(title), total=total, completed=done, detail="")
+                yield lambda count=1, detail="": bar.update(task, advance=count, detail=detail)
+            return
+        lines = _Lines(self, title=title, total=total, done=done)
+        yield lines.advance
+        lines.close()
+
+    def _bar(self) -> Progress:
+        return Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=self.console,
+        )
+
+
+class _Lines:
+    """A bar for places without a terminal: a line now and then."""
+
+    def __init__(self, screen: Screen, *, title: str, total: int, done: int) -> None:
+        self._screen, self._title, self._total, self._done = screen, title, total, done
+        self._first = done
+        self._began = self._printed = time.monotonic()
+
+    def advance(self, count: int = 1, detail: str = "") -> None:
+        self._done += count
+        now = time.monotonic()
+        if now - self._printed >= _LINE_EVERY_S and self._done < self._total:
+            self._printed = now
+            rate = (self._done - self._first) / (now - self._began)
+            left = (self._total - self._done) / rate if rate else 0.0
+            self._print(f"{detail}  ETA {left:.0f} s")
+
+    def close(self) -> None:
+        self._print(f"done in {time.monotonic() - self._began:.0f} s")
+
+    def _print(self, detail: str) -> None:
+        self._screen.notice(f"{self._title}: {self._done}/{self._total}  {detail}")
