@@ -1,0 +1,22 @@
+"""Records (Alpaca) -> split -> examples -> packed rows."""
+
+from loracle.data.prepare import PreparedData, prepare_data
+from loracle.data.prompt import Template, template_of
+from loracle.data.records import Drop, Record, read_records
+from loracle.data.split import Split, split_records
+from loracle.data.tokens import Example, encode_prompts, eos_id_of
+
+__all__ = [
+    "Drop",
+    "Example",
+    "PreparedData",
+    "Record",
+    "Split",
+    "Template",
+    "encode_prompts",
+    "eos_id_of",
+    "prepare_data",
+    "read_records",
+    "split_records",
+    "template_of",
+]

@@ -1,0 +1,168 @@
+"""From a source to the examples of a run.
+
+The order of events, and why: unusable rows are dropped first (nothing else decides what a record
+is), then ``max_records`` are drawn, then the records are split, and only then tokenised. The split
+therefore depends on the records, the fraction and the split seed, and not on the model: a record
+whose prompt is too long for one tokenizer leaves its part and moves nobody else, so models and
+limits are compared on one split, and no instruction comes to straddle it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from loracle.config import DataConfig
+from loracle.data.prompt import Template, template_of
+from loracle.data.records import Record, read_records
+from loracle.data.rows import Drop
+from loracle.data.split import draw_records, split_records
+from loracle.data.summary import (
+    describe_drops,
+    describe_part,
+    describe_recurring,
+    fingerprint,
+    public_source,
+)
+from loracle.data.tokens import (
+    EncodedRecord,
+    Example,
+    encode_records,
+    eos_id_of,
+    fit,
+)
+from loracle.errors import DataError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class DataSource(Protocol):
+    """What is needed of a resolved source."""
+
+    @property
+    def path(self) -> Path:
+        """The local file or folder."""
+
+    @property
+    def source(self) -> str:
+        """As the user named it."""
+
+    @property
+    def revision(self) -> str | None:
+        """What pins it."""
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The examples of a run."""
+
+    train: tuple[Example, ...]
+    """Examples to learn from, in source order."""
+    validation: tuple[Example, ...]
+    """Examples held out, in source order."""
+    fingerprint: str
+    """Equal if and only if a model sees the same data in the same split."""
+    report: dict[str, Any]
+    """The content of ``data.json``."""
+
+
+def prepare_data(
+    source: DataSource, *, config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> PreparedData:
+    """Returns the examples that ``config`` asks for, split, tokenised and described.
+
+    Args:
+        source: Where the records are.
+        config: The ``data`` section.
+        tokenizer: The model's.
+
+    Raises:
+        DataError: If the records cannot be read or split, or ``max_tokens`` leaves a part empty.
+        ModelError: If the tokenizer has no EOS.
+    """
+    eos_id = eos_id_of(tokenizer)
+    records, drops = read_records(source.path, columns=config.columns)
+    used = draw_records(records, max_records=config.max_records, seed=config.split_seed)
+    split = split_records(used, validation_frac=config.validation_frac, seed=config.split_seed)
+    template = template_of(config.template)
+
+    encoded = {
+        "train": encode_records(split.train, template=template, tokenizer=tokenizer),
+        "validation": encode_records(split.validation, template=template, tokenizer=tokenizer),
+    }
+    parts, unfit = _fit_parts(encoded, max_tokens=config.max_tokens, eos_id=eos_id)
+
+    digits = fingerprint(parts["train"], validation=parts["validation"])
+    report = {
+        **_describe_source(source, config=config, template=template),
+        "fingerprint": digits,
+        **_describe_records(used, drops=[*drops, *unfit], num_read=len(records) + len(drops)),
+        "validation_frac": len(parts["validation"]) / sum(map(len, parts.values())),
+        **{name: describe_part(examples) for name, examples in parts.items()},
+    }
+    return PreparedData(parts["train"], parts["validation"], digits, report)
+
+
+def _fit_parts(
+    encoded: Mapping[str, Sequence[EncodedRecord]], *, max_tokens: int, eos_id: int
+) -> tuple[dict[str, tuple[Example, ...]], list[Drop]]:
+    """Returns the examples of each part within the limit, and the records left out."""
+    parts: dict[str, tuple[Example, ...]] = {}
+    drops: list[Drop] = []
+    for name, members in encoded.items():
+        fitted = [fit(one, max_tokens=max_tokens, eos_id=eos_id) for one in members]
+        parts[name] = tuple(one for one in fitted if isinstance(one, Example))
+        drops += [one for one in fitted if isinstance(one, Drop)]
+    for name, examples in parts.items():
+        if not examples:
+            raise _nothing_fits(name, encoded=encoded, max_tokens=max_tokens)
+    return parts, drops
+
+
+def _nothing_fits(
+    part: str, *, encoded: Mapping[str, Sequence[EncodedRecord]], max_tokens: int
+) -> DataError:
+    """Returns the error for a part that the limit, or the tokenizer, leaves empty."""
+    limits = {
+        name: [one.smallest_limit for one in members if one.prompt and one.response]
+        for name, members in encoded.items()
+    }
+    if not all(limits.values()):
+        return DataError(
+            f"{part}: the tokenizer finds no tokens in any of its {len(encoded[part])} records"
+        )
+    smallest = max(min(needed) for needed in limits.values())
+    largest = max(max(needed) for needed in limits.values())
+    return DataError(
+        f"data.max_tokens: {max_tokens} is below every prompt of the {part} part, template "
+        f"included; the smallest limit that would work is {smallest}, and {largest} would keep "
+        "every record"
+    )
+
+
+def _describe_source(
+    source: DataSource, *, config: DataConfig, template: Template
+) -> dict[str, Any]:
+    return {
+        "source": public_source(source.source),
+        "revision": source.revision,
+        "template": {"name": template.name, "digest": template.digest},
+        "max_tokens": config.max_tokens,
+        "max_records": config.max_records,
+        "split_seed": config.split_seed,
+        "validation_frac_asked": config.validation_frac,
+    }
+
+
+def _describe_records(
+    used: Sequence[Record], *, drops: Sequence[Drop], num_read: int
+) -> dict[str, Any]:
+    return {
+        "num_records_read": num_read,
+        "num_records_used": len(used),
+        "dropped": describe_drops(drops),
+        "recurring_instructions": describe_recurring(used),
+    }

@@ -1,0 +1,133 @@
+"""Alpaca records: an instruction, an optional input, and the response to learn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loracle.config import ColumnsConfig
+from loracle.data.rows import Drop, Table, read_table
+from loracle.data.snapshot import read_folder
+from loracle.errors import DataError, did_you_mean
+
+__all__ = ["Drop", "Record", "count_drops", "read_records"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One usable row."""
+
+    row: int
+    """Row or line number in the source, from 1."""
+    instruction: str
+    """What is asked; never blank."""
+    input: str
+    """What it is asked about; empty if there is none."""
+    output: str
+    """The response to learn; never blank."""
+
+
+def read_records(path: Path, *, columns: ColumnsConfig) -> tuple[list[Record], list[Drop]]:
+    """Returns the usable records of a file or folder in source order, and the rows left out.
+
+    Reasons: ``not_an_object``, ``wrong_field_count`` (CSV), ``missing_instruction``,
+    ``missing_output``, ``empty_instruction``, ``empty_output``, ``not_text`` (a number, a list),
+    ``not_unicode`` (half a surrogate pair). An input that is null, absent or blank is empty.
+
+    Args:
+        path: A data file, or a folder as ``read_folder`` takes it.
+        columns: Names of the three fields.
+
+    Raises:
+        DataError: If the source cannot be read, lacks a column, or has no usable row.
+    """
+    fields = (columns.instruction, columns.input, columns.output)
+    wanted = [name for name in fields if name is not None]
+    try:
+        read = read_folder if path.is_dir() else read_table
+        table = read(path, wanted=wanted)
+    except OSError as error:
+        raise DataError(f"{path.name}: cannot be read ({error.strerror or error})") from None
+    if table.columns:
+        _check_columns(table, columns=columns, origin=path.name)
+    if not table.rows and not table.drops:
+        raise DataError(f"{path.name}: empty, no records in it")
+    records, drops = _sort_out(table, columns=columns)
+    if not records:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in count_drops(drops).items())
+        raise DataError(f"{path.name}: none of its {len(drops)} rows can be used ({reasons})")
+    return records, drops
+
+
+def count_drops(drops: Iterable[Drop]) -> dict[str, int]:
+    """Returns how many rows were dropped for each reason, most frequent first."""
+    return dict(Counter(drop.reason for drop in drops).most_common())
+
+
+def _check_columns(table: Table, *, columns: ColumnsConfig, origin: str) -> None:
+    """Raises for a column that no row has.
+
+    The input column too, although a record may lack an input: a source that keeps its inputs under
+    another name would otherwise be trained on without them.
+    """
+    for field in ("instruction", "input", "output"):
+        name = getattr(columns, field)
+        if name is None or name in table.columns:
+            continue
+        hint = did_you_mean(name, table.columns)
+        optional = ", or null if the source has no inputs" if field == "input" else ""
+        raise DataError(
+            f"{origin}: no column '{name}' (there are {', '.join(table.columns)}; name the right "
+            f"one in data.columns.{field}{optional}){hint}"
+        )
+
+
+def _sort_out(table: Table, *, columns: ColumnsConfig) -> tuple[list[Record], list[Drop]]:
+    records: list[Record] = []
+    drops = list(table.drops)
+    for row, fields in table.rows:
+        result = _record(row, fields, columns=columns)
+        if isinstance(result, Record):
+            records.append(result)
+        else:
+            drops.append(result)
+    return records, sorted(drops, key=lambda drop: drop.row)
+
+
+def _record(row: int, fields: Mapping[str, Any], *, columns: ColumnsConfig) -> Record | Drop:
+    instruction, output = fields.get(columns.instruction), fields.get(columns.output)
+    given = None if columns.input is None else fields.get(columns.input)
+    context = "" if given is None else given
+    reason = (
+        _fault(instruction, field="instruction")
+        or _fault(output, field="output")
+        or _fault(context, field=None)
+    )
+    if reason:
+        return Drop(row, reason)
+    assert isinstance(instruction, str)
+    assert isinstance(output, str)
+    return Record(row, instruction, context if context.strip() else "", output)
+
+
+def _fault(value: object, *, field: str | None) -> str | None:
+    """Returns why a value cannot be used, or None; without a ``field`` it may be blank."""
+    if field and value is None:
+        return f"missing_{field}"
+    if not isinstance(value, str):
+        return "not_text"
+    if field and not value.strip():
+        return f"empty_{field}"
+    return None if _is_unicode(value) else "not_unicode"
+
+
+def _is_unicode(text: str) -> bool:
+    """False if ``text`` holds half a surrogate pair, which JSON allows and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

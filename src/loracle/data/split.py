@@ -1,0 +1,153 @@
+"""Train and validation, by a seed of their own; an instruction is never on both sides.
+
+A group's place in the draw is a hash of the seed and its instruction, not a position in the file:
+the same records split alike in any order and format, whatever the model, and beside any unusable
+row.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from loracle.data.records import Record
+from loracle.errors import DataError
+from loracle.seeds import stream_seed
+
+
+@dataclass(frozen=True)
+class Split:
+    """The two parts, each in source order."""
+
+    train: tuple[Record, ...]
+    """Records to learn from."""
+    validation: tuple[Record, ...]
+    """Records held out."""
+
+
+def normalized(instruction: str) -> str:
+    """Returns what two instructions share if they ask the same.
+
+    Compatibility forms (NFKC), case, white space and trailing punctuation are set aside. An
+    instruction of punctuation alone keeps it.
+    """
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", instruction).casefold())
+    text = " ".join(text.split())
+    end = len(text)
+    while end and (text[end - 1] == " " or unicodedata.category(text[end - 1]).startswith("P")):
+        end -= 1
+    return text[:end] or text
+
+
+def group_records(records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Returns the records by normalised instruction, in order of first appearance."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(normalized(record.instruction), []).append(record)
+    return groups
+
+
+def draw_records(
+    records: Sequence[Record], *, max_records: int | None, seed: int
+) -> tuple[Record, ...]:
+    """Returns ``max_records`` of the records in source order; all of them if null or fewer.
+
+    A smaller draw of a seed is part of every larger one.
+    """
+    if max_records is None or max_records >= len(records):
+        return tuple(records)
+
+    def place(record: Record) -> tuple[int, int]:
+        texts = (record.instruction, record.input, record.output)
+        return stream_seed(seed, "draw", *texts), record.row
+
+    drawn = {record.row for record in sorted(records, key=place)[:max_records]}
+    return tuple(record for record in records if record.row in drawn)
+
+
+def split_records(records: Sequence[Record], *, validation_frac: float, seed: int) -> Split:
+    """Returns the records in two parts that share no normalised instruction.
+
+    Groups go to validation in the order of the draw as long as they fit; where that cannot end at
+    the count asked for, the nearest count that whole groups can reach is taken.
+
+    Args:
+        records: Usable records, each with a row of its own.
+        validation_frac: Fraction of the records to hold out.
+        seed: ``data.split_seed``.
+
+    Raises:
+        DataError: If the records are too few, or too alike, for one in each part.
+    """
+    groups = group_records(records)
+    if len(groups) < 2:
+        alike = f", all with the instruction {next(iter(groups))[:60]!r}" if groups else ""
+        raise DataError(
+            f"data.validation_frac: too few records to split ({len(records)}{alike}); train and "
+            "validation need at least one instruction each"
+        )
+    keys = sorted(groups, key=lambda key: (stream_seed(seed, "split", key), key))
+    sizes = [len(groups[key]) for key in keys]
+    chosen = _choose(sizes, wanted=validation_frac * len(records))
+    held_out = {record.row for index in chosen for record in groups[keys[index]]}
+    return Split(
+        train=tuple(record for record in records if record.row not in held_out),
+        validation=tuple(record for record in records if record.row in held_out),
+    )
+
+
+def _choose(sizes: Sequence[int], *, wanted: float) -> set[int]:
+    """Returns the groups whose sizes sum as near to ``wanted`` as whole groups can.
+
+    At least one group is chosen and one left. First fit nearly always ends at the very count (any
+    instruction that occurs once fills the last gap); only otherwise is the exact search needed.
+    """
+    target = min(max(round(wanted), 1), sum(sizes) - 1)
+    chosen: set[int] = set()
+    gap = target
+    for index, size in enumerate(sizes):
+        if size <= gap:
+            chosen.add(index)
+            gap -= size
+    return chosen if gap == 0 else _choose_exactly(sizes, wanted=wanted)
+
+
+def _choose_exactly(sizes: Sequence[int], *, wanted: float) -> set[int]:
+    """Subset sum over the distinct sizes; bit k of a set of sums says that k can be reached."""
+    classes: dict[int, list[int]] = {}
+    for index, size in enumerate(sizes):
+        classes.setdefault(size, []).append(index)
+    sums = [1]
+    for size, members in classes.items():
+        sums.append(_add_class(sums[-1], size=size, count=len(members)))
+    total = _nearest(sums[-1], wanted=wanted, most=sum(sizes) - 1)
+    return _trace_back(classes, sums, total=total)
+
+
+def _add_class(sums: int, *, size: int, count: int) -> int:
+    """Returns the sums that up to ``count`` more groups of one size can reach."""
+    part = 1
+    while count:
+        part = min(part, count)
+        sums |= sums << (part * size)
+        count -= part
+        part *= 2
+    return sums
+
+
+def _nearest(sums: int, *, wanted: float, most: int) -> int:
+    reachable = [total for total in range(1, most + 1) if sums >> total & 1]
+    return min(reachable, key=lambda total: abs(total - wanted))
+
+
+def _trace_back(
+    classes: Mapping[int, Sequence[int]], sums: Sequence[int], *, total: int
+) -> set[int]:
+    """Returns groups that sum to ``total``; ``sums[i]`` is what the first i sizes can reach."""
+    chosen: set[int] = set()
+    for (size, members), before in zip(reversed(list(classes.items())), sums[-2::-1], strict=True):
+        count = next(n for n in range(len(members) + 1) if before >> (total - n * size) & 1)
+        chosen.update(members[:count])
+        total -= count * size
+    return chosen

@@ -1,0 +1,80 @@
+"""What ``data.json`` says of the data, and the fingerprint by which runs are told to share it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from loracle.data.records import Record, count_drops
+from loracle.data.rows import Drop
+from loracle.data.split import group_records
+from loracle.data.tokens import Example
+
+_QUANTILES = {"min": 0, "p10": 10, "p25": 25, "p50": 50, "p75": 75, "p90": 90, "p95": 95,
+              "p99": 99, "max": 100}  # fmt: skip
+
+
+def fingerprint(train: Sequence[Example], *, validation: Sequence[Example]) -> str:
+    """Returns 16 hex digits, equal if and only if a model sees the same tokens in the same split.
+
+    Hashed over each part's ids and prompt counts, in order. Not over row numbers, file names or
+    formats: the same records read from CSV and from Parquet are the same data.
+    """
+    digest = hashlib.sha256()
+    for part in (train, validation):
+        digest.update(len(part).to_bytes(8, "little"))
+        for example in part:
+            header = (example.num_prompt, example.num_tokens)
+            digest.update(np.asarray((*header, *example.input_ids), dtype="<i4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def describe_part(examples: Sequence[Example]) -> dict[str, Any]:
+    """Returns counts of one part and the quantiles of its token lengths.
+
+    Args:
+        examples: At least one.
+    """
+    lengths = {
+        "prompt": [example.num_prompt for example in examples],
+        "response": [example.num_targets for example in examples],
+        "total": [example.num_tokens for example in examples],
+    }
+    return {
+        "num_examples": len(examples),
+        "num_tokens": sum(lengths["total"]),
+        "num_targets": sum(lengths["response"]),
+        "num_truncated": sum(example.truncated for example in examples),
+        "tokens_per_example": {name: _quantiles(values) for name, values in lengths.items()},
+    }
+
+
+def _quantiles(values: Sequence[int]) -> dict[str, float]:
+    points = np.percentile(values, list(_QUANTILES.values())).tolist()
+    return dict(zip(_QUANTILES, points, strict=True)) | {"mean": float(np.mean(values))}
+
+
+def describe_drops(drops: Iterable[Drop]) -> dict[str, Any]:
+    """Returns, for each reason, how many rows were dropped and which."""
+    drops = sorted(drops, key=lambda drop: drop.row)
+    return {
+        reason: {"count": count, "rows": [drop.row for drop in drops if drop.reason == reason]}
+        for reason, count in count_drops(drops).items()
+    }
+
+
+def describe_recurring(records: Sequence[Record]) -> dict[str, int]:
+    """Returns how many instructions occur more than once, and in how many records."""
+    sizes = [len(group) for group in group_records(records).values() if len(group) > 1]
+    return {"num_groups": len(sizes), "num_records": sum(sizes)}
+
+
+def public_source(source: str) -> str:
+    """Returns ``source`` without the folders of an absolute path: they name a machine."""
+    scheme, colon, path = source.partition(":")
+    private = colon and scheme == "path" and (path.startswith("~") or PurePath(path).is_absolute())
+    return f"path:{PurePath(path).name}" if private else source
