@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 from loracle.errors import Interrupted
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+# assumed: no person presses Ctrl-C twice within a second and means it twice
+_TOGETHER_S = 1.0
+
 
 class StopRequest:
-    """Notes the first signal; a second one ends the process at once, as without us.
+    """Notes the first signal; one more, later, ends the process at once, as without us.
+
+    Signals that come together count as one: ``timeout`` and job schedulers signal a process and
+    then its group.
 
     Use as a context manager around a run, and call ``check`` wherever its state is whole.
     """
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
+        self._received_at = 0.0
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -41,8 +49,12 @@ class StopRequest:
             raise Interrupted(f"interrupted by {self.received.name}")
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        self.received = signal.Signals(number)
-        self._restore()
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = signal.Signals(number), now
+        elif now - self._received_at > _TOGETHER_S:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

@@ -46,6 +46,9 @@ def attach_adapter(
         dropout: Recorded in the adapter's config; the masks themselves come from routes.
         seed: The run's seed.
         model_source: Recorded as the adapter's base model.
+
+    Raises:
+        ModelError: If PEFT does not adapt exactly the modules of the plan.
     """
     config = install_routed_layers(
         LoraConfig(
@@ -72,7 +75,11 @@ def _tensors(base: FrozenBase, *, name: str, plan: ModulePlan) -> dict[str, nn.P
     found: dict[str, nn.Parameter] = {}
     for planned in plan.modules:
         layer = base.model.get_submodule(planned.name)
-        assert isinstance(layer, RoutedLinear), planned.name
+        if not isinstance(layer, RoutedLinear) or name not in layer.lora_A:
+            raise ModelError(
+                f"{type(base.model).__name__}: PEFT put no adapter on {planned.name}, which the "
+                f"placement '{plan.placement}' names; this architecture cannot take it"
+            )
         found[f"{planned.name}.lora_A"] = layer.lora_A[name].weight
         found[f"{planned.name}.lora_B"] = layer.lora_B[name].weight
     return found
