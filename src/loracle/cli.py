@@ -105,6 +105,22 @@ def baseline(
 
 
 @app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, or a folder of runs.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
+) -> None:
+    """Print the table of a finished run, or of runs that differ in their seed only."""
+    from loracle.report.markdown import baseline_table, read_results
+    from loracle.report.terminal import result_view
+
+    results = read_results(folder)
+    if markdown or len(results) > 1:
+        sys.stdout.write(baseline_table(results) + "\n")
+    else:
+        Console().print(result_view(results[0]))
+
+
+@app.command()
 def config(config: ConfigArgument = "base_config", overrides: SetOption = None) -> None:
     """Print a configuration as it resolves, every field."""
     resolved = load_config(config, overrides=overrides or ())
