@@ -1,0 +1,148 @@
+"""Files that are the old one or the new one, never half of each, whenever a signal strikes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loracle.errors import NonFiniteError, RunFolderError
+
+# What the file system says, in the user's words.
+_FAULTS = {
+    errno.ENOSPC: "the disk is full; free some space or give another --out",
+    errno.EDQUOT: "the disk quota is used up; free some space or give another --out",
+    errno.EACCES: "no permission to write here; give another --out",
+    errno.EPERM: "no permission to write here; give another --out",
+    errno.EROFS: "the file system is read-only; give another --out",
+    errno.ENOTDIR: "a file is where a folder should be; give another --out",
+    errno.EEXIST: "a file is where a folder should be; give another --out",
+    errno.EISDIR: "a folder is where a file should be",
+}
+
+# Network and FUSE folders (Colab's Drive) that cannot sync a directory or lock a file.
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into one clear line about ``path``.
+
+    Raises:
+        RunFolderError: Full disk, no permission, a file in the way, and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = _FAULTS.get(error.errno or 0, error.strerror or "input/output error")
+        raise RunFolderError(f"{path}: cannot be written: {reason}") from error
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Replaces ``path`` by ``content``: a temporary file beside it, synced, renamed over it.
+
+    Raises:
+        RunFolderError: If it cannot be written; ``path`` is then what it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with disk_faults(path):
+        try:
+            write_synced(temporary, content)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Writes a file and returns once it is on the disk."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Returns once the names in a folder are on the disk, where the file system can say so."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_unsupported(error):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def is_unsupported(error: OSError) -> bool:
+    """Returns whether the file system lacks the operation, rather than failed at it."""
+    return error.errno in _UNSUPPORTED
+
+
+def strict_json(data: Any, *, origin: str, indent: int | None = None) -> str:
+    """Returns ``data`` as JSON that any parser reads: no NaN, no Infinity.
+
+    Raises:
+        NonFiniteError: Naming the first value that is neither finite nor null.
+    """
+    fault = _non_finite(data, key="")
+    if fault:
+        raise NonFiniteError(f"{origin}: {fault}; a value that was not measured is null")
+    return json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+        RunFolderError: If it cannot be read or is not a JSON object.
+    """
+    return _parse(_read(path), origin=f"{path}")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Returns the rows of a file of JSON lines, without a last line that was cut short.
+
+    Raises:
+        RunFolderError: If it cannot be read or any other line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    *lines, _ = _read(path).split(b"\n")
+    return [_parse(line, origin=f"{path}:{n}") for n, line in enumerate(lines, 1)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _parse(text: bytes, *, origin: str) -> dict[str, Any]:
+    try:
+        data = json.loads(text)
+    except ValueError:
+        raise RunFolderError(f"{origin}: not JSON") from None
+    if not isinstance(data, dict):
+        raise RunFolderError(f"{origin}: must be a JSON object, got {type(data).__name__}")
+    return data
+
+
+def _non_finite(data: Any, *, key: str) -> str | None:
+    """Returns ``key is value`` for the first float that is not finite."""
+    if isinstance(data, float):
+        return None if math.isfinite(data) else f"{key or 'value'} is {data}"
+    items: list[tuple[Any, Any]] = []
+    if isinstance(data, Mapping):
+        items = list(data.items())
+    elif isinstance(data, Sequence) and not isinstance(data, str):
+        items = list(enumerate(data))
+    found = (_non_finite(value, key=f"{key}.{name}" if key else str(name)) for name, value in items)
+    return next(filter(None, found), None)
