@@ -29,7 +29,7 @@ def packed_attention(
     value: Float[Tensor, "1 K T D"],
     attention_mask: Tensor | None,  # noqa: ARG001 - the signature is Transformers'
     *,
-    lengths: tuple[int, ...],
+    lengths: tuple[int, ...] | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -40,16 +40,23 @@ def packed_attention(
 
     Raises:
         ModelError: If the model asks for what a packed row does not do here: attention dropout,
-            soft-capped scores, attention sinks, or a window shorter than a sequence.
+            soft-capped scores, attention sinks, or a window shorter than a sequence; or if its
+            architecture does not pass on where the sequences end.
     """
+    if lengths is None:
+        raise ModelError(
+            f"{type(module).__name__}: is not told where the sequences of a packed row end; "
+            "this architecture cannot be used"
+        )
     if dropout or softcap or kwargs.get("s_aux") is not None:
         raise ModelError(
             f"{type(module).__name__}: attention dropout, soft-capping and sinks are not supported"
         )
-    if sliding_window is not None and max(lengths) > sliding_window:
+    window = sliding_window or getattr(module.config, "attention_chunk_size", None)
+    if window is not None and max(lengths) > window:
         raise ModelError(
             f"{type(module).__name__}: sequences of {max(lengths)} tokens exceed the model's "
-            f"window of {sliding_window}; set data.max_tokens to at most {sliding_window}"
+            f"window of {window}; set data.max_tokens to at most {window}"
         )
     grouped = query.shape[1] != key.shape[1]
     split = [tensor.split(lengths, dim=2) for tensor in (query, key, value)]

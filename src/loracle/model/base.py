@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from peft import PeftModel
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -32,6 +33,8 @@ from loracle.quiet import quiet_transformers
 
 # assumed: a fast head that differs from the model's own by more than rounding is another head
 _HEAD_TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+# assumed: other shapes round otherwise, a leak between sequences costs tenths of a nat or more
+_PACKING_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 @dataclass
@@ -76,7 +79,7 @@ class FrozenBase:
     @contextmanager
     def generating(self, routes: Sequence[Route]) -> Iterator[PreTrainedModel]:
         """Lends the model with ordinary batched attention, for decoding with a cache."""
-        self.model.set_attn_implementation("sdpa")
+        self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         try:
             with self.router.following(routes), torch.inference_mode():
                 yield self.model
@@ -120,34 +123,74 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype) -> Frozen
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"{path.name}: Transformers cannot load this model ({reason})") from None
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ModelError(f"{path.name}: {_why_not_loaded(error, path=path)}") from None
     model = model.to(device).eval().requires_grad_(False)
     base = FrozenBase(model=model, tokenizer=tokenizer, device=device, dtype=dtype)
-    return _with_checked_head(base)
+    return _checked(base)
 
 
-def _with_checked_head(base: FrozenBase) -> FrozenBase:
-    """Compares the fast head with the model's own logits on a few tokens, and keeps the right one.
+def _why_not_loaded(error: Exception, *, path: Path) -> str:
+    if PACKED in error.args:
+        return (
+            "this architecture does not take its attention from Transformers' interface, "
+            "so it cannot run on packed rows"
+        )
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"Transformers cannot load this model ({reason.replace(str(path), path.name)})"
 
-    Some models scale or cap their logits; telling by the numbers needs no list of them.
+
+def _checked(base: FrozenBase) -> FrozenBase:
+    """Returns the base with the right head, after comparing packed rows with plain sequences.
+
+    A model that keeps a recurrent state or builds its own attention would mix the sequences of a
+    row without a word. Telling by the numbers needs no list of architectures.
     """
-    probe = pack([_Probe()], device=base.device)
+    name = type(base.model).__name__
+    row = pack(_PROBES, device=base.device)
+    try:
+        with torch.inference_mode():
+            packed = base._nll_from_logits(row)
+            alone = torch.cat([_stock_nll(base, probe) for probe in _PROBES])
+    except (AttributeError, TypeError) as error:
+        # How forward passes fail that need a mask, or do not hand the lengths to their attention.
+        raise ModelError(f"{name}: cannot run on packed rows ({error})") from None
+    if not torch.isfinite(alone).all():
+        raise ModelError(f"{name}: the untuned model gives NaN or infinity")
+    gap = (packed - alone).abs().mean().item()
+    if not gap <= _PACKING_TOLERANCE_NATS[base.dtype]:
+        raise ModelError(
+            f"{name}: sequences that share a row change each other's loss (by {gap:.2g} nats per "
+            "token), as with recurrent layers or position biases; this architecture cannot be used"
+        )
+    return replace(base, plain_head=_has_plain_head(base, row=row, own=packed))
+
+
+def _stock_nll(base: FrozenBase, probe: _Probe) -> Float[Tensor, " N"]:
+    ids = torch.tensor([probe.input_ids], device=base.device)
+    with base.generating(()) as model:
+        logits = model(input_ids=ids, use_cache=False).logits[0, probe.num_prompt - 1 : -1]
+    return _cross_entropy(logits, ids[0, probe.num_prompt :])
+
+
+def _has_plain_head(base: FrozenBase, *, row: PackedRow, own: Float[Tensor, " N"]) -> bool:
+    """True if the fast head gives the model's own loss; some models scale or cap their logits."""
+    if base.model.get_decoder() is base.model:
+        return False
     with torch.inference_mode():
-        own = base._nll_from_logits(probe)
-        fast = base.token_nll(probe, routes=())
-    if not torch.isfinite(own).all():
-        raise ModelError(f"{type(base.model).__name__}: the untuned model gives NaN or infinity")
-    base.plain_head = bool((own - fast).abs().max() <= _HEAD_TOLERANCE_NATS[base.dtype])
-    return base
+        fast = base.token_nll(row, routes=())
+    return bool((own - fast).abs().max() <= _HEAD_TOLERANCE_NATS[base.dtype])
 
 
+@dataclass(frozen=True)
 class _Probe:
-    """Eight tokens that every vocabulary has."""
+    """A few tokens that every vocabulary has."""
 
-    input_ids = (3, 5, 4, 6, 3, 4, 7, 5)
-    num_prompt = 1
+    input_ids: tuple[int, ...]
+    num_prompt: int = 1
+
+
+_PROBES = (_Probe((3, 5, 4, 6, 3, 4, 7, 5)), _Probe((6, 3, 7, 4, 5)))
 
 
 def _cross_entropy(logits: Float[Tensor, "N V"], targets: Tensor) -> Float[Tensor, " N"]:
