@@ -1,0 +1,207 @@
+"""The cache: folders that are either complete, hashed and listed in a manifest, or not there.
+
+An entry is built in a hidden folder beside it, every file is hashed and synced, the manifest is
+written last and the folder renamed into place. A process that dies leaves a hidden folder that is
+never taken for an entry and is swept by the next one that builds. One lock file per entry keeps two
+processes from building at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from loracle.durable import is_unsupported, sync_folder, write_synced
+from loracle.errors import SourceError
+from loracle.sources.spec import shown
+
+Progress = Callable[[str], None]
+
+MANIFEST = ".manifest.json"
+# Raise when what a build writes changes, so that old entries are rebuilt.
+_LAYOUT = 1
+# assumed: below this a hash takes about a second, which is nothing beside loading the file.
+_HASHED_ON_USE_BYTES = 2**30
+
+_FAULTS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EACCES: "no permission to write there",
+    errno.EPERM: "no permission to write there",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOTDIR: "a file is where a folder should be",
+    errno.EEXIST: "a file is where a folder should be",
+}
+
+# Manifests whose files were hashed by this process already, by entry.
+_hashed: dict[Path, str] = {}
+
+
+def cache_folder() -> Path:
+    """Returns ``$LORACLE_CACHE``, else ``~/.cache/loracle``."""
+    return Path(os.environ.get("LORACLE_CACHE") or "~/.cache/loracle").expanduser().absolute()
+
+
+def obtain(
+    entry: Path,
+    *,
+    source: str,
+    revision: str,
+    build: Callable[[Path, Path], None],
+    progress: Progress,
+) -> Path:
+    """Returns ``entry``, complete and checked; builds it first where it is missing or damaged.
+
+    Args:
+        entry: The folder inside the cache.
+        source: What it was made from, for the manifest.
+        revision: What pins ``source``; an entry of another revision is rebuilt.
+        build: Fills its first argument, an empty folder; the second is scratch space on the same
+            disk that is thrown away.
+        progress: Takes one line for the screen.
+
+    Raises:
+        SourceError: If ``build`` cannot have what it needs, or the cache cannot be written.
+    """
+    with disk_faults(entry):
+        if _fault(entry, revision=revision) is None:
+            return entry
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(entry, progress=progress) as alone:
+            fault = _fault(entry, revision=revision)
+            if fault is None:
+                return entry
+            if entry.exists():
+                progress(f"cache: {entry.name} is damaged ({fault}); rebuilding it")
+            if alone:
+                _sweep(entry)
+            _build(entry, source=source, revision=revision, build=build)
+    return entry
+
+
+@contextmanager
+def disk_faults(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses into one clear line about the cache.
+
+    Raises:
+        SourceError: Full disk, no permission, a file in the way, and the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(
+            f"cache {shown(path)}: {disk_reason(error)}; LORACLE_CACHE names another folder"
+        ) from error
+
+
+def disk_reason(error: OSError) -> str:
+    """Returns what the file system says, in the user's words."""
+    return _FAULTS.get(error.errno or 0, error.strerror or "input/output error")
+
+
+def sha256_file(path: Path) -> str:
+    """Returns the SHA-256 of a file as hex; an unchanged file is read once per process."""
+    status = path.stat()
+    return _sha256(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:  # noqa: ARG001 - cache keys
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fault(entry: Path, *, revision: str) -> str | None:
+    """Returns why an entry cannot be used, or None."""
+    try:
+        text = (entry / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        files: Mapping[str, Any] = manifest["files"]
+        if (manifest["layout"], manifest["revision"]) != (_LAYOUT, revision):
+            return "made from something else, or by an older version"
+        fault = _file_fault(entry, files, hashed=_hashed.get(entry) == text)
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is not readable"
+    if fault is None:
+        _hashed[entry] = text
+    return fault
+
+
+def _file_fault(entry: Path, files: Mapping[str, Any], *, hashed: bool) -> str | None:
+    for name, expected in files.items():
+        size_bytes = (entry / name).stat().st_size
+        if size_bytes != expected["size_bytes"]:
+            return f"{name} holds {size_bytes} bytes, not {expected['size_bytes']}"
+        check = not hashed and size_bytes < _HASHED_ON_USE_BYTES
+        if check and sha256_file(entry / name) != expected["sha256"]:
+            return f"{name} does not have its hash"
+    return None
+
+
+@contextmanager
+def _locked(entry: Path, *, progress: Progress) -> Iterator[bool]:
+    """Holds the entry's lock; False where the file system knows no locks."""
+    with entry.with_name(f".{entry.name}.lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = True
+        except BlockingIOError:
+            progress(f"cache: waiting for another process that prepares {entry.name}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            held = True
+        except OSError as error:
+            if not is_unsupported(error):
+                raise
+            held = False
+        yield held
+
+
+def _partial_prefix(entry: Path) -> str:
+    return f".{entry.name}.partial-"
+
+
+def _sweep(entry: Path) -> None:
+    """Removes what processes that died left behind."""
+    for left in entry.parent.glob(f"{_partial_prefix(entry)}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _build(entry: Path, *, source: str, revision: str, build: Callable[[Path, Path], None]) -> None:
+    partial = Path(tempfile.mkdtemp(prefix=_partial_prefix(entry), dir=entry.parent))
+    try:
+        fresh, scratch = partial / "entry", partial / "scratch"
+        fresh.mkdir()
+        scratch.mkdir()
+        build(fresh, scratch)
+        _seal(fresh, source=source, revision=revision)
+        if entry.exists():
+            entry.rename(partial / "damaged")
+        fresh.rename(entry)
+        sync_folder(entry.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _seal(folder: Path, *, source: str, revision: str) -> None:
+    """Syncs every file of a finished folder and writes its manifest last."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        name = path.relative_to(folder).as_posix()
+        files[name] = {"size_bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    manifest = {"layout": _LAYOUT, "source": source, "revision": revision, "files": files}
+    write_synced(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+    sync_folder(folder)

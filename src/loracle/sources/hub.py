@@ -1,0 +1,140 @@
+"""Repositories on the model hub, through its own client and cache; pinned to the commit found."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from loracle.errors import SourceError
+from loracle.sources import folders
+from loracle.sources.cache import Progress, disk_reason
+from loracle.sources.catalog import Kind
+from loracle.sources.spec import HubSource, ResolvedSource
+
+# A catalog model that asks nobody's permission.
+_UNGATED = "tinyllama-1.1b"
+
+
+def resolve_hub_model(source: HubSource, *, progress: Progress) -> ResolvedSource:
+    """Returns the folder of a model repository.
+
+    Raises:
+        SourceError: No route, no access, not found, or not a model in safetensors.
+    """
+    progress(f"looking up {_named(source)}")
+    folder = _snapshot(
+        source, kind="model", allowed=folders.MODEL_PATTERNS, ignored=folders.MODEL_IGNORED
+    )
+    folders.require_model_folder(folder, name=_named(source))
+    return ResolvedSource(folder, source.canonical, folder.name)
+
+
+def resolve_hub_data(source: HubSource, *, progress: Progress) -> ResolvedSource:
+    """Returns the one data file of a data-set repository, or the folder of several.
+
+    Raises:
+        SourceError: No route, no access, not found, or no data file.
+    """
+    progress(f"looking up {_named(source)}")
+    folder = _snapshot(
+        source, kind="data", allowed=folders.DATA_PATTERNS, ignored=folders.DATA_IGNORED
+    )
+    files = folders.require_data_files(folder, name=_named(source))
+    path = files[0] if len(files) == 1 else folder
+    return ResolvedSource(path, source.canonical, folder.name)
+
+
+def hub_architecture(source: HubSource) -> dict[str, Any]:
+    """Returns the ``config.json`` of a model repository; nothing else of it is downloaded.
+
+    Raises:
+        SourceError: No route, no access, not found, or not a model.
+    """
+    import huggingface_hub
+
+    with _hub_faults(source, kind="model"):
+        path = huggingface_hub.hf_hub_download(source.repo, "config.json", revision=source.revision)
+    return folders.read_json(Path(path), name=f"{_named(source)}/config.json")
+
+
+def _snapshot(
+    source: HubSource, *, kind: Kind, allowed: tuple[str, ...], ignored: tuple[str, ...]
+) -> Path:
+    """Returns the snapshot folder, which is named after its commit.
+
+    Without a route the client returns what it has cached, and raises where that is partial.
+    """
+    import huggingface_hub
+
+    with _hub_faults(source, kind=kind):
+        folder = huggingface_hub.snapshot_download(
+            source.repo,
+            repo_type="dataset" if kind == "data" else "model",
+            revision=source.revision,
+            allow_patterns=list(allowed),
+            ignore_patterns=list(ignored),
+        )
+    return Path(folder)
+
+
+def _named(source: HubSource) -> str:
+    return f"{source.canonical}@{source.revision}"
+
+
+@contextmanager
+def _hub_faults(source: HubSource, *, kind: Kind) -> Iterator[None]:
+    """Turns what the client raises into one clear line.
+
+    Raises:
+        SourceError: For everything that a network, an account, a name or a disk can cause.
+    """
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except (errors.HTTPError, errors.HFValidationError, RuntimeError, OSError) as error:
+        # RuntimeError: hf_xet, which carries large files, raises nothing more specific.
+        raise SourceError(f"{_named(source)}: {_reason(error, source, kind=kind)}") from error
+
+
+def _reason(error: Exception, source: HubSource, *, kind: Kind) -> str:
+    """Returns what went wrong and what to do about it; never an address, it may carry a token."""
+    from huggingface_hub import errors
+
+    noun = "model" if kind == "model" else "data set"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    # In order: GatedRepoError is a RepositoryNotFoundError, and most are OSErrors.
+    reasons: tuple[tuple[type[Exception], str], ...] = (
+        (errors.GatedRepoError, _gated(source, noun=noun)),
+        (
+            errors.RepositoryNotFoundError,
+            f"no such {noun} repository on the hub, or a private one ('hf auth login' or HF_TOKEN)",
+        ),
+        (errors.RevisionNotFoundError, f"no revision '{source.revision}' in this repository"),
+        (errors.DisabledRepoError, "the hub has disabled this repository"),
+        (errors.RemoteEntryNotFoundError, f"no config.json in it: not a {noun} for Transformers"),
+        (
+            errors.LocalEntryNotFoundError,
+            "no route to the hub, and not in its cache; check the network and HF_HUB_OFFLINE",
+        ),
+        (errors.OfflineModeIsEnabled, "the hub is switched off by HF_HUB_OFFLINE"),
+        (errors.HfHubHTTPError, f"the hub answered with HTTP status {status}"),
+        (errors.HTTPError, "no route to the hub; check the network"),
+        (errors.HFValidationError, "not a name that a hub repository can have"),
+        (RuntimeError, "the download broke off; run the command again to go on with it"),
+    )
+    for kind_of_error, reason in reasons:
+        if isinstance(error, kind_of_error):
+            return reason
+    assert isinstance(error, OSError)
+    return disk_reason(error)
+
+
+def _gated(source: HubSource, *, noun: str) -> str:
+    alternative = f"; {_UNGATED} needs no permission" if noun == "model" else ""
+    return (
+        f"gated, and this machine has no access: accept its terms on the page of {source.repo}, "
+        f"then run 'hf auth login' or set HF_TOKEN{alternative}"
+    )

