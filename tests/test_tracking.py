@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from loracle import tracking
-from loracle.tracking import open_tracker
+from loracle.tracking import has_key, open_tracker
 
+OWN = {"WANDB_BASE_URL": "https://own.example"}
 KEY = "a" * 40
 
 
@@ -192,32 +193,33 @@ def test_what_wandb_reads_from_the_environment_is_put_back(folder, monkeypatch):
     [
         ({}, None, False),
         ({"WANDB_API_KEY": KEY}, None, True),
-        ({"WANDB_API_KEY": "  "}, None, False),
+        ({"WANDB_IDENTITY_TOKEN_FILE": "token"}, None, True),
+        ({"WANDB_BASE_URL": "not a url"}, None, False),
         ({}, f"machine api.wandb.ai login user password {KEY}\n", True),
-        ({}, f"machine default.example login user password {KEY}\n", True),
+        (OWN, f"machine own.example login user password {KEY}\n", True),
+        (OWN, f"machine api.wandb.ai login user password {KEY}\n", False),
         ({}, f"machine github.com login user password {KEY}\n", False),
         ({}, "machine\n", False),
     ],
 )
-def test_a_key_is_found_without_asking(monkeypatch, tmp_path, environment, netrc, expected):
+def test_a_key_is_found_without_asking(
+    monkeypatch, tmp_path, fresh_wandb, capfd, environment, netrc, expected
+):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     if netrc:
         (tmp_path / "home" / ".netrc").write_text(netrc)
         (tmp_path / "home" / ".netrc").chmod(0o600)
-    default = "https://default.example"
-    assert tracking._has_key(default, default=default) is expected
+    assert has_key() is expected
+    assert capfd.readouterr() == ("", "")
 
 
-def test_a_netrc_file_of_another_name_counts_and_one_of_another_server_does_not(
-    monkeypatch, tmp_path
-):
+def test_a_netrc_file_of_another_name_counts(monkeypatch, tmp_path, fresh_wandb):
     named = tmp_path / "secrets"
     named.write_text(f"machine api.wandb.ai login user password {KEY}\n")
     named.chmod(0o600)
     monkeypatch.setenv("NETRC", str(named))
-    assert tracking._has_key("https://default.example", default="https://default.example")
-    assert not tracking._has_key("https://own.example", default="https://default.example")
+    assert has_key()
 
 
 def test_auto_without_a_key_is_offline(folder, monkeypatch):

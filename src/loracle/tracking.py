@@ -136,13 +136,9 @@ class _Run:
 
 
 def _open(run: _Run, *, mode: str) -> Tracker:
-    import wandb
-
     _remove_logs(run.folder)
-    found = wandb.setup(wandb.Settings(silent=True)).settings
     if mode == "auto":
-        default = wandb.Settings().base_url
-        mode = "online" if found.api_key or _has_key(found.base_url, default=default) else "offline"
+        mode = "online" if has_key() else "offline"
     known = _known_id(run.folder)
     tracker = _open_online(run, known=known) if mode == "online" else None
     if tracker is None:
@@ -237,28 +233,30 @@ def _quiet_environment(folder: Path) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def _has_key(base_url: str, *, default: str) -> bool:
-    """Returns whether W&B would find a key, without asking W&B, which might ask the user."""
+def has_key() -> bool:
+    """Returns whether W&B would find a key, without letting it ask for one."""
+    import wandb
+
+    try:
+        found = wandb.setup(wandb.Settings(silent=True)).settings
+        own = found.base_url != wandb.Settings().base_url
+    except Exception:  # noqa: BLE001 - W&B settings that W&B cannot read hold no key for it
+        return False
     if os.environ.get("WANDB_API_KEY", "").strip() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    hosts = {urlsplit(base_url).netloc}
-    if base_url == default:
-        hosts.add("api.wandb.ai")
-    return bool(hosts & _netrc_hosts())
+    hosts = {urlsplit(found.base_url).netloc, *([] if own else ["api.wandb.ai"])}
+    return bool(found.api_key) or not hosts.isdisjoint(_netrc_hosts())
 
 
-def _netrc_hosts() -> set[str]:
+def _netrc_hosts() -> list[str]:
     named = os.environ.get("NETRC")
     home = Path.home()
     candidates = [Path(named)] if named else [home / ".netrc", home / "_netrc"]
-    for path in candidates:
-        try:
-            return set(netrc.netrc(path).hosts)
-        except FileNotFoundError:
-            continue
-        except (netrc.NetrcParseError, OSError, UnicodeDecodeError):
-            return set()
-    return set()
+    present = [path for path in candidates if path.exists()]
+    try:
+        return list(netrc.netrc(present[0]).hosts) if present else []
+    except (netrc.NetrcParseError, OSError, UnicodeDecodeError):
+        return []
 
 
 def _known_id(folder: Path) -> str | None:
