@@ -168,7 +168,12 @@ def tiny_gguf(tmp_path_factory, tiny_llama) -> Path:
     return path
 
 
-def write_gguf(path: Path, model) -> None:
+@pytest.fixture(scope="session")
+def gguf_writer():
+    return write_gguf
+
+
+def write_gguf(path: Path, model, *, pre: str | None = None) -> None:
     import gguf
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -191,12 +196,15 @@ def write_gguf(path: Path, model) -> None:
         *bytes_to_unicode().values(),
         "Ġt",
         "he",
+        "ĊĊ",
     ]
     words += [f"<unused{number}>" for number in range(TINY["vocab_size"] - len(words))]
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(words)
     writer.add_token_types([3] * 3 + [1] * (len(words) - 3))
-    writer.add_token_merges(["Ġ t", "h e"])
+    writer.add_token_merges(["Ġ t", "h e", "Ċ Ċ"])
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)

@@ -57,6 +57,21 @@ def test_the_tokenizer_adds_nothing_and_gives_back_every_character(converted):
     assert tokenizer.convert_ids_to_tokens(tokenizer(" the").input_ids) == ["Ġt", "he"]
 
 
+@pytest.mark.parametrize(("pre", "breaks"), [("smollm", ["ĊĊ"]), (None, ["Ċ", "Ċ"])])
+def test_digits_are_split_off_first_where_the_file_says_smollm(
+    tmp_path, tiny_llama, gguf_writer, pre, breaks
+):
+    from transformers import AutoTokenizer
+
+    source, folder = tmp_path / "tiny.gguf", tmp_path / "converted"
+    gguf_writer(source, tiny_llama, pre=pre)
+    folder.mkdir()
+    gguf_module.convert_gguf(source, folder=folder, name="tiny")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer("\n\n12").input_ids)
+    assert tokens == [*breaks, "1", "2"]
+
+
 def test_the_folder_does_not_name_the_machine(converted, tmp_path, tiny_gguf):
     for path in converted.glob("*.json"):
         assert str(tmp_path) not in path.read_text()

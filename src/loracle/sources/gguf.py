@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 from loracle.errors import SourceError
 
@@ -26,7 +27,7 @@ def convert_gguf(gguf: Path, *, folder: Path, name: str) -> None:
     """Writes ``model.safetensors``, configuration and tokenizer of a GGUF file to ``folder``.
 
     Weights are stored in float32. A block format holds scale x integer + minimum, which 8 bits of
-    mantissa do not hold: in SmolLM2-135M's Q4_1 file bfloat16 would change 67-73% of the elements
+    mantissa do not hold: in SmolLM2-135M's Q4_1 file bfloat16 would change 67-76% of the elements
     of its linear layers and float16 25-33% of them (measured, CPU).
 
     Args:
@@ -63,9 +64,28 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )
+    _restore_pre_tokenizer(tokenizer, gguf)
     with _disk_errors():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _restore_pre_tokenizer(tokenizer: Any, gguf: Path) -> None:
+    """Splits text as the model was trained on where Transformers does not do so from GGUF.
+
+    A file that names its pre-tokenizer ``smollm`` splits off every digit before anything else;
+    without that, a line break before a number is split into other tokens. On answers with numbered
+    lists the untuned SmolLM2-135M gives 0.356 nats per character with it, 0.371 without (measured).
+    Source: SMOLLM in ggml-org/llama.cpp src/llama-vocab.cpp.
+    """
+    from gguf import GGUFReader
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
+
+    field = GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
+    if field is not None and field.contents() == "smollm":
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
+        )
 
 
 @contextmanager
