@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from loracle import __version__
-from loracle.config import Config, flatten
+from loracle.config import Config, config_digest, flatten
 
 _PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "datasets",
@@ -89,6 +89,7 @@ def signature(
         "lr": f"{config.train.learning_rate:g}",
         "schedule": config.train.schedule,
         "tokens": config.data.max_tokens,
+        "config": _settings_digest(config),
         "seed": config.seed,
         "dtype": environment["device"]["dtype"],
         "device": environment["device"]["name"],
@@ -98,6 +99,16 @@ def signature(
         "commit": _commit(environment["loracle"]),
     }
     return "|".join(f"{key}:{_word(value)}" for key, value in items.items())
+
+
+def _settings_digest(config: Config) -> str:
+    """Returns 12 hex digits of every setting, but for those that have an item of their own.
+
+    Seeds of one configuration share it, and a local source may lie anywhere.
+    """
+    data = config.data.model_copy(update={"source": ""})
+    own = {"model": "", "data": data, "seed": 0, "dtype": "auto", "device": "auto"}
+    return config_digest(config.model_copy(update=own))
 
 
 def environment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
