@@ -186,7 +186,7 @@ def _train(session: Session, tracker: Tracker) -> None:
     run, config = session.run, session.config
     skip_until = run.step + config.measure.skip_steps
     session.folder.set_status("running", phase="train", step=run.step)
-    bundle = train_bundle(session.base, [run], micro_batch_tokens=config.train.micro_batch_tokens)
+    bundle = train_bundle(session.base, [run], micro_batch_tokens=session.micro_batch_tokens)
     with session.screen.phase("train", total=run.train.max_steps, done=run.step) as advance:
         while not run.is_done:
             with session.memory.phase("train"):

@@ -20,7 +20,7 @@ from loracle.placement import ModulePlan, resolve_placement
 from loracle.record import RunFolder
 from loracle.screen import Screen
 from loracle.signals import StopRequest
-from loracle.sources import ResolvedSource, resolve_data, resolve_model
+from loracle.sources import ResolvedSource, catalog, resolve_data, resolve_model
 from loracle.train import TrainingRun, new_run, restore_state
 
 # PEFT saves an adapter of this name without a folder of its own.
@@ -45,6 +45,8 @@ class Session:
     environment: dict[str, Any]
     signature: str
     frozen_digest: str
+    micro_batch_tokens: int
+    """Tokens per forward pass in training."""
 
     @property
     def scored(self) -> Sequence[Example]:
@@ -121,7 +123,19 @@ def prepare(folder: RunFolder, *, config: Config, screen: Screen, stop: StopRequ
             environment=environment,
         ),
         frozen_digest=digest,
+        micro_batch_tokens=token_budget(config, device_type=device.type),
     )
+
+
+def token_budget(config: Config, *, device_type: str) -> int:
+    """Returns the tokens per forward pass: the config's, or fewer if the model's profile says so.
+
+    A large model's profile lowers memory and changes no figure.
+    """
+    entry = catalog().models.get(config.model)
+    profile = entry.profiles.get(device_type) if entry else None
+    asked = config.train.micro_batch_tokens
+    return min(asked, profile.micro_batch_tokens) if profile else asked
 
 
 def _record_inputs(

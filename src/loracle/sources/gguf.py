@@ -6,13 +6,13 @@ import io
 import os
 import re
 import struct
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from loracle.errors import SourceError
+from loracle.quiet import quiet_transformers
 
 _MAGIC = b"GGUF"
 # What the readers of Transformers and gguf raise at a header or tensor that is not as it should be.
@@ -43,7 +43,8 @@ def convert_gguf(gguf: Path, *, folder: Path, name: str) -> None:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise SourceError(f"{name}: not a GGUF file")
     try:
-        with _quiet():
+        # Not every bar asks whether it is wanted.
+        with quiet_transformers(), redirect_stderr(io.StringIO()):
             _convert(gguf, folder)
     except _UNREADABLE as error:
         raise SourceError(f"{name}: cannot be converted ({_one_line(error)})") from error
@@ -100,25 +101,6 @@ def _disk_errors() -> Iterator[None]:
         if number is None:
             raise RuntimeError(str(error)) from error
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Transformers' bars, logs and warnings off the screen."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        # Not every bar asks whether it is wanted.
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def _one_line(error: Exception) -> str:
