@@ -1,0 +1,82 @@
+"""Packing keeps every token and target, and batches keep order and budget."""
+
+from itertools import pairwise
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loracle.data import Example, Record
+from loracle.data.packing import batches_by_tokens, pack
+
+LENGTHS = st.lists(st.integers(1, 40), max_size=30)
+
+
+def example(*ids: int, prompt: int) -> Example:
+    return Example(Record(1, "Say.", "", "Said."), ids, prompt, False)
+
+
+def test_a_row_by_hand():
+    row = pack([example(11, 12, 13, 14, prompt=2), example(21, 22, 23, prompt=1)])
+    assert row.input_ids.tolist() == [[11, 12, 13, 14, 21, 22, 23]]
+    assert row.position_ids.tolist() == [[0, 1, 2, 3, 0, 1, 2]]
+    assert row.lengths == (4, 3)
+    assert row.num_tokens == 7
+    assert row.targets.tolist() == [13, 14, 22, 23]
+    assert row.source.tolist() == [1, 2, 4, 5]
+    assert row.num_targets == (2, 2)
+
+
+def test_the_first_token_is_never_a_target():
+    row = pack([example(11, 12, prompt=0), example(21, prompt=0), example(31, 32, prompt=1)])
+    assert row.targets.tolist() == [12, 32]
+    assert row.num_targets == (1, 0, 1)
+    assert row.source.tolist() == [0, 3]
+
+
+@st.composite
+def examples(draw: st.DrawFn) -> list[Example]:
+    found = []
+    for _ in range(draw(st.integers(1, 8))):
+        ids = draw(st.lists(st.integers(0, 99), min_size=2, max_size=12))
+        found.append(example(*ids, prompt=draw(st.integers(1, len(ids) - 1))))
+    return found
+
+
+@settings(deadline=None)
+@given(examples())
+def test_every_target_is_predicted_from_the_token_before_it(group):
+    row = pack(group)
+    wanted = [token for one in group for token in one.input_ids[one.num_prompt :]]
+    assert row.targets.tolist() == wanted
+    assert sum(row.num_targets) == len(wanted)
+    assert row.num_targets == tuple(one.num_targets for one in group)
+    flat = row.input_ids[0]
+    assert torch.equal(flat[row.source + 1], row.targets)
+    sequence = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(row.lengths))
+    assert torch.equal(sequence[row.source], sequence[row.source + 1])
+    assert flat.tolist() == [token for one in group for token in one.input_ids]
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 60))
+def test_batches_cover_everything_in_order_within_the_budget(lengths, budget):
+    batches = batches_by_tokens(lengths, budget=budget)
+    assert [index for batch in batches for index in batch] == list(range(len(lengths)))
+    for batch in batches:
+        total = sum(lengths[index] for index in batch)
+        assert total <= budget or len(batch) == 1
+        assert len(batch) > 0
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 60))
+def test_no_batch_could_have_taken_one_more(lengths, budget):
+    batches = batches_by_tokens(lengths, budget=budget)
+    for batch, after in pairwise(batches):
+        assert sum(lengths[index] for index in batch) + lengths[after[0]] > budget
+
+
+def test_a_sequence_longer_than_the_budget_has_a_batch_to_itself():
+    assert batches_by_tokens([3, 100, 2, 2], budget=8) == [range(1), range(1, 2), range(2, 4)]
+    assert batches_by_tokens([], budget=8) == []
