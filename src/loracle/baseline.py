@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -19,9 +19,9 @@ from loracle.checkpoint import Snapshot, save_checkpoint
 from loracle.config import Config, config_digest
 from loracle.criteria import Repeat
 from loracle.device import keep_large_blocks
-from loracle.durable import read_json, read_jsonl
+from loracle.durable import disk_faults, read_json, read_jsonl
 from loracle.errors import Interrupted, LoracleError, UsageError
-from loracle.record import RunFolder
+from loracle.record import RunFolder, Status
 from loracle.result import Measured, build_result, example_rows
 from loracle.runs import completed_runs
 from loracle.screen import Screen
@@ -84,29 +84,47 @@ def _portable(source: str) -> str:
 
 @contextmanager
 def _open_folder(out: Path, *, config: Config, resume: bool) -> Iterator[RunFolder]:
-    """Opens the run folder; one that is new and never got to train is removed again."""
-    opened = (
-        RunFolder.reopen(out, config=config) if resume else RunFolder.create(out, config=config)
-    )
+    """Opens the run folder; one that is new and never got to train is taken away again."""
+    with disk_faults(out):
+        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    try:
+        opened = (
+            RunFolder.reopen(out, config=config) if resume else RunFolder.create(out, config=config)
+        )
+    except UsageError as error:
+        # Refused by the disk half-way; a folder that is held or was there before is not ours.
+        if isinstance(error.__cause__, OSError) and out in missing:
+            _take_away(out, missing=missing)
+        raise
     with opened as folder:
         try:
             yield folder
         except UsageError:
             if not resume and not (out / "modules.json").exists():
-                shutil.rmtree(out, ignore_errors=True)
+                _take_away(out, missing=missing)
             raise
+
+
+def _take_away(out: Path, *, missing: Sequence[Path]) -> None:
+    """Removes a run folder that came to nothing, and the folders above it that were made for it."""
+    shutil.rmtree(out, ignore_errors=True)
+    # A parent that is not empty any more stays, and so do those above it.
+    with suppress(OSError):
+        if out not in missing:
+            out.mkdir()
+        for folder in missing[1:]:
+            folder.rmdir()
 
 
 @contextmanager
 def _recording_failure(folder: RunFolder) -> Iterator[None]:
-    """Leaves the reason of a failed or interrupted run in its folder."""
+    """Leaves the reason of a failed or interrupted run in its folder, without the folder's path."""
     try:
         yield
-    except Interrupted as error:
-        folder.set_status("interrupted", error=str(error))
-        raise
     except LoracleError as error:
-        folder.set_status("failed", error=str(error))
+        status: Status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        reason = str(error).replace(str(folder.path), folder.path.name)
+        folder.set_status(status, error=reason)
         raise
 
 

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ _FAULTS = {
     errno.EISDIR: "a folder is where a file should be",
 }
 
+# How safetensors passes on what the system said.
+_OS_ERROR = re.compile(r"os error (\d+)")
+
 # Network and FUSE folders (Colab's Drive) that cannot sync a directory or lock a file.
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
@@ -41,6 +45,25 @@ def disk_faults(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = _FAULTS.get(error.errno or 0, error.strerror or "input/output error")
         raise RunFolderError(f"{path}: cannot be written: {reason}") from error
+
+
+@contextmanager
+def plain_os_errors() -> Iterator[None]:
+    """Turns a full disk back into the ``OSError`` it is: safetensors has an error of its own.
+
+    Raises:
+        OSError: What the system said to safetensors.
+        RuntimeError: For its other errors.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        number = _OS_ERROR.search(str(error))
+        if number is None:
+            raise RuntimeError(str(error)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def write_durably(path: Path, content: bytes) -> None:

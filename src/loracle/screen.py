@@ -33,7 +33,7 @@ class Screen:
 
     def notice(self, text: str) -> None:
         """Prints one line."""
-        self.console.print(escape(text), highlight=False)
+        self.console.print(escape(text), highlight=False, soft_wrap=True)
 
     @contextmanager
     def phase(self, title: str, *, total: int, done: int = 0) -> Iterator[Advance]:

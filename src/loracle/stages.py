@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from loracle.audit import Audit, audit_run
+from loracle.durable import disk_faults, plain_os_errors
 from loracle.evaluate import (
     Answer,
     ExampleScore,
@@ -134,7 +135,9 @@ def latency_of(session: Session) -> dict[str, Latency | None]:
 
 def audit_of(session: Session, scores: Sequence[ExampleScore]) -> Audit:
     """Saves the adapter and proves the run; see ``audit.Audit`` for the claims."""
-    saved = save_adapter(session.base, name=ADAPTER, folder=session.folder.path / "adapter")
+    folder = session.folder.path / "adapter"
+    with disk_faults(folder), plain_os_errors():
+        saved = save_adapter(session.base, name=ADAPTER, folder=folder)
     examples = session.scored[: session.config.audit.reload_examples]
     with session.screen.phase("audit", total=len(examples)) as advance:
         return audit_run(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import io
-import os
-import re
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
+from loracle.durable import plain_os_errors
 from loracle.errors import SourceError
 from loracle.quiet import quiet_transformers
 
@@ -20,7 +18,6 @@ _UNREADABLE = (
     *(ValueError, LookupError, TypeError, AttributeError, RuntimeError, struct.error),
     *(OverflowError, MemoryError),
 )
-_OS_ERROR = re.compile(r"os error (\d+)")
 
 
 def convert_gguf(gguf: Path, *, folder: Path, name: str) -> None:
@@ -66,7 +63,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )
     _restore_pre_tokenizer(tokenizer, gguf)
-    with _disk_errors():
+    with plain_os_errors():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -87,20 +84,6 @@ def _restore_pre_tokenizer(tokenizer: Any, gguf: Path) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
         )
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Turns a full disk back into the ``OSError`` it is: safetensors has an error of its own."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        number = _OS_ERROR.search(str(error))
-        if number is None:
-            raise RuntimeError(str(error)) from error
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _one_line(error: Exception) -> str:
