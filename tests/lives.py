@@ -1,0 +1,120 @@
+"""A warmed-up process that forks: each life runs one command and can be killed at a chosen moment.
+
+Importing PyTorch takes seconds and a fork takes none, so a test can kill one run many times. Reads
+one life per line as JSON (``argv``, ``folder``, ``log``, ``end``), answers its exit code, negative
+for the signal that ended it, and how many events there were.
+
+Ends: ``{"events": n}`` is SIGKILL before the n-th time that the life opens, renames, makes or
+removes something in the run folder; ``{"step": n, "delay_s": s}`` is SIGKILL so long after the
+life's n-th step, whatever it does then; ``{"half": n}`` writes half of the n-th file that belongs
+to a checkpoint and then is SIGKILL.
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+WARM = (
+    "loracle.baseline",
+    "loracle.report.terminal",
+    "peft",
+    "sacrebleu.metrics",
+    "transformers.generation",
+    "transformers.models.llama.modeling_llama",
+    "transformers.tokenization_utils_tokenizers",
+)
+TOUCHING = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate")
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+
+
+def watch(folder: str, *, end: dict, counted: list[int]) -> None:
+    """Counts what touches the run folder; ends the life at the event asked for."""
+
+    def hook(event: str, args: tuple) -> None:
+        if event in TOUCHING and folder in str(args[0]):
+            counted[0] += 1
+            if counted[0] == end.get("events"):
+                die()
+
+    sys.addaudithook(hook)
+
+
+def die_after_step(nth: int, *, delay_s: float) -> None:
+    from loracle.record import RunFolder
+
+    append, seen = RunFolder.append_step, []
+
+    def appending(self, row):
+        append(self, row)
+        seen.append(row)
+        if len(seen) == nth:
+            threading.Timer(delay_s, die).start()
+
+    RunFolder.append_step = appending
+
+
+def die_in_checkpoint(nth: int) -> None:
+    from loracle import checkpoint
+
+    write, seen = checkpoint.write_synced, []
+
+    def writing(path, content):
+        seen.append(path)
+        if len(seen) == nth:
+            path.write_bytes(content[: len(content) // 2])
+            die()
+        write(path, content)
+
+    checkpoint.write_synced = writing
+
+
+def live(life: dict) -> int:
+    from loracle.cli import app, run
+
+    log = os.open(life["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    end, counted = life["end"], [0]
+    if "step" in end:
+        die_after_step(end["step"], delay_s=end["delay_s"])
+    if "half" in end:
+        die_in_checkpoint(end["half"])
+    watch(life["folder"], end=end, counted=counted)
+    code = run(partial(app, args=life["argv"]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    Path(life["log"]).with_suffix(".events").write_text(str(counted[0]))
+    return code
+
+
+def main() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    for name in WARM:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        life = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            code = 70
+            try:
+                code = live(life)
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+if __name__ == "__main__":
+    main()
