@@ -214,12 +214,14 @@ def _update(run: TrainingRun) -> float | None:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     run.scaler.unscale_(run.optimizer)
-    bound = run.train.max_grad_norm
-    norm = torch.nn.utils.clip_grad_norm_(
-        run.adapter.parameters.values(), math.inf if bound is None else bound
-    ).item()
+    parameters = list(run.adapter.parameters.values())
+    total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = total.item()
+    # Before clipping, which would spread a NaN to every tensor.
     if not math.isfinite(norm) and not _may_skip(run):
         raise NonFiniteError(_where_gradient_broke(run, norm=norm))
+    if run.train.max_grad_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, run.train.max_grad_norm, total)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
