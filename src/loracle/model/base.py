@@ -27,7 +27,7 @@ from transformers import (
 from loracle.data.packing import PackedRow, pack
 from loracle.errors import ModelError
 from loracle.model.attention import PACKED, register_packed_attention
-from loracle.model.head import target_nll
+from loracle.model.head import as_float, target_nll
 from loracle.model.lora import Route, RoutedLinear, Router
 from loracle.quiet import quiet_transformers
 
@@ -194,7 +194,7 @@ _PROBES = (_Probe((3, 5, 4, 6, 3, 4, 7, 5)), _Probe((6, 3, 7, 4, 5)))
 
 
 def _cross_entropy(logits: Float[Tensor, "N V"], targets: Tensor) -> Float[Tensor, " N"]:
-    return nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+    return nn.functional.cross_entropy(as_float(logits), targets, reduction="none")
 
 
 def _at_targets(row: PackedRow, routes: Sequence[Route]) -> list[Route]:

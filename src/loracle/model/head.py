@@ -51,7 +51,7 @@ class _TargetNll(torch.autograd.Function):
         losses = []
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = _as_float(torch.nn.functional.linear(hidden[rows], weight, bias))
+            logits = as_float(torch.nn.functional.linear(hidden[rows], weight, bias))
             log_norm = logits.logsumexp(dim=1)
             index = targets[rows, None]
             losses.append(log_norm - logits.gather(1, index).squeeze(1))
@@ -60,7 +60,7 @@ class _TargetNll(torch.autograd.Function):
                 excess.scatter_add_(1, index, excess.new_full(index.shape, -1.0))
                 unit[rows] = excess.to(hidden.dtype) @ weight
         ctx.save_for_backward(*([unit] if unit is not None else []))
-        return torch.cat(losses) if losses else _as_float(hidden).new_zeros(0)
+        return torch.cat(losses) if losses else as_float(hidden).new_zeros(0)
 
     @staticmethod
     @once_differentiable
@@ -69,5 +69,6 @@ class _TargetNll(torch.autograd.Function):
         return unit * grads[0][:, None].to(unit.dtype), None, None, None
 
 
-def _as_float(tensor: Tensor) -> Tensor:
+def as_float(tensor: Tensor) -> Tensor:
+    """Returns 16-bit numbers as fp32, and fp32 and fp64 as they are."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
