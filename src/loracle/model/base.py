@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -125,6 +126,8 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype) -> Frozen
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path.name}: {_why_not_loaded(error, path=path)}") from None
+    # Transformers fills what a caller leaves open from here: penalties and sampling of the model's.
+    model.generation_config = GenerationConfig()
     model = model.to(device).eval().requires_grad_(False)
     base = FrozenBase(model=model, tokenizer=tokenizer, device=device, dtype=dtype)
     return _checked(base)
