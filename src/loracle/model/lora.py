@@ -65,6 +65,11 @@ class RoutedLinear(PeftLinear):  # type: ignore[misc]
     router: Router | None = None
     module_name: str = ""
 
+    def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
+        super().__init__(base_layer, adapter_name, **kwargs)
+        # One config serves every layer. PEFT corrects it per layer where it builds its own class.
+        self.fan_in_fan_out = isinstance(base_layer, Conv1D)
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the layer's output for ``x`` of shape (..., I)."""
         routes = self.router.routes if self.router is not None else None
