@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loracle.device import synchronize
 from loracle.evaluate import Progress, greedy, routes_to
@@ -242,13 +242,14 @@ def merged_weights(base: FrozenBase, *, adapter: str) -> dict[str, Tensor] | Non
 @contextmanager
 def _generating_merged(base: FrozenBase, merged: dict[str, Tensor]) -> Iterator[None]:
     """Lends the model with the merged weights in place of the frozen ones."""
-    frozen: dict[str, Tensor] = {}
+    frozen: dict[str, nn.Parameter] = {}
     for name, weight in merged.items():
         layer = base.model.get_submodule(name).get_base_layer()
-        frozen[name], layer.weight.data = layer.weight.data, weight
+        # Another parameter, not other data in it: a tied embedding shares the parameter.
+        frozen[name], layer.weight = layer.weight, nn.Parameter(weight, requires_grad=False)
     try:
         with base.generating(()):
             yield
     finally:
-        for name, weight in frozen.items():
-            base.model.get_submodule(name).get_base_layer().weight.data = weight
+        for name, parameter in frozen.items():
+            base.model.get_submodule(name).get_base_layer().weight = parameter
