@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -33,14 +32,14 @@ class Screen:
 
     def notice(self, text: str) -> None:
         """Prints one line."""
-        self.console.print(escape(text), highlight=False, soft_wrap=True)
+        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def phase(self, title: str, *, total: int, done: int = 0) -> Iterator[Advance]:
         """Shows a bar for ``total`` items, ``done`` of which were done before."""
         if self.console.is_terminal:
             with self._bar() as bar:
-                task = bar.add_task(escape(title), total=total, completed=done, detail="")
+                task = bar.add_task(title, total=total, completed=done, detail="")
                 yield lambda count=1, detail="": bar.update(task, advance=count, detail=detail)
             return
         lines = _Lines(self, title=title, total=total, done=done)
@@ -50,10 +49,10 @@ class Screen:
     def _bar(self) -> Progress:
         return Progress(
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
