@@ -7,13 +7,15 @@ for the signal that ended it, and how many events there were.
 Ends: ``{"events": n}`` is SIGKILL before the n-th time that the life opens, renames, makes or
 removes something in the run folder; ``{"step": n, "delay_s": s}`` is SIGKILL so long after the
 life's n-th step, whatever it does then; ``{"half": n}`` writes half of the n-th file that belongs
-to a checkpoint and then is SIGKILL.
+to a checkpoint and then is SIGKILL. ``{"offline": true}`` ends nothing: it shuts every way out.
 """
 
+import errno
 import importlib
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -78,9 +80,26 @@ def die_in_checkpoint(nth: int) -> None:
     checkpoint.write_synced = writing
 
 
+def shut_every_way_out() -> None:
+    """Refuses every address but this machine's; whoever tries gets what a cut cable gives."""
+    local = ("127.0.0.1", "::1", "localhost")
+
+    def hook(event: str, args: tuple) -> None:
+        if event == "socket.connect" and not is_local(*args):
+            raise OSError(errno.ENETUNREACH, "Network is unreachable")
+        if event == "socket.getaddrinfo" and args[0] not in (None, *local):
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    def is_local(given: socket.socket, address: object) -> bool:
+        return given.family == socket.AF_UNIX or address[0] in local
+
+    sys.addaudithook(hook)
+
+
 def live(life: dict) -> int:
     from loracle.cli import app, run
 
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     log = os.open(life["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -89,6 +108,8 @@ def live(life: dict) -> int:
         die_after_step(end["step"], delay_s=end["delay_s"])
     if "half" in end:
         die_in_checkpoint(end["half"])
+    if "offline" in end:
+        shut_every_way_out()
     watch(life["folder"], end=end, counted=counted)
     code = run(partial(app, args=life["argv"]))
     sys.stdout.flush()
