@@ -44,7 +44,8 @@ def parse_config(tree: Mapping[str, Any], *, origin: str) -> Config:
         return Config.model_validate(tree)
     except ValidationError as error:
         faults = [_describe(fault, tree) for fault in error.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(dict.fromkeys(faults))) from None
+        listed = "; ".join(dict.fromkeys(fault for fault in faults if fault))
+        raise ConfigError(f"{origin}: {' '.join(listed.split())}") from None
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -138,7 +139,8 @@ def _load_yaml(text: str, *, origin: str) -> Any:
         line = f":{mark.line + 1}" if mark else ""
         raise ConfigError(f"{origin}{line}: {error.problem or 'not valid YAML'}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: not valid YAML ({error})") from None
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{origin}: not valid YAML ({reason})") from None
 
 
 def _parse_mapping(text: str, *, origin: str) -> dict[str, Any]:
@@ -162,8 +164,12 @@ def _parse_override(override: str) -> dict[str, Any]:
     return value
 
 
-# Keys whose mapping is one value: a config that gives it gives all of it.
-_WHOLE = ("placement", "template")
+# Keys that take a word or a mapping. The mapping is one value: a config that gives it gives all of
+# it.
+_WHOLE = {
+    "placement": "a preset's name or a mapping with modules and layers",
+    "template": "alpaca or a mapping with with_input and without_input",
+}
 
 
 def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
@@ -177,16 +183,28 @@ def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _describe(fault: Any, tree: Mapping[str, Any]) -> str:
-    """Returns one fault as ``key: what was given, what is allowed``."""
-    location = [part for part in fault["loc"] if not _is_union_label(part)]
-    key = ".".join(str(part) for part in location)
-    if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key{did_you_mean(str(location[-1]), _siblings(location))}"
+def _describe(fault: Any, tree: Mapping[str, Any]) -> str | None:
+    """Returns one fault as ``key: what is allowed, what was given``; None if another says it."""
+    *parents, given = fault["loc"]
+    is_unknown = fault["type"] == "extra_forbidden"
+    location = [part for part in parents if not _is_union_label(part)]
+    location += [given] if is_unknown or not _is_union_label(given) else []
+    key, last = ".".join(str(part) for part in location), str(location[-1])
+    value = _value_at(location, tree)
+    if is_unknown:
+        return f"{key}: unknown key{did_you_mean(last, _siblings(location))}"
     if fault["type"] == "missing":
         return f"{key}: missing"
+    if last in _WHOLE and fault["type"] in ("string_type", "literal_error", "model_type"):
+        return (
+            None if isinstance(value, Mapping) else f"{key}: must be {_WHOLE[last]}, got {value!r}"
+        )
+    if fault["type"] == "model_type":
+        return f"{key}: must be a section of 'key: value' lines, got {value!r}"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"{key}: {message[0].lower()}{message[1:]}, got {_value_at(location, tree)!r}"
+    allowed = re.findall(r"'([^']+)'", message) if fault["type"] == "literal_error" else []
+    hint = did_you_mean(str(value), allowed)
+    return f"{key}: {message[0].lower()}{message[1:]}, got {value!r}{hint}"
 
 
 def _is_union_label(part: str | int) -> bool:
