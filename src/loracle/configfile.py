@@ -215,15 +215,9 @@ def _is_union_label(part: str | int) -> bool:
 def _siblings(location: Sequence[str | int]) -> Iterable[str]:
     section: Any = Config
     for part in location[:-1]:
-        field = section.model_fields.get(part)
-        annotation = field.annotation if field else None
+        annotation = section.model_fields[part].annotation
         options = [annotation, *getattr(annotation, "__args__", ())]
-        models = [
-            kind for kind in options if isinstance(kind, type) and issubclass(kind, BaseModel)
-        ]
-        if not models:
-            return ()
-        section = models[0]
+        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return section.model_fields  # type: ignore[no-any-return]
 
 
