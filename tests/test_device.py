@@ -93,6 +93,22 @@ def test_large_blocks_are_kept_once_freed():
     assert given_back < 50 * 2**20
 
 
+@pytest.mark.parametrize(("obeys", "told"), [(1, True), (0, False)])
+def test_glibc_is_told_both_thresholds(monkeypatch, obeys, told):
+    asked = {}
+
+    class Libc:
+        def mallopt(self, option: int, value: int) -> int:
+            asked[option] = value
+            return obeys
+
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: Libc())
+    assert keep_large_blocks() is told
+    # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
+    assert asked == {-3: 2**30, -1: 2**31 - 1}
+
+
 def test_other_platforms_are_left_alone(monkeypatch):
     monkeypatch.setattr(device.sys, "platform", "darwin")
     assert keep_large_blocks() is False
