@@ -100,7 +100,7 @@ PROMPTS = [example.input_ids[: example.num_prompt] for example in examples_of(9,
 def base(request) -> FrozenBase:
     """A model that answers some prompts briefly and some at length, with an adapter."""
     base = tiny_base(request.param)
-    base.model.lm_head.weight.data[EOS] *= {"llama": 3, "gpt2": 2}[request.param]
+    base.model.lm_head.weight.data[EOS] *= {"llama": 3, "gpt2": 2.5}[request.param]
     attach(base, tiny_plan(family=request.param), spread_b=0.3)
     return base
 

@@ -35,7 +35,11 @@ def _template(family: str) -> PreTrainedModel:
         torch.manual_seed(0)
         # Ten times the usual range: logits that differ, attention that is not uniform.
         config = AutoConfig.for_model(**({"initializer_range": 0.2} | TINY[family]))
-        return AutoModelForCausalLM.from_config(config).eval()
+        model = AutoModelForCausalLM.from_config(config).eval()
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # zero as they come, so that leaving one out would not show
+                torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
 def stock_model(family: str = "llama", *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
