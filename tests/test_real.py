@@ -16,6 +16,16 @@ from test_stock_peft import reload
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def every_core():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
@@ -118,7 +128,8 @@ def test_three_steps_of_the_baseline_hold_up_to_their_audit(short):
 
 
 def test_stock_peft_gives_the_recorded_loss_of_the_real_run(short, model):
-    out, recorded, reloaded = reload(short, model=model.path)
+    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    out, recorded, reloaded = reload(short, model=model.path, environment=environment)
     dtype = load(short / "environment.json")["device"]["dtype"]
     tolerance = 1e-5 if dtype == "float32" else 1e-3
     assert out.startswith(f"32 validation examples, 3,926 tokens, {dtype}\n")
