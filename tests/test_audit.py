@@ -132,9 +132,19 @@ def test_a_saved_adapter_that_is_another_is_caught(run):
     key = f"base_model.model.{DOWN}.lora_B.weight"
     tensors[key] = tensors[key] * 1.5
     save_file(tensors, path)
-    (fault,) = run.audit().faults()
+    exact, fault = run.audit().faults()
+    assert exact == "the saved tensors are not the adapter's"
     assert fault.startswith("the saved adapter gives ")
     assert "through stock PEFT, the run recorded " in fault
+
+
+def test_a_saved_tensor_too_small_a_change_for_the_loss_is_caught(run):
+    path = run.saved / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = f"base_model.model.{DOWN}.lora_B.weight"
+    tensors[key] = tensors[key] * (1 + 1e-6)
+    save_file(tensors, path)
+    assert run.audit().faults() == ["the saved tensors are not the adapter's"]
 
 
 def test_a_saved_adapter_of_another_scale_is_caught(run):
@@ -155,7 +165,7 @@ def test_several_faults_are_all_reported_in_one_line(run):
     run.base.model.model.norm.weight.requires_grad_(True)
     run.base.model.model.norm.weight.data.add_(1)
     audit = run.audit()
-    assert len(audit.faults()) == 3
+    assert len(audit.faults()) == 4
     with pytest.raises(AuditError, match=r"^audit: lora_B moved in .*; frozen weights .*; \d+ tr"):
         require_sound(audit)
     assert audit.to_json()["faults"] == audit.faults()

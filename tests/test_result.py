@@ -26,6 +26,7 @@ AUDIT = Audit(
     frozen_weights_unchanged=True,
     trainable_params=40,
     planned_params=40,
+    saved_tensors_exact=True,
     reloaded_loss_nats_per_token=1.2,
     recorded_loss_nats_per_token=1.2,
     reloaded_examples=2,

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
 from loracle.data import Example
 from loracle.errors import AuditError
 from loracle.evaluate import ExampleScore
-from loracle.model.adapters import Adapter
+from loracle.model.adapters import PEFT_PREFIX, Adapter
 from loracle.model.base import FrozenBase
 from loracle.quiet import quiet_transformers
 
-# assumed: packed rows and single sequences round differently in 16 bits; 0.1 % is the promise
+# assumed: packed rows and single sequences may round differently in 16 bits; 0.1 % is the promise
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
 
@@ -31,6 +32,8 @@ class Audit:
     frozen_weights_unchanged: bool
     trainable_params: int
     planned_params: int
+    saved_tensors_exact: bool
+    """The file holds the adapter's tensors, bit for bit, and no others."""
     reloaded_loss_nats_per_token: float
     """Of the saved adapter on a fresh base through stock PEFT, one example at a time."""
     recorded_loss_nats_per_token: float
@@ -55,6 +58,8 @@ class Audit:
             found.append("frozen weights changed")
         if self.trainable_params != self.planned_params:
             found.append(f"{self.trainable_params} trainable, {self.planned_params} planned")
+        if not self.saved_tensors_exact:
+            found.append("the saved tensors are not the adapter's")
         if not self.reload_difference <= self.relative_tolerance:
             found.append(
                 f"the saved adapter gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
@@ -104,6 +109,7 @@ def audit_run(
         frozen_weights_unchanged=base.weights_digest() == digest_before,
         trainable_params=count_trainable(base, adapter=adapter.name),
         planned_params=adapter.plan.trainable_params,
+        saved_tensors_exact=_saved_exactly(adapter, saved),
         reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
         recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
         reloaded_examples=len(examples),
@@ -123,6 +129,14 @@ def count_trainable(base: FrozenBase, *, adapter: str) -> int:
         parameter.numel()
         for name, parameter in base.model.named_parameters()
         if parameter.requires_grad and (".lora_" not in name or f".{adapter}." in name)
+    )
+
+
+def _saved_exactly(adapter: Adapter, saved: Path) -> bool:
+    stored = load_file(saved / "adapter_model.safetensors")
+    kept = {f"{PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
+    return stored.keys() == kept.keys() and all(
+        torch.equal(stored[key], value.detach().cpu()) for key, value in kept.items()
     )
 
 

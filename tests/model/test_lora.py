@@ -255,6 +255,22 @@ def test_half_precision_is_what_autocast_does():
     torch.testing.assert_close(ours, theirs.bfloat16(), rtol=2**-7, atol=2**-7)
 
 
+def test_scores_without_a_gradient_are_in_pefts_own_precision():
+    """Bit for bit: what a run records of its adapter is what stock PEFT says of it."""
+    base = tiny_base(dtype=torch.bfloat16)
+    attach(base, tiny_plan(), spread_b=0.3)
+    x = torch.randn(7, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    layers = [layer for layer in base.model.modules() if isinstance(layer, RoutedLinear)]
+    ours, pefts = [], []
+    with torch.no_grad():
+        for layer in (layer for layer in layers if layer.in_features == 32):
+            pefts.append(layer(x))
+            with base.router.following([Route("default")]):
+                ours.append(layer(x))
+    assert len(ours) > 3
+    assert all(torch.equal(one, other) for one, other in zip(ours, pefts, strict=True))
+
+
 def test_routes_end_with_their_block_even_after_an_error():
     router = tiny_base().router
     with router.following((Route("outer"),)):

@@ -21,7 +21,8 @@ from loracle.placement import ModulePlan, peft_config_of
 from loracle.quiet import quiet_transformers
 from loracle.seeds import numpy_stream
 
-_PEFT_PREFIX = "base_model.model."
+# What PEFT puts before a module's name, in its view of a model and in its files.
+PEFT_PREFIX = "base_model.model."
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def attach_adapter(
             base.peft = get_peft_model(base.model, config, adapter_name=name)
         else:
             base.peft.add_adapter(name, config)
-    connect_router(base.peft, router=base.router, prefix=_PEFT_PREFIX)
+    connect_router(base.peft, router=base.router, prefix=PEFT_PREFIX)
     base.model.eval()
     adapter = Adapter(name=name, plan=plan, parameters=_tensors(base, name=name, plan=plan))
     _initialise(adapter, seed=seed)
@@ -129,7 +130,7 @@ def load_adapter(
         base, name=name, plan=plan, dropout=0.0, seed=0, model_source=model_source
     )
     stored = load_file(saved)
-    wanted = {f"{_PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
+    wanted = {f"{PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
     unlike = sorted(
         key
         for key in stored.keys() | wanted.keys()
