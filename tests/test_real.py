@@ -97,9 +97,7 @@ def short(cache, tmp_path_factory):
         device="cpu",
         train__max_steps=3,
         train__batch_size=4,
-        # bf16 rounds otherwise in our forward pass than in PEFT's: an example's loss differs by
-        # 0.5 % between them, the mean of 8 by 0.19 % and that of 32 by 0.05 % (measured).
-        eval__max_examples=32,
+        eval__max_examples=8,
         eval__generate_examples=2,
         eval__max_new_tokens=16,
         measure__skip_steps=1,
@@ -123,7 +121,7 @@ def test_three_steps_of_the_baseline_hold_up_to_their_audit(short):
     losses = [row["loss_nats_per_token"] for row in rows(short / "steps.jsonl")]
     assert all(0.5 < loss < 3.0 for loss in losses)
     examples = rows(short / "examples.jsonl")
-    assert [row["generated"] is not None for row in examples] == [True] * 2 + [False] * 30
+    assert [row["generated"] is not None for row in examples] == [True] * 2 + [False] * 6
     assert all(row["generated"].strip() for row in examples[:2])
 
 
@@ -132,5 +130,5 @@ def test_stock_peft_gives_the_recorded_loss_of_the_real_run(short, model):
     out, recorded, reloaded = reload(short, model=model.path, environment=environment)
     dtype = load(short / "environment.json")["device"]["dtype"]
     tolerance = 1e-5 if dtype == "float32" else 1e-3
-    assert out.startswith(f"32 validation examples, 3,926 tokens, {dtype}\n")
+    assert out.startswith(f"8 validation examples, 1,080 tokens, {dtype}\n")
     assert reloaded == pytest.approx(recorded, rel=tolerance)
