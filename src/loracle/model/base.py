@@ -82,7 +82,7 @@ class FrozenBase:
         """Lends the model with ordinary batched attention, for decoding with a cache."""
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         try:
-            with self.router.following(routes), torch.inference_mode():
+            with self.router.following(routes, per_sequence=True), torch.inference_mode():
                 yield self.model
         finally:
             self.model.set_attn_implementation(PACKED)
