@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loracle.model.dropout import DropoutStream, keep_mask, threshold_of
+from loracle.model.dropout import (
+    _GAMMA,
+    DropoutStream,
+    _mixed,
+    keep_bits,
+    keep_mask,
+    threshold_of,
+    zero_dropped,
+    zero_dropped_,
+)
 from tiny_engine import CPU
 
 STREAM = DropoutStream(threshold_of(0.1), seed=0, step=0, slots=(0,), lengths=(400,))
@@ -26,8 +35,8 @@ def within(count: int, *, p: float, sigmas: float = 5.0) -> float:
 def test_every_16_bit_lane_drops_with_the_realised_probability(p):
     stream = replace(STREAM, threshold=threshold_of(p))
     lanes = (~mask(stream)).view(-1, 4).double()
-    realised = stream.threshold / 65536
-    assert abs(realised - p) <= 0.5 / 65536
+    realised = stream.threshold / 32768
+    assert abs(realised - p) <= 0.5 / 32768
     for lane in range(4):
         mean = lanes[:, lane].mean().item()
         assert abs(mean - realised) < within(len(lanes), p=realised), lane
@@ -91,10 +100,10 @@ def test_a_longer_sequence_starts_with_the_same_mask():
     assert torch.equal(short, long[:10])
 
 
-@pytest.mark.parametrize("p", [0.1, 0.3, 1 / 65536])
+@pytest.mark.parametrize("p", [0.1, 0.3, 1 / 32768])
 def test_the_scale_belongs_to_the_realised_probability(p):
     stream = replace(STREAM, threshold=threshold_of(p))
-    assert stream.scale == 1 / (1 - stream.threshold / 65536)
+    assert stream.scale == 1 / (1 - stream.threshold / 32768)
 
 
 def test_dropped_and_scaled_is_unbiased():
@@ -111,8 +120,53 @@ def test_dropped_and_scaled_is_unbiased():
 
 
 @pytest.mark.parametrize(
-    ("probability", "threshold"), [(0.0, 0), (0.1, 6554), (0.5, 32768), (0.9999999, 65535)]
+    ("probability", "threshold"), [(0.0, 0), (0.1, 3277), (0.5, 16384), (0.9999999, 32767)]
 )
 def test_thresholds(probability, threshold):
     assert threshold_of(probability) == threshold
     assert mask(replace(STREAM, threshold=0)).all()
+
+
+def test_words_are_those_of_splitmix64():
+    """The first five outputs of the published generator from seed 1234567."""
+    published = [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+    words = _mixed(1234567 + torch.arange(1, 6) * _GAMMA)
+    assert [word % 2**64 for word in words.tolist()] == published
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_applying_a_mask_keeps_bits_or_zeroes(dtype):
+    bits = keep_bits(STREAM, module="m", features=6, device=CPU)
+    x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x[0, 0] = torch.nan
+    dropped = bits == 0
+    assert 0 < dropped.sum() < dropped.numel()
+    for masked in (zero_dropped(x, bits), zero_dropped_(x.clone(), bits)):
+        assert masked.dtype == dtype
+        assert not masked[dropped].any()
+        assert torch.equal(masked[~dropped].nan_to_num(), x[~dropped].nan_to_num())
+
+
+def test_features_of_one_token_are_as_independent_as_those_of_different_tokens():
+    """Pairs of any two features, over many tokens: the counter leaves no pattern along a row."""
+    dropped = (~mask(features=64)).double()
+    pairs = dropped.T @ dropped / len(dropped)
+    off_diagonal = pairs[~torch.eye(64, dtype=torch.bool)]
+    assert (off_diagonal - 0.01).abs().max() < within(len(dropped), p=0.01, sigmas=6.0)
+
+
+def test_modules_of_one_token_are_independent_of_each_other():
+    """Every pair of 60 modules, the layers of a model among them."""
+    names = [
+        f"model.layers.{layer}.mlp.{m}" for layer in range(30) for m in ("up_proj", "down_proj")
+    ]
+    dropped = torch.stack([(~mask(module=name, features=64)).flatten() for name in names]).double()
+    pairs = dropped @ dropped.T / dropped.shape[1]
+    off_diagonal = pairs[~torch.eye(len(names), dtype=torch.bool)]
+    assert (off_diagonal - 0.01).abs().max() < within(dropped.shape[1], p=0.01, sigmas=5.5)

@@ -2,7 +2,8 @@
 
 Registered with Transformers as an attention implementation, so it serves every architecture that
 takes its attention from there. Each sequence is its own causal call: a mask over the whole row
-would cost T x T and was measured seven times slower on a CPU (LOG.md).
+would cost T x T and was measured seven times slower on a CPU (LOG.md). GPUs that have PyTorch's
+variable-length kernel do all sequences in one launch.
 
 Shapes: B = 1, H query heads, K key-value heads, T tokens, D head size.
 """
@@ -18,6 +19,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from loracle.errors import ModelError
+from loracle.model.cpu_attention import attend_on_cpu
+from loracle.model.varlen_attention import attend_variable_length, attends_variable_length
 
 PACKED = "loracle_packed"
 
@@ -58,13 +61,30 @@ def packed_attention(
             f"{type(module).__name__}: sequences of {max(lengths)} tokens exceed the model's "
             f"window of {window}; set data.max_tokens to at most {window}"
         )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attends_variable_length(query.device, query.dtype):
+        return attend_variable_length(query, key, value, lengths=lengths, scale=scale), None
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        return attend_on_cpu(query, key, value, lengths=lengths, scale=scale), None
+    return _attend_each(query, key, value, lengths=lengths, scale=scale), None
+
+
+def _attend_each(
+    query: Float[Tensor, "1 H T D"],
+    key: Float[Tensor, "1 K T D"],
+    value: Float[Tensor, "1 K T D"],
+    *,
+    lengths: tuple[int, ...],
+    scale: float,
+) -> Float[Tensor, "1 T H D"]:
+    """Returns what PyTorch's own attention gives for one sequence after another."""
     grouped = query.shape[1] != key.shape[1]
     split = [tensor.split(lengths, dim=2) for tensor in (query, key, value)]
     parts = [
-        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=grouped)
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
         for q, k, v in zip(*split, strict=True)
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
 
 
 def register_packed_attention() -> None:

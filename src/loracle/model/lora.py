@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from loracle.model.dropout import DropoutStream, keep_mask
+from loracle.model.dropout import DropoutStream, keep_bits, zero_dropped, zero_dropped_
 
 
 @dataclass(frozen=True)
@@ -208,11 +208,11 @@ def _factor_grads(
     rows = slice(route.start, route.stop)
     mine = grad[rows]
     grad_z = (mine @ b.to(mine.dtype)).mul_(scale)
-    keep = _mask(x[rows], route, module)
-    inputs = x[rows] if keep is None else _zero_unless(keep, x[rows])
+    bits = _bits(x[rows], route, module)
+    inputs = x[rows] if bits is None else zero_dropped(x[rows], bits)
     if grad_x is not None:
         update = grad_z @ a.to(mine.dtype)
-        grad_x[rows] += update if keep is None else _zero_unless(keep, update)
+        grad_x[rows] += update if bits is None else zero_dropped_(update, bits)
     grad_a = (grad_z.T @ inputs).to(a.dtype)
     grad_b = (mine.T @ z).to(b.dtype).mul_(scale)
     return grad_a, grad_b
@@ -222,19 +222,15 @@ def _inverse_keep(route: Route) -> float:
     return route.dropout.scale if route.dropout else 1.0
 
 
-def _mask(x: Tensor, route: Route, module: str) -> Tensor | None:
+def _bits(x: Tensor, route: Route, module: str) -> Tensor | None:
     if route.dropout is None:
         return None
-    return keep_mask(route.dropout, module=module, features=x.shape[1], device=x.device)
-
-
-def _zero_unless(keep: Tensor, x: Tensor) -> Tensor:
-    return torch.where(keep, x, x.new_zeros(()))
+    return keep_bits(route.dropout, module=module, features=x.shape[1], device=x.device)
 
 
 def _dropped(x: Tensor, route: Route, module: str) -> Tensor:
-    keep = _mask(x, route, module)
-    return x if keep is None else _zero_unless(keep, x)
+    bits = _bits(x, route, module)
+    return x if bits is None else zero_dropped(x, bits)
 
 
 def install_routed_layers(config: LoraConfig) -> LoraConfig:

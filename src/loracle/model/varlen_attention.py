@@ -1,0 +1,78 @@
+"""Causal attention inside every sequence of a packed row in one launch, on GPUs that have it.
+
+PyTorch ships it for compute capability 8.0 and above, in 16-bit; its signature changed between
+releases, so it is asked what it takes. Older GPUs attend one sequence after another.
+
+Shapes: H query heads, K key-value heads, T tokens, D head size, S sequences.
+Source: torch.nn.attention.varlen (PyTorch 2.10 and later).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def attends_variable_length(device: torch.device, dtype: torch.dtype) -> bool:
+    """Returns True if this device has the kernel for numbers of this dtype."""
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(device)[0] >= 8 and _kernel() is not None
+
+
+@lru_cache(maxsize=1)
+def _kernel() -> Callable[..., Any] | None:
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    # Without a scale of the caller's, models that set their own could not be served.
+    return varlen_attn if "scale" in inspect.signature(varlen_attn).parameters else None
+
+
+def attend_variable_length(
+    query: Float[Tensor, "1 H T D"],
+    key: Float[Tensor, "1 K T D"],
+    value: Float[Tensor, "1 K T D"],
+    *,
+    lengths: tuple[int, ...],
+    scale: float,
+    kernel: Callable[..., Any] | None = None,
+) -> Float[Tensor, "1 T H D"]:
+    """Returns causal attention within each of ``lengths``.
+
+    Args:
+        query: Queries.
+        key: Keys, of as many heads or fewer.
+        value: Values, as the keys.
+        lengths: Tokens of each sequence; they sum to T.
+        scale: Factor of the scores.
+        kernel: Called in place of PyTorch's, with its arguments.
+    """
+    kernel = kernel or _kernel()
+    assert kernel is not None
+    takes = inspect.signature(kernel).parameters
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and "enable_gqa" not in takes:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    options: dict[str, Any] = {"scale": scale}
+    options |= {"is_causal": True} if "is_causal" in takes else {"window_size": (-1, 0)}
+    if "enable_gqa" in takes:
+        options["enable_gqa"] = groups > 1
+    ends, longest = _ends(lengths, query.device), max(lengths)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    out: Tensor = kernel(q, k, v, ends, ends, longest, longest, **options)
+    return out[None]
+
+
+@lru_cache(maxsize=16)
+def _ends(lengths: tuple[int, ...], device: torch.device) -> Int[Tensor, " ends"]:
+    """Returns where each sequence ends; every layer of a pass asks for the same."""
+    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
