@@ -22,8 +22,8 @@ fix: $(VENV)/.ready-dev         ## what check would ask for, where a tool can do
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.ready           ## seconds per step and peak memory of the baseline, on this machine
-	$(BIN)/python benchmarks/step_time.py
+bench: $(VENV)/.ready-bench     ## ours and the peers side by side, on this machine; stop and go on as you like
+	$(BIN)/python benchmarks/peers.py
 
 clean:                          ## never results
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov dist build
@@ -37,6 +37,10 @@ $(VENV)/.python: constraints.txt
 
 $(VENV)/.ready: $(VENV)/.python pyproject.toml
 	$(PIP) install --quiet --progress-bar off -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready
+	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[bench]'
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

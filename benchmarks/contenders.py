@@ -1,0 +1,348 @@
+"""The loops that are compared: ours, TRL's, the plain Trainer's, and one written by hand.
+
+Every loop is a function from a block of work to one row per optimizer step. All start from the same
+adapters, take the same batches with the same learning rates, clip at the same norm, and are clocked
+from the end of one optimizer step to the end of the next.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import loracle
+from loracle.device import keep_large_blocks, synchronize
+from loracle.placement import peft_config_of
+from loracle.quiet import quiet_transformers
+from loracle.schedule import learning_rate
+from workload import (
+    FixedOrder,
+    Workload,
+    copy_initial,
+    counts_of,
+    labelled,
+    load_frozen,
+    padded,
+    plan_of,
+)
+
+Rows = list[dict[str, Any]]
+Loop = Callable[[Workload], Rows]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the same work."""
+
+    label: str
+    """What a reader of the table needs to know of it."""
+    loop: Loop
+    grouped: bool = False
+    """Takes length-grouped batches, so only seconds per real token can be compared."""
+    system: bool = False
+    """With glibc told to keep large blocks and fp32 products sent to oneDNN."""
+
+
+def our_loop(work: Workload) -> Rows:
+    """Takes the steps with ``train_bundle``, as ``loracle baseline`` does."""
+    config = work.config
+    keep_large_blocks()
+    base = load_frozen(work)
+    adapter = loracle.attach_adapter(
+        base,
+        name="default",
+        plan=plan_of(base.model, config),
+        dropout=config.lora.dropout,
+        seed=config.seed,
+        model_source=config.model,
+    )
+    run = loracle.new_run(
+        base,
+        adapter=adapter,
+        examples=work.batches[0],
+        train=config.train,
+        dropout=config.lora.dropout,
+        seed=config.seed,
+    )
+    run = replace(run, order=FixedOrder(work.batches))
+    steps = loracle.train_bundle(base, [run], micro_batch_tokens=config.train.micro_batch_tokens)
+    return [
+        _row(work, index, loss=record.loss_nats_per_token, seconds=record.step_time_s)
+        for index, (record,) in zip(range(len(work.batches)), steps, strict=False)
+        if record is not None
+    ]
+
+
+def peft_loop(work: Workload) -> Rows:
+    """Takes the steps as a PEFT user writes them: padded rows, all logits, base in its dtype."""
+    config = work.config
+    model = _peft_model(work, dtype=work.dtype).train()
+    trained = copy_initial(model, seed=config.seed)
+    optimizer = torch.optim.AdamW(trained, weight_decay=config.train.weight_decay, fused=True)
+    pad = AutoTokenizer.from_pretrained(work.folder).eos_token_id
+    rows, ended = [], time.perf_counter()
+    for index, batch in enumerate(work.batches):
+        optimizer.param_groups[0]["lr"] = learning_rate(index, train=config.train)
+        inputs = {key: value.to(work.device) for key, value in padded(batch, pad=pad).items()}
+        labels = inputs.pop("labels")
+        logits = model(**inputs, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten()
+        )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, config.train.max_grad_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        value = loss.item()
+        synchronize(work.device)
+        began, ended = ended, time.perf_counter()
+        rows.append(_row(work, index, loss=value, seconds=ended - began))
+    return rows
+
+
+def trainer_loop(work: Workload) -> Rows:
+    """Takes the steps with Transformers' Trainer around a PEFT model."""
+    model = _peft_model(work, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(work.folder)
+    settings = _trainer_settings(work) | {"bf16": work.dtype == torch.bfloat16}
+
+    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        return _padded_rows(rows, pad=tokenizer.eos_token_id)
+
+    with _scratch() as folder:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(output_dir=folder, **settings),
+            train_dataset=_dataset(work),
+            data_collator=collate,
+            processing_class=tokenizer,
+        )
+        return _clocked(trainer, work)
+
+
+def trl_loop(**changes: Any) -> Loop:
+    """Returns the loop of TRL's SFTTrainer as shipped, with ``changes`` to its ``SFTConfig``."""
+
+    def loop(work: Workload) -> Rows:
+        from trl import SFTConfig, SFTTrainer
+
+        with _scratch() as folder:
+            chosen = _trl_settings(work, changes)
+            with quiet_transformers():
+                trainer = SFTTrainer(
+                    model=str(work.folder),
+                    args=SFTConfig(output_dir=folder, **chosen),
+                    train_dataset=_dataset(work),
+                    processing_class=AutoTokenizer.from_pretrained(work.folder),
+                    peft_config=_peft_config(work),
+                )
+            return _clocked(trainer, work)
+
+    return loop
+
+
+def _trl_settings(work: Workload, changes: dict[str, Any]) -> dict[str, Any]:
+    settings = _trainer_settings(work) | {"max_length": work.config.data.max_tokens} | changes
+    if work.dtype != torch.bfloat16:  # a device, or a check, without bf16
+        settings["bf16"] = False
+        settings.pop("model_init_kwargs", None)
+    return settings
+
+
+CONTENDERS: dict[str, Contender] = {
+    "loracle": Contender("LoRAcle", our_loop),
+    "trl-bf16": Contender("TRL bf16, checkpointing off", trl_loop(gradient_checkpointing=False)),
+    "trl-shipped": Contender("TRL as shipped (bf16, checkpointing on)", trl_loop()),
+    "trl-fp32": Contender(
+        "TRL `bf16=False`, checkpointing off", trl_loop(gradient_checkpointing=False, bf16=False)
+    ),
+    "trainer": Contender("Trainer + PEFT, bf16", trainer_loop),
+    "peft-loop": Contender("hand-written PEFT loop, bf16", peft_loop),
+}
+"""Who is measured besides the tuned TRL, whose settings are found by trying them."""
+
+_HALF = {"model_init_kwargs": {"dtype": "bfloat16"}}
+
+TUNED: dict[str, Contender] = {
+    "grouped": Contender(
+        "group_by_length, base in fp32 under autocast",
+        trl_loop(gradient_checkpointing=False),
+        grouped=True,
+    ),
+    "grouped-half": Contender(
+        "group_by_length, base loaded in bf16, autocast",
+        trl_loop(gradient_checkpointing=False, **_HALF),
+        grouped=True,
+    ),
+    "grouped-half-plain": Contender(
+        "group_by_length, base loaded in bf16, no autocast (bf16=False)",
+        trl_loop(gradient_checkpointing=False, bf16=False, **_HALF),
+        grouped=True,
+    ),
+    "padding-free-half": Contender(
+        "padding_free, base loaded in bf16, autocast",
+        trl_loop(gradient_checkpointing=False, padding_free=True, max_length=None, **_HALF),
+    ),
+}
+"""What TRL's documentation advises for speed and this device can take, in its combinations."""
+
+NOT_TRIED = {
+    "packing=True": "puts other examples into an optimizer step; its rows of 512 tokens need the "
+    "T x T mask of padding_free here, which is tried",
+    "use_liger_kernel, use_kernels": "Triton kernels, fetched from a hub: a GPU and a network",
+    "activation_offloading, selective checkpointing": "save memory and cost time",
+    "loss_type": "'nll' is the loss that is compared; 'chunked_nll' is its deprecated alias and "
+    "'dft' is another objective",
+    "torch_compile": "not advised for it by TRL; compiles again for each padded length, minutes on "
+    "two cores",
+}
+"""Switches of TRL 1.16 that were left alone, and why."""
+
+
+def tuned_pair(candidate: str) -> dict[str, Contender]:
+    """Returns the best-tuned TRL, without and with the system settings that we use."""
+    chosen = TUNED[candidate]
+    return {
+        "trl-tuned": replace(chosen, label=f"TRL tuned: checkpointing off, {chosen.label}"),
+        "trl-tuned-system": replace(
+            chosen, label="TRL tuned, with our allocator and oneDNN settings", system=True
+        ),
+    }
+
+
+def run_contender(contender: Contender, work: Workload) -> Rows:
+    """Returns the rows of a block, taken with the contender's loop."""
+    disable_progress_bars()
+    if contender.system:
+        keep_large_blocks()
+        torch.set_float32_matmul_precision("medium")
+    return contender.loop(work)
+
+
+def _peft_model(work: Workload, *, dtype: torch.dtype) -> torch.nn.Module:
+    with quiet_transformers():
+        stock = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype).to(work.device)
+        return get_peft_model(stock, _peft_config(work, model=stock))
+
+
+def _peft_config(work: Workload, *, model: torch.nn.Module | None = None) -> LoraConfig:
+    if model is None:
+        with torch.device("meta"), quiet_transformers():
+            from transformers import AutoConfig
+
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(work.folder))
+    plan = plan_of(model, work.config)
+    return LoraConfig(**peft_config_of(plan, dropout=work.config.lora.dropout))
+
+
+def _dataset(work: Workload) -> Dataset:
+    return Dataset.from_list([labelled(example) for batch in work.batches for example in batch])
+
+
+def _padded_rows(rows: list[dict[str, list[int]]], *, pad: int) -> dict[str, torch.Tensor]:
+    """Returns tokenised rows as a padded batch, as the usual collators do."""
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def filled(key: str, value: int) -> torch.Tensor:
+        return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    mask = (torch.arange(width)[None] < lengths[:, None]).long()
+    return {
+        "input_ids": filled("input_ids", pad),
+        "attention_mask": mask,
+        "labels": filled("labels", -100),
+    }
+
+
+def _trainer_settings(work: Workload) -> dict[str, Any]:
+    """Returns what makes Trainer and TRL do our work, and nothing that makes them slower."""
+    train = work.config.train
+    return {
+        "use_cpu": work.device.type == "cpu",
+        "per_device_train_batch_size": train.batch_size,
+        "max_steps": train.max_steps,
+        "learning_rate": train.learning_rate,
+        "lr_scheduler_type": train.schedule,
+        "warmup_steps": math.ceil(train.warmup_frac * train.max_steps),
+        "weight_decay": train.weight_decay,
+        "adam_beta1": train.beta1,
+        "adam_beta2": train.beta2,
+        "adam_epsilon": train.epsilon,
+        "max_grad_norm": train.max_grad_norm or 0.0,
+        "train_sampling_strategy": "sequential",
+        "seed": work.config.seed,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
+class _Clock(TrainerCallback):
+    """Ends training after the block, and notes when each optimizer step ended."""
+
+    def __init__(self, device: torch.device, num_steps: int) -> None:
+        self.device, self.num_steps, self.times = device, num_steps, [time.perf_counter()]
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        self.times = [time.perf_counter()]
+
+    def on_step_end(self, _args: Any, state: Any, control: Any, **_: Any) -> None:
+        synchronize(self.device)
+        self.times.append(time.perf_counter())
+        control.should_training_stop = state.global_step >= self.num_steps
+
+
+def _clocked(trainer: Trainer, work: Workload) -> Rows:
+    """Trains through the block; the loss is what the trainer's own step returns, unrounded."""
+    copy_initial(trainer.model, seed=work.config.seed)
+    clock = _Clock(work.device, len(work.batches))
+    trainer.add_callback(clock)
+    trainer.remove_callback(PrinterCallback)
+    losses: list[torch.Tensor] = []
+    own_step = trainer.training_step
+
+    def step(*given: Any, **named: Any) -> torch.Tensor:
+        losses.append(own_step(*given, **named).detach())
+        return losses[-1]
+
+    trainer.training_step = step
+    with quiet_transformers():
+        trainer.train()
+    return [
+        _row(work, index, loss=loss.item(), seconds=clock.times[index + 1] - clock.times[index])
+        for index, loss in enumerate(losses)
+    ]
+
+
+def _row(work: Workload, index: int, *, loss: float, seconds: float) -> dict[str, Any]:
+    return {
+        "step": index,
+        "warm_up": index == 0,
+        "loss_nats_per_token": loss,
+        "step_time_s": seconds,
+        **counts_of(work.batches[index]),
+    }

@@ -1,0 +1,206 @@
+"""What every contender is given: one model, one data set, the same batches, the same adapters."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import loracle
+from loracle.config import Config
+from loracle.data import Example, PreparedData
+from loracle.environment import without_folder
+from loracle.model.adapters import initial_a
+from loracle.model.base import FrozenBase
+from loracle.model.inventory import inventory_of
+from loracle.placement import ModulePlan
+from loracle.schedule import DataOrder
+
+Batch = list[Example]
+
+# source: get_length_grouped_indices, huggingface/transformers@v5.23.0 trainer_pt_utils.py
+_MEGABATCH = 50
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One block of work: a few optimizer steps, the first of them a warm-up."""
+
+    config: Config
+    folder: Path
+    """The model, as stock Transformers loads it."""
+    batches: tuple[Batch, ...]
+    """The examples of each optimizer step, the warm-up first."""
+    device: torch.device
+    dtype: torch.dtype
+    """Of the frozen base in our loop and in the hand-written one."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Model and data, resolved and tokenised."""
+
+    config: Config
+    folder: Path
+    data: PreparedData
+
+    def order(self) -> DataOrder[Example]:
+        """Returns the data order of the run's seed."""
+        config = self.config
+        return DataOrder(self.data.train, batch_size=config.train.batch_size, seed=config.seed)
+
+
+def open_source(overrides: Sequence[str]) -> Source:
+    """Returns the standard baseline's model and data, with ``key=value`` overrides."""
+    from transformers import AutoTokenizer
+
+    config = loracle.load_config(
+        "base_config", overrides=["train.warmup_frac=0.0", "train.max_steps=60", *overrides]
+    )
+    model = loracle.resolve_model(config.model, progress=_to_stderr)
+    source = loracle.resolve_data(config.data.source, progress=_to_stderr)
+    tokenizer = AutoTokenizer.from_pretrained(model.path)
+    data = loracle.prepare_data(source, config=config.data, tokenizer=tokenizer)
+    return Source(config=config, folder=model.path, data=data)
+
+
+def _to_stderr(line: object) -> None:
+    print(line, file=sys.stderr)
+
+
+def settings_of(source: Source) -> dict[str, Any]:
+    """Returns the whole configuration as plain data, local sources without their folder."""
+    settings = source.config.model_dump(mode="json")
+    settings["model"] = without_folder(settings["model"])
+    settings["data"]["source"] = without_folder(settings["data"]["source"])
+    return settings
+
+
+def workload_of(source: Source, batches: Iterable[Batch]) -> Workload:
+    """Returns the block of work that these batches are, on the device the config names."""
+    device = loracle.choose_device(source.config.device)
+    return Workload(
+        config=source.config,
+        folder=source.folder,
+        batches=tuple(batches),
+        device=device,
+        dtype=loracle.choose_dtype(source.config.dtype, device=device),
+    )
+
+
+def random_batches(source: Source, *, part: int, num_steps: int) -> list[Batch]:
+    """Returns a warm-up and ``num_steps`` batches in the run's own order; parts do not overlap."""
+    order, first = source.order(), part * (num_steps + 1)
+    return [order.batch(step) for step in range(first, first + num_steps + 1)]
+
+
+def grouped_batches(source: Source, *, part: int, num_parts: int, num_steps: int) -> list[Batch]:
+    """Returns batches as ``group_by_length`` makes them, a systematic sample of one epoch.
+
+    Each block can take a few batches only, and a length-grouped one is all short or all long. So
+    the batches of all parts stand at equal distances in the epoch's order, which is sorted within
+    megabatches, and each part has some of every length. Lengths, and with them seconds per step,
+    differ from the other contenders'; seconds per real token can be compared.
+    """
+    size = source.config.train.batch_size
+    batches = _length_grouped(source.data.train, batch_size=size, seed=source.config.seed)
+    count = num_parts * num_steps
+    places = [
+        int((step * num_parts + part + 0.5) * len(batches) / count) for step in range(num_steps)
+    ]
+    return [batches[len(batches) // 2], *(batches[place] for place in places)]
+
+
+def _length_grouped(examples: Sequence[Example], *, batch_size: int, seed: int) -> list[Batch]:
+    draw = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(examples), generator=draw).tolist()
+    mega = batch_size * _MEGABATCH
+    grouped = [
+        examples[index]
+        for start in range(0, len(order), mega)
+        for index in sorted(order[start : start + mega], key=lambda i: -examples[i].num_tokens)
+    ]
+    whole = len(grouped) - len(grouped) % batch_size
+    return [grouped[start : start + batch_size] for start in range(0, whole, batch_size)]
+
+
+def plan_of(model: torch.nn.Module, config: Config) -> ModulePlan:
+    """Returns the explicit modules and ranks of the config's placement."""
+    return loracle.resolve_placement(
+        config.lora.placement,
+        inventory=inventory_of(model),
+        rank=config.lora.rank,
+        alpha=config.lora.alpha,
+    )
+
+
+def copy_initial(model: torch.nn.Module, *, seed: int) -> list[torch.nn.Parameter]:
+    """Gives a PEFT model the adapters our loop starts from; returns its trainable parameters."""
+    trained = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        module, _, factor = name.removesuffix(".default.weight").rpartition(".")
+        module = module.removeprefix("base_model.model.")
+        with torch.no_grad():
+            if factor == "lora_A":
+                rank, features = parameter.shape
+                parameter.copy_(initial_a(module, rank=rank, features=features, seed=seed))
+            else:
+                parameter.zero_()
+        trained.append(parameter)
+    return trained
+
+
+def padded(batch: Batch, *, pad: int) -> dict[str, torch.Tensor]:
+    """Returns ids, mask and labels of shape (batch, longest), padded on the right."""
+    width = max(example.num_tokens for example in batch)
+    ids = torch.full((len(batch), width), pad)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, -100)
+    for index, example in enumerate(batch):
+        tokens = torch.as_tensor(example.input_ids)
+        ids[index, : len(tokens)] = tokens
+        mask[index, : len(tokens)] = 1
+        labels[index, example.num_prompt : len(tokens)] = tokens[example.num_prompt :]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def labelled(example: Example) -> dict[str, list[int]]:
+    """Returns ids and labels of one example, as Transformers and TRL take tokenised data."""
+    ids = list(example.input_ids)
+    return {"input_ids": ids, "labels": [-100] * example.num_prompt + ids[example.num_prompt :]}
+
+
+def counts_of(batch: Batch) -> dict[str, int]:
+    """Returns the real tokens, the targets and the padded positions of a batch."""
+    return {
+        "num_tokens": sum(example.num_tokens for example in batch),
+        "num_targets": sum(example.num_targets for example in batch),
+        "num_padded": len(batch) * max(example.num_tokens for example in batch),
+    }
+
+
+@dataclass(frozen=True)
+class FixedOrder:
+    """The batches of a block, in place of a run's own data order."""
+
+    batches: Sequence[Batch]
+
+    @property
+    def steps_per_epoch(self) -> float:
+        """Steps of the block."""
+        return len(self.batches)
+
+    def batch(self, step: int) -> Batch:
+        """Returns the examples of step ``step``, from the first again after the last."""
+        return self.batches[step % len(self.batches)]
+
+
+def load_frozen(work: Workload) -> FrozenBase:
+    """Returns our frozen base for the block."""
+    return loracle.load_base(work.folder, device=work.device, dtype=work.dtype)

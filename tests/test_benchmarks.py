@@ -1,0 +1,268 @@
+import importlib.util
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import floor
+import standings
+import workload
+from contenders import CONTENDERS, TUNED, Contender, run_contender
+from figures import bootstrap, quartiles, read_lines, table
+from tiny import save_tiny_model, write_records
+
+ROOT = Path(__file__).parents[1]
+NEEDS_TRL = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is optional")
+PEERS = [
+    pytest.param(name, marks=NEEDS_TRL if name.startswith("trl") else ())
+    for name in CONTENDERS
+    if name != "loracle"
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> workload.Source:
+    folder = tmp_path_factory.mktemp("bench")
+    model = save_tiny_model(folder / "model")
+    records = write_records(folder / "records.json", count=150, seed=0)
+    settings = {
+        "model": f"path:{model}",
+        "data.source": f"path:{records}",
+        "data.max_tokens": 256,
+        "dtype": "float32",
+        "lora.dropout": 0.0,
+        "train.batch_size": 4,
+        "train.learning_rate": 0.01,
+    }
+    return workload.open_source([f"{key}={value}" for key, value in settings.items()])
+
+
+@pytest.fixture(scope="module")
+def work(source: workload.Source) -> workload.Workload:
+    return workload.workload_of(source, workload.random_batches(source, part=0, num_steps=3))
+
+
+@pytest.fixture(scope="module")
+def our_rows(work: workload.Workload) -> list[dict]:
+    return run_contender(CONTENDERS["loracle"], work)
+
+
+def losses(rows: list[dict]) -> list[float]:
+    return [row["loss_nats_per_token"] for row in rows]
+
+
+@pytest.mark.parametrize("name", PEERS)
+@pytest.mark.filterwarnings("ignore")
+def test_without_dropout_every_contender_has_our_losses(
+    name: str, work: workload.Workload, our_rows: list[dict]
+):
+    theirs = run_contender(CONTENDERS[name], work)
+    assert losses(theirs) == pytest.approx(losses(our_rows), rel=1e-4)
+    assert losses(theirs)[-1] != pytest.approx(losses(our_rows)[0], rel=1e-2), "nothing was learned"
+
+
+@NEEDS_TRL
+@pytest.mark.filterwarnings("ignore")
+def test_padding_free_trl_computes_the_same(work: workload.Workload, our_rows: list[dict]):
+    theirs = run_contender(TUNED["padding-free-half"], work)
+    assert losses(theirs) == pytest.approx(losses(our_rows), rel=1e-4)
+
+
+def test_rows_count_the_real_tokens_targets_and_padding(
+    work: workload.Workload, our_rows: list[dict]
+):
+    for row, batch in zip(our_rows, work.batches, strict=True):
+        assert row["num_tokens"] == sum(len(example.input_ids) for example in batch)
+        assert row["num_targets"] == sum(
+            len(example.input_ids) - example.num_prompt for example in batch
+        )
+        labels = workload.padded(batch, pad=0)["labels"]
+        assert row["num_targets"] == int((labels != -100).sum())
+        assert row["num_padded"] == labels.numel()
+    assert [row["warm_up"] for row in our_rows] == [True, False, False, False]
+
+
+def test_labels_of_a_row_are_the_targets_alone(source: workload.Source):
+    example = source.data.train[0]
+    row = workload.labelled(example)
+    kept = [label for label in row["labels"] if label != -100]
+    assert kept == list(example.input_ids[example.num_prompt :])
+    assert row["input_ids"] == list(example.input_ids)
+
+
+def test_parts_of_the_random_order_do_not_overlap(source: workload.Source):
+    parts = [workload.random_batches(source, part=part, num_steps=2) for part in (0, 1)]
+    order = source.order()
+    assert [batch for part in parts for batch in part] == [order.batch(step) for step in range(6)]
+
+
+def test_grouped_batches_pad_less_and_cover_short_and_long(source: workload.Source):
+    parts = [
+        workload.grouped_batches(source, part=part, num_parts=3, num_steps=3)[1:]
+        for part in range(3)
+    ]
+    counts = [[workload.counts_of(batch) for batch in part] for part in parts]
+    padding = [c["num_padded"] / c["num_tokens"] for part in counts for c in part]
+    plain = workload.random_batches(source, part=0, num_steps=8)
+    plain_padding = [
+        c["num_padded"] / c["num_tokens"] for c in (workload.counts_of(batch) for batch in plain)
+    ]
+    assert sum(padding) / 9 < sum(plain_padding) / 9
+    for part in counts:
+        assert part[0]["num_tokens"] > 1.1 * part[-1]["num_tokens"]
+    seen = [example.record.row for part in parts for batch in part for example in batch]
+    assert len(seen) == len(set(seen))
+
+
+def test_the_floor_counts_two_products_per_weight_and_six_per_adapter(work: workload.Workload):
+    base = workload.load_frozen(work)
+    plan = workload.plan_of(base.model, work.config)
+    products = floor.base_products(plan, tokens=10)
+    weights = sum(module.in_features * module.out_features for module in plan.modules)
+    assert floor.flops_of(products) == 2 * 2 * 10 * weights
+    lora = floor.lora_products(plan, tokens=10)
+    assert floor.flops_of(lora) == 3 * 2 * 10 * plan.trainable_params
+    head = floor.head_products(384, 32, targets=600)
+    assert floor.flops_of(head) == 2 * 2 * 600 * 384 * 32
+    assert {rows for rows, *_ in head} == {256, 88}
+
+
+def test_the_floor_of_a_batch_is_measured_at_its_own_shapes(work: workload.Workload):
+    short = replace(work, batches=work.batches[:1])
+    (row,) = floor.floor_rows(short)
+    assert row["base_s"] > 0
+    assert row["lora_s"] > 0
+    assert row["num_tokens"] == workload.counts_of(work.batches[0])["num_tokens"]
+
+
+def test_a_product_is_what_torch_multiplies():
+    seconds = floor.product_s((8, 16, 4), device=torch.device("cpu"), dtype=torch.float32)
+    assert 0 < seconds < 1
+
+
+def test_a_resampled_interval_holds_the_median_and_narrows_with_agreement():
+    wide = bootstrap([1.0, 2.0, 3.0, 4.0, 5.0], lambda items: sum(items) / len(items))
+    same = bootstrap([2.0] * 5, lambda items: sum(items) / len(items))
+    assert wide[0] < 3.0 < wide[1]
+    assert same == [2.0, 2.0]
+
+
+def test_quartiles_of_one_value_are_that_value():
+    assert quartiles([3.0]) == {"median": 3.0, "p25": 3.0, "p75": 3.0}
+    assert quartiles([1.0, 2.0, 3.0])["median"] == 2.0
+
+
+def test_an_unfinished_line_is_not_read(tmp_path: Path):
+    log = tmp_path / "log.jsonl"
+    log.write_text('{"a": 1}\n{"a": ')
+    assert read_lines(log) == [{"a": 1}]
+    assert read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_tables_are_markdown():
+    assert table(("a", "b"), [("x", "1")]) == "| a | b |\n|---|---:|\n| x | 1 |"
+
+
+def block(contender: str, *, round_: int, times: list[float]) -> dict:
+    rows = [
+        {
+            "step": step,
+            "warm_up": step == 0,
+            "loss_nats_per_token": 2.0 - step / 10,
+            "step_time_s": time,
+            "num_tokens": 100 * (step + 1),
+            "num_targets": 50,
+            "num_padded": 300,
+            "base_s": time,
+            "lora_s": time / 2,
+            "base_gflop": 1.0,
+        }
+        for step, time in enumerate(times)
+    ]
+    settings = {
+        "model": "tiny",
+        "lora": {"placement": "all-linear", "rank": 16, "dropout": 0.1},
+        "train": {"batch_size": 8},
+    }
+    versions = {"torch": "1", "transformers": "2", "peft": "3", "trl": None}
+    environment = {
+        "device": {"name": "CPU"},
+        "torch_settings": {"num_threads": 2},
+        "versions": versions,
+    }
+    return {
+        "spec": {"contender": contender, "round": round_},
+        "ended_at": f"2026-01-0{round_ + 1}T00:00:00+00:00",
+        "error": None,
+        "rows": rows,
+        "peak_gib": 1.0 + round_,
+        "import_and_data_s": 5.0,
+        "load_and_build_s": 2.0,
+        "settings": settings,
+        "environment": environment,
+    }
+
+
+@pytest.fixture
+def report() -> dict:
+    blocks = [
+        block(name, round_=round_, times=[9.0, *(factor * time for time in (1.0, 2.0))])
+        for round_ in (0, 1)
+        for name, factor in {
+            "loracle": 1.0,
+            "trainer": 4.0,
+            "trl-tuned": 2.0,
+            "tune:grouped": 2.0,
+            "floor": 0.5,
+        }.items()
+    ]
+    return standings.summarise(blocks, tuned="grouped")
+
+
+def test_ratios_are_to_our_own_steps_and_leave_the_warm_up_out(report: dict):
+    trainer = report["contenders"]["trainer"]
+    assert trainer["times_ours"] == 4.0
+    assert trainer["step_time_s"]["median"] == 6.0
+    assert trainer["num_steps"] == 4
+    assert trainer["peak_gib"] == 2.0
+    assert report["contenders"]["trl-tuned"]["times_ours"] == 2.0
+    assert report["contenders"]["trl-tuned"]["compared_by"] == "seconds per real token"
+    assert report["tuning"]["tried"]["grouped"]["ms_per_token"] == pytest.approx(12.0)
+    assert report["tuning"]["tried"]["grouped-half"]["error"] == "not run"
+
+
+def test_the_floors_share_is_of_our_step_on_the_same_batch(report: dict):
+    assert report["floor"]["share_of_our_step"]["median"] == 0.5
+    assert report["floor"]["share_with_lora"]["median"] == 0.75
+
+
+def test_the_table_names_every_contender_and_what_it_is_compared_by(report: dict):
+    text = standings.markdown(report)
+    assert "| LoRAcle | 1.50 | 1 | 2.00 |" in text
+    assert "| Trainer + PEFT, bf16 | 6.00 | 4.0 [" in text
+    assert "base in fp32 under autocast † |" in text
+    assert "0.50 of our step" in text
+
+
+def test_losses_stand_beside_each_other(report: dict):
+    lines = report["loss_table"].splitlines()
+    assert lines[0].split() == ["round", "step", "loracle", "trainer", "trl-tuned"]
+    assert lines[1].split() == ["1", "1", "1.9000", "1.9000", "1.9000"]
+    assert len(lines) == 5
+
+
+def test_the_readmes_table_is_that_of_the_committed_result():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.search(r"<!-- loracle bench (\S+) -->\n(.*?)\n<!-- end -->", text, re.S)
+    if found is None:
+        pytest.skip("no benchmark is committed yet")
+    report = json.loads((ROOT / found[1]).read_text(encoding="utf-8"))
+    assert found[2] == standings.markdown(report)
+
+
+def test_a_contender_is_a_label_and_a_loop():
+    named = CONTENDERS | TUNED
+    assert all(isinstance(each, Contender) and each.label for each in named.values())
