@@ -69,13 +69,23 @@ def pack(examples: Sequence[Tokens], *, device: torch.device | str = "cpu") -> P
         offset += length
     flat, source = torch.cat(ids), torch.cat(sources)
     return PackedRow(
-        input_ids=flat[None].to(device),
-        position_ids=torch.cat(positions)[None].to(device),
+        input_ids=to_device(flat[None], device=device),
+        position_ids=to_device(torch.cat(positions)[None], device=device),
         lengths=tuple(lengths),
-        source=source.to(device),
-        targets=flat[source + 1].to(device),
+        source=to_device(source, device=device),
+        targets=to_device(flat[source + 1], device=device),
         num_targets=tuple(counts),
     )
+
+
+def to_device(tensor: Tensor, *, device: torch.device | str) -> Tensor:
+    """Returns the tensor on ``device``, without waiting for what the device is still doing.
+
+    A copy to a GPU from ordinary memory waits; one from pinned memory is only put in the queue.
+    """
+    if torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def batches_by_tokens(lengths: Sequence[int], *, budget: int) -> list[range]:

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 
@@ -25,9 +26,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from loracle.data.packing import PackedRow, pack
+from loracle.data.packing import PackedRow, Tokens, pack
 from loracle.errors import ModelError
 from loracle.model.attention import PACKED, register_packed_attention
+from loracle.model.blocks import (
+    Trunk,
+    blocks_name_of,
+    blocks_stand_alone,
+    replaying,
+    states_entering,
+)
 from loracle.model.head import as_float, target_nll
 from loracle.model.lora import Route, RoutedLinear, Router
 from loracle.quiet import quiet_transformers
@@ -53,8 +61,23 @@ class FrozenBase:
     plain_head: bool = True
     """The logits are hidden states times one matrix, nothing else."""
 
-    def token_nll(self, row: PackedRow, *, routes: Sequence[Route]) -> Float[Tensor, " N"]:
-        """Returns -ln p of every target of the row, in nats, through the adapters of ``routes``."""
+    def token_nll(
+        self, row: PackedRow, *, routes: Sequence[Route], trunk: Trunk | None = None
+    ) -> Float[Tensor, " N"]:
+        """Returns -ln p of every target of the row, in nats, through the adapters of ``routes``.
+
+        Args:
+            row: The sequences, end to end.
+            routes: Which tokens go through which adapter.
+            trunk: Where to begin, when no routed adapter has a module below; the same up to
+                rounding as beginning with the tokens. None: at the tokens.
+        """
+        if trunk is None:
+            return self._nll_from_tokens(row, routes=routes)
+        with replaying(self.blocks[: trunk.layer], lambda: trunk.states[None]):
+            return self._nll_from_tokens(row, routes=routes)
+
+    def _nll_from_tokens(self, row: PackedRow, *, routes: Sequence[Route]) -> Float[Tensor, " N"]:
         head = self.model.get_output_embeddings()
         adapted = isinstance(head, RoutedLinear)
         if not self.plain_head and adapted:
@@ -76,6 +99,49 @@ class FrozenBase:
     def _nll_from_logits(self, row: PackedRow) -> Float[Tensor, " N"]:
         logits = self.model(**_inputs(row), logits_to_keep=row.source).logits[0]
         return _cross_entropy(logits, row.targets)
+
+    @cached_property
+    def blocks_name(self) -> str:
+        """Full name of the decoder's list of layers."""
+        return blocks_name_of(self.model)
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The decoder's layers, in order."""
+        return tuple(self.model.get_submodule(self.blocks_name).children())
+
+    @cached_property
+    def has_trunk(self) -> bool:
+        """True if a forward pass may begin at any layer; found out by computing, at first use."""
+        row = pack(_PROBES[:1], device=self.device)
+        other = pack([_Probe(_PROBES[0].input_ids[::-1])], device=self.device)
+        with torch.no_grad(), self.router.following(()):
+            if not blocks_stand_alone(
+                self.blocks,
+                run=lambda: self._decode(row),
+                run_other=lambda: self._decode(other),
+            ):
+                return False
+            whole = self.token_nll(row, routes=())
+            for layer in (1, len(self.blocks)):
+                trunk = Trunk(layer, self.states_entering(layer, example=_PROBES[0]))
+                if not torch.equal(whole, self.token_nll(row, routes=(), trunk=trunk)):
+                    return False
+        return True
+
+    def states_entering(self, layer: int, *, example: Tokens) -> Float[Tensor, "T H"]:
+        """Returns what enters decoder layer ``layer`` (from 1) of the base alone.
+
+        Args:
+            layer: An index as in ``Trunk``; layers from there up are not computed.
+            example: The one sequence of the row.
+        """
+        row = pack([example], device=self.device)
+        with torch.no_grad(), self.router.following(()):
+            return states_entering(layer, blocks=self.blocks, run=lambda: self._decode(row))
+
+    def _decode(self, row: PackedRow) -> object:
+        return self.model.get_decoder()(**_inputs(row))
 
     @contextmanager
     def generating(self, routes: Sequence[Route]) -> Iterator[PreTrainedModel]:
