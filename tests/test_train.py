@@ -1,5 +1,6 @@
 """The loop does what a plain PEFT loop does, for one run or several, whole or continued."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -289,6 +290,31 @@ def test_each_run_of_a_bundle_gets_what_it_gets_alone():
         assert_same(adapter, alone_adapter, to=1e-4)
 
 
+def six() -> list[Member]:
+    """Six runs that share nothing but the base and the step."""
+    return [
+        *members("llama", down="down_proj", attention="v_proj"),
+        Member("e", tiny_plan("attention", rank=8), 0.05, {"max_steps": 12, "batch_size": 1}),
+        Member(
+            "f",
+            tiny_plan(PlacementConfig(modules=["up_proj", "q_proj"], layers=[1]), rank=2, alpha=3),
+            0.2,
+            {"max_steps": 7, "learning_rate": 3e-2, "schedule": "linear", "max_grad_norm": 0.5},
+        ),
+    ]
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [100_000, 60])
+def test_each_of_six_different_runs_gets_what_it_gets_alone(micro_batch_tokens):
+    found = list(
+        bundle_and_alone(six(), base_of_run=tiny_base, micro_batch_tokens=micro_batch_tokens)
+    )
+    assert [len(mine) for mine, *_ in found] == [8, 5, 10, 3, 12, 7]
+    for mine, adapter, alone, alone_adapter in found:
+        assert losses(mine) == pytest.approx(losses(alone), rel=1e-5)
+        assert_same(adapter, alone_adapter, to=1e-4)
+
+
 def test_the_same_run_twice_is_the_same_bits():
     results = []
     for _ in range(2):
@@ -385,6 +411,124 @@ def test_a_gradient_that_breaks_is_found_in_its_tensor(value, where):
     with pytest.raises(NonFiniteError, match=rf"^step 1: the gradient norm of .*{where}; lower"):
         take(base, run)
     assert run.step == 0
+
+
+def broken_at(step: int, run: TrainingRun) -> None:
+    """Lets the run's first gradient tensor become NaN in that step."""
+    parameter = next(iter(run.adapter.parameters.values()))
+
+    def spoil(grad: Tensor) -> Tensor:
+        return torch.full_like(grad, math.nan) if run.step == step - 1 else grad
+
+    parameter.register_hook(spoil)
+
+
+def pair(*, with_third: bool) -> tuple[FrozenBase, list[TrainingRun]]:
+    """Two runs, and between them a third that breaks in its third step if it is there."""
+    base = tiny_base()
+    runs = [start(base, name=name, seed=ord(name), max_steps=6)[1] for name in "ab"]
+    if with_third:
+        _, third = start(base, name="broken", seed=9, max_steps=6)
+        broken_at(3, third)
+        runs.insert(1, third)
+    return base, runs
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [10_000, 30])
+def test_a_run_that_breaks_is_left_out_and_the_others_go_on_as_if_without_it(micro_batch_tokens):
+    base, (first, broken, second) = pair(with_third=True)
+    before_break = {}
+    found = []
+    for records in train_bundle(
+        base, [first, broken, second], micro_batch_tokens=micro_batch_tokens
+    ):
+        found.append(records)
+        if len(found) == 2:
+            before_break = tensors(broken.adapter)
+    assert [records[1] is None for records in found] == [False, False, True, True, True, True]
+    assert broken.failure.startswith("step 3: the gradient norm of adapter 'broken' is nan (1 ")
+    assert (broken.step, broken.is_done, broken.is_active) == (2, False, False)
+    after = tensors(broken.adapter)
+    assert all(torch.equal(after[name], before_break[name]) for name in after)
+    assert all(p.grad is None for p in broken.adapter.parameters.values())
+
+    base, (one, two) = pair(with_third=False)
+    expected = list(train_bundle(base, [one, two], micro_batch_tokens=micro_batch_tokens))
+    for index, run, alone in ((0, first, one), (2, second, two)):
+        mine = [records[index] for records in found]
+        theirs = [records[index // 2] for records in expected]
+        assert losses(mine) == pytest.approx(losses(theirs), rel=1e-6)
+        assert [r.grad_norm for r in mine] == pytest.approx([r.grad_norm for r in theirs], rel=1e-5)
+        assert [r.step for r in mine] == [1, 2, 3, 4, 5, 6]
+        assert run.failure is None
+        assert_same(tensors(run.adapter), tensors(alone.adapter), to=1e-5)
+
+
+def test_a_step_in_which_all_runs_break_is_their_last():
+    base, (first, broken, second) = pair(with_third=True)
+    for run in (first, second):
+        broken_at(3, run)
+    found = list(train_bundle(base, [first, broken, second], micro_batch_tokens=64))
+    assert len(found) == 3
+    assert found[-1] == [None, None, None]
+    assert all(run.failure.startswith("step 3: ") for run in (first, broken, second))
+    assert list(train_bundle(base, [first, broken, second], micro_batch_tokens=64)) == []
+
+
+def test_a_run_whose_loss_breaks_in_a_bundle_is_named_with_its_record():
+    base, runs = pair(with_third=False)
+    runs[1].adapter.parameters["model.layers.1.mlp.up_proj.lora_B"].data[0, 0] = math.nan
+    (records, *_) = train_bundle(base, runs, micro_batch_tokens=64)
+    record = runs[1].order.batch(0)[0].record.row
+    assert records[1] is None
+    assert runs[1].failure.startswith(f"step 1: the loss of adapter 'b' is nan on record {record};")
+
+
+def test_a_run_that_broke_can_be_put_back_to_a_sound_step():
+    base, run = start(max_steps=4)
+    saved, state = capture_state(run)
+    saved = {name: value.clone() for name, value in saved.items()}
+    expected = losses(take(base, run))
+
+    base, run = start(max_steps=4)
+    run.adapter.parameters["model.layers.1.mlp.up_proj.lora_B"].data[0, 0] = math.nan
+    with pytest.raises(NonFiniteError):
+        take(base, run)
+    assert run.failure is not None
+    restore_state(run, tensors=saved, state=state)
+    assert losses(take(base, run)) == expected
+
+
+def test_in_fp16_a_run_breaks_without_disturbing_the_scale_of_another():
+    """The other's first step overflows and is taken twice, but halves its scale once."""
+    base, run = half_run(2.0**24)
+    _, broken = start(base, name="broken", seed=9)
+    broken.adapter.parameters["model.layers.1.mlp.up_proj.lora_B"].data[0, 0] = math.nan
+    (records, *_) = itertools.islice(
+        train_bundle(base, [run, broken], micro_batch_tokens=10_000), 1
+    )
+    assert broken.failure is not None
+    assert records[0].grad_norm is None
+    assert run.scaler.get_scale() == 2.0**23
+
+
+def test_a_step_waits_for_the_device_once(monkeypatch):
+    """Whatever the number of runs and of rows; one more wait ends the step's clock."""
+    base, runs = pair(with_third=False)
+    bundle = train_bundle(base, runs, micro_batch_tokens=20)
+    next(bundle)
+    waits = []
+    for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__float__", "__int__"):
+        real = getattr(Tensor, name)
+
+        def counted(tensor, *args, real=real, name=name, **kwargs):
+            waits.append(name)
+            return real(tensor, *args, **kwargs)
+
+        monkeypatch.setattr(Tensor, name, counted)
+    next(bundle)
+    assert waits.count("tolist") == 1
+    assert set(waits) == {"tolist"}
 
 
 def half_run(scale: float) -> tuple[FrozenBase, TrainingRun]:
