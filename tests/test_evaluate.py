@@ -8,20 +8,25 @@ import torch
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import GenerationConfig
 
+from loracle.config import PlacementConfig
 from loracle.errors import NonFiniteError
 from loracle.evaluate import (
     Answer,
     ExampleScore,
     answer_prompts,
     likelihood,
+    score_adapters,
     score_answers,
     score_examples,
 )
 from loracle.model.base import FrozenBase, load_base
+from loracle.model.lora import RoutedLinear
+from loracle.model.trunk import TrunkStore
 from tiny import save_tiny_model, tiny_tokenizer
 from tiny_engine import (
     CPU,
     attach,
+    base_of,
     examples_of,
     stock_model,
     stock_nll,
@@ -78,6 +83,95 @@ def test_not_a_number_names_model_and_record(adapter, who):
     base.model.model.norm.weight.data[0] = math.nan
     with pytest.raises(NonFiniteError, match=rf"^validation: the loss of .*{who} is nan on record"):
         scores(base, adapter=adapter)
+
+
+def crowd(family: str = "llama") -> FrozenBase:
+    """A base with adapters of different modules, one of them high up, one on the head."""
+    base = tiny_base(family)
+    placements = {
+        "default": "all-linear",
+        "attention": "attention",
+        "head": PlacementConfig(modules=["q_proj", "lm_head"]),
+    }
+    for seed, (name, placement) in enumerate(placements.items()):
+        attach(base, tiny_plan(placement, family=family), name=name, seed=seed)
+    return base
+
+
+CROWD = (None, "default", "head", "attention")
+
+
+def sums(base: FrozenBase, *adapters: str | None, **changes: object) -> list[list[float]]:
+    asked = {"batch_tokens": 150} | changes
+    found = score_adapters(base, EXAMPLES, adapters=adapters, **asked)
+    return [[score.nll_sum_nats for score in scores] for scores in found]
+
+
+def test_one_pass_for_many_adapters_scores_each_as_alone():
+    base = crowd()
+    together = sums(base, *CROWD)
+    for adapter, found in zip(CROWD, together, strict=True):
+        assert found == pytest.approx(scores(base, adapter=adapter), rel=1e-6)
+    assert len({round(sum(found), 3) for found in together}) == len(CROWD)
+
+
+def test_the_order_of_adapters_and_the_batch_do_not_matter():
+    base = crowd()
+    whole = sums(base, *CROWD)
+    for changed in (sums(base, *CROWD[::-1])[::-1], sums(base, *CROWD, batch_tokens=1)):
+        for found, expected in zip(changed, whole, strict=True):
+            assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_one_adapter_in_a_pass_is_that_adapter_alone_bit_for_bit():
+    base = crowd()
+    for adapter in CROWD:
+        assert sums(base, adapter, batch_tokens=50) == [scores(base, adapter=adapter)]
+
+
+def test_copies_for_adapters_count_as_tokens_of_the_pass(monkeypatch):
+    base, tokens = crowd(), []
+    token_nll = FrozenBase.token_nll
+
+    def note(self, row, **kwargs):
+        tokens.append(row.num_tokens)
+        return token_nll(self, row, **kwargs)
+
+    monkeypatch.setattr(FrozenBase, "token_nll", note)
+    done: list[int] = []
+    sums(base, *CROWD, progress=done.append)
+    assert sum(done) == len(EXAMPLES)
+    assert sum(tokens) == len(CROWD) * sum(example.num_tokens for example in EXAMPLES)
+    assert max(tokens) <= 150
+
+
+def test_one_adapter_that_is_not_a_number_is_named():
+    base = crowd()
+    for module in base.model.modules():
+        if isinstance(module, RoutedLinear) and "attention" in module.lora_B:
+            module.lora_B["attention"].weight.data[0, 0] = math.nan
+    with pytest.raises(NonFiniteError, match="the loss of adapter 'attention' is nan on record"):
+        sums(base, *CROWD)
+    assert sums(base, "default") == [scores(base, adapter="default", batch_tokens=150)]
+
+
+def test_nothing_to_score_is_no_score():
+    assert score_adapters(tiny_base(), [], adapters=[None, None], batch_tokens=9) == [[], []]
+
+
+@pytest.mark.parametrize("entry_layer", [0, 2])
+def test_kept_states_serve_every_adapter_above_them(entry_layer):
+    base = base_of(stock_model())
+    upper = PlacementConfig(modules=["q_proj", "down_proj"], layers=[2])
+    for seed, name in enumerate(("one", "two")):
+        attach(base, tiny_plan(upper), name=name, seed=seed)
+    store = TrunkStore(base, weights_digest="w", folder=None, memory_bytes=10**6)
+    adapters = (None, "one", "two")
+    found = sums(base, *adapters, trunk=store, entry_layer=entry_layer)
+    assert store.computed == (len(EXAMPLES) if entry_layer else 0)
+    for mine, expected in zip(found, sums(base, *adapters), strict=True):
+        assert mine == pytest.approx(expected, rel=1e-6)
+    assert found[1] != found[2]
 
 
 def test_likelihood_weighs_tokens_and_not_examples():

@@ -7,16 +7,30 @@ depend on how they were grouped; this does not (reference: transformers#39241).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from loracle.data import Example
 from loracle.data.packing import batches_by_tokens, pack
+from loracle.decode import (
+    CACHE_TOKENS,
+    decode_greedily,
+    decodes_exactly,
+    generate_greedily,
+    prompt_batches,
+)
+from loracle.decode import greedy as greedy  # noqa: PLC0414 - part of what this module offers
 from loracle.errors import NonFiniteError
 from loracle.model.base import FrozenBase
 from loracle.model.lora import Route
+
+if TYPE_CHECKING:
+    from loracle.model.trunk import Trunk, TrunkStore
 
 Progress = Callable[[int], None]
 """Called with the number of examples just done."""
@@ -83,35 +97,95 @@ def score_examples(
     batch_tokens: int,
     progress: Progress = lambda _: None,
 ) -> list[ExampleScore]:
-    """Returns the score of each example, in order.
+    """Returns the score of each example, in order, through one adapter or the base alone.
+
+    Raises:
+        NonFiniteError: If an example's NLL is NaN or infinite.
+    """
+    (scores,) = score_adapters(
+        base, examples, adapters=[adapter], batch_tokens=batch_tokens, progress=progress
+    )
+    return scores
+
+
+def score_adapters(
+    base: FrozenBase,
+    examples: Sequence[Example],
+    *,
+    adapters: Sequence[str | None],
+    batch_tokens: int,
+    trunk: TrunkStore | None = None,
+    entry_layer: int = 0,
+    progress: Progress = lambda _: None,
+) -> list[list[ExampleScore]]:
+    """Returns the score of each example, in order, for each adapter; one pass serves all of them.
+
+    A row holds a batch of examples once per adapter.
 
     Args:
         base: The frozen model.
         examples: Tokens and targets.
-        adapter: Adapter name; None: the untuned base.
+        adapters: Adapter names; None: the untuned base.
         batch_tokens: Tokens per forward pass; changes memory, nothing else.
+        trunk: Hidden states that no adapter changes.
+        entry_layer: Lowest decoder layer that any of the adapters is in; below it the states of
+            ``trunk`` are used.
         progress: Called after each pass.
 
     Raises:
         NonFiniteError: If an example's NLL is NaN or infinite.
     """
     by_length = sorted(range(len(examples)), key=lambda i: examples[i].num_tokens)
-    lengths = [examples[i].num_tokens for i in by_length]
-    sums: dict[int, float] = {}
+    copies = len(adapters)
+    lengths = [copies * examples[i].num_tokens for i in by_length]
+    parts: list[Tensor] = []
     for batch in batches_by_tokens(lengths, budget=batch_tokens):
-        indices = [by_length[place] for place in batch]
-        row = pack([examples[i] for i in indices], device=base.device)
-        with torch.no_grad():
-            nll = base.token_nll(row, routes=routes_to(adapter))
-        totals = [part.double().sum() for part in nll.split(row.num_targets)]
-        sums |= zip(indices, torch.stack(totals).tolist(), strict=True)
-        progress(len(indices))
+        chosen = [examples[by_length[place]] for place in batch]
+        states = trunk.states(chosen, layer=entry_layer) if trunk and entry_layer else None
+        if states is not None:
+            states = replace(states, states=states.states.repeat(copies, 1))
+        parts.append(_nll_sums(base, chosen, adapters=adapters, trunk=states))
+        progress(len(chosen))
+    # Moved once: a GPU that is asked after every pass waits for the host.
+    sums = torch.cat(parts, dim=1).tolist() if parts else [[]] * copies
+    found = [dict(zip(by_length, row, strict=True)) for row in sums]
+    for adapter, row in zip(adapters, found, strict=True):
+        _check_finite(row, examples=examples, adapter=adapter)
+    return [
+        [ExampleScore(examples[i].num_targets, row[i]) for i in range(len(examples))]
+        for row in found
+    ]
+
+
+def _nll_sums(
+    base: FrozenBase,
+    examples: Sequence[Example],
+    *,
+    adapters: Sequence[str | None],
+    trunk: Trunk | None,
+) -> Float64[Tensor, "adapters examples"]:
+    """Returns the NLL of each example through each adapter, left on the device."""
+    row = pack(list(examples) * len(adapters), device=base.device)
+    each = sum(example.num_tokens for example in examples)
+    routes = [
+        Route(adapter, index * each, (index + 1) * each)
+        for index, adapter in enumerate(adapters)
+        if adapter is not None
+    ]
+    with torch.no_grad():
+        nll = base.token_nll(row, routes=routes, trunk=trunk)
+    totals = torch.stack([part.double().sum() for part in nll.split(row.num_targets)])
+    return totals.view(len(adapters), len(examples))
+
+
+def _check_finite(
+    sums: Mapping[int, float], *, examples: Sequence[Example], adapter: str | None
+) -> None:
     for index, value in sums.items():
         if not math.isfinite(value):
             who = f"adapter '{adapter}'" if adapter else "the untuned base"
             row_number = examples[index].record.row
             raise NonFiniteError(f"validation: the loss of {who} is {value} on record {row_number}")
-    return [ExampleScore(examples[i].num_targets, sums[i]) for i in range(len(examples))]
 
 
 def likelihood(scores: Sequence[ExampleScore]) -> Likelihood:
@@ -127,80 +201,67 @@ def answer_prompts(
     *,
     adapter: str | None,
     max_new_tokens: int,
-    batch_size: int,
+    batch_size: int | None = None,
     progress: Progress = lambda _: None,
 ) -> list[Answer]:
-    """Returns the greedy answer to each prompt, in order.
+    """Returns the greedy answer to each prompt, in order, of one adapter or the base alone."""
+    (answers,) = answer_with_adapters(
+        base,
+        prompts,
+        adapters=[adapter],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return answers
 
-    Prompts are decoded in batches of like length, padded on the left, in an order that depends on
-    their lengths only, so base and tuned model see the same batches.
+
+def answer_with_adapters(
+    base: FrozenBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    adapters: Sequence[str | None],
+    max_new_tokens: int,
+    batch_size: int | None = None,
+    cache_tokens: int = CACHE_TOKENS,
+    progress: Progress = lambda _: None,
+) -> list[list[Answer]]:
+    """Returns the greedy answer to each prompt, in order, for each adapter.
+
+    Prompts are decoded in batches of like length that depend on their lengths and on these
+    settings only, so base and tuned model see the same batches.
 
     Args:
         base: The frozen model.
         prompts: Token ids of each prompt.
-        adapter: Adapter name; None: the untuned base.
+        adapters: Adapter names; None: the untuned base.
         max_new_tokens: Tokens per answer.
-        batch_size: Prompts decoded together.
-        progress: Called after each batch.
+        batch_size: Prompts decoded together, at most; None: as many as the cache takes.
+        cache_tokens: Positions that the cache of a batch may take, padding and adapters included.
+        progress: Called after each batch with its number of prompts.
     """
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers: dict[int, Answer] = {}
-    with base.generating(routes_to(adapter)):
-        for indices in _chunks(by_length, size=batch_size):
-            found = _decode(base, [prompts[i] for i in indices], max_new_tokens=max_new_tokens)
-            answers |= zip(indices, found, strict=True)
-            progress(len(indices))
-    return [answers[i] for i in range(len(prompts))]
-
-
-def _chunks(items: Sequence[int], *, size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _decode(
-    base: FrozenBase, prompts: Sequence[Sequence[int]], *, max_new_tokens: int
-) -> list[Answer]:
-    """Returns the answers of one batch: greedy, with a cache, padding masked by position."""
-    width = max(len(prompt) for prompt in prompts)
-    eos = base.tokenizer.eos_token_id
-    ids = torch.full((len(prompts), width), eos, dtype=torch.int64)
-    mask = torch.zeros_like(ids)
-    for index, prompt in enumerate(prompts):
-        ids[index, width - len(prompt) :] = torch.as_tensor(prompt)
-        mask[index, width - len(prompt) :] = 1
-    out = base.model.generate(
-        input_ids=ids.to(base.device),
-        attention_mask=mask.to(base.device),
-        generation_config=greedy(base, max_new_tokens=max_new_tokens),
-    )
-    return [_answer(base, new.tolist(), eos=eos) for new in out[:, width:]]
-
-
-def _answer(base: FrozenBase, new: list[int], *, eos: int) -> Answer:
-    ended = eos in new
-    kept = new[: new.index(eos)] if ended else new
-    return Answer(base.tokenizer.decode(kept, skip_special_tokens=True), hit_limit=not ended)
-
-
-def greedy(base: FrozenBase, *, max_new_tokens: int, min_new_tokens: int = 0) -> object:
-    """Returns a Transformers generation config for greedy decoding and nothing else.
-
-    The model's own generation config is not used: some ship sampling settings that contradict
-    greedy decoding (transformers#29665).
-    """
-    from transformers import GenerationConfig
-
-    eos = base.tokenizer.eos_token_id
-    return GenerationConfig(
+    batches = prompt_batches(
+        [len(prompt) for prompt in prompts],
+        copies=len(adapters),
         max_new_tokens=max_new_tokens,
-        min_new_tokens=min_new_tokens or None,
-        do_sample=False,
-        num_beams=1,
-        eos_token_id=eos,
-        pad_token_id=eos,
-        bos_token_id=base.tokenizer.bos_token_id,
+        cache_tokens=cache_tokens,
+        most=batch_size,
     )
+    decode = decode_greedily if prompts and decodes_exactly(base) else generate_greedily
+    answers: list[dict[int, Answer]] = [{} for _ in adapters]
+    for indices in batches:
+        chosen = [prompts[i] for i in indices]
+        told = decode(base, chosen, adapters=adapters, max_new_tokens=max_new_tokens)
+        for mine, tokens in zip(answers, told, strict=True):
+            mine |= zip(indices, (_answer(base, new) for new in tokens), strict=True)
+        progress(len(indices))
+    return [[mine[i] for i in range(len(prompts))] for mine in answers]
+
+
+def _answer(base: FrozenBase, new: list[int]) -> Answer:
+    ended = new[-1:] == [base.tokenizer.eos_token_id]
+    kept = new[:-1] if ended else new
+    return Answer(base.tokenizer.decode(kept, skip_special_tokens=True), hit_limit=not ended)
 
 
 def score_answers(answers: Sequence[Answer], *, references: Sequence[str]) -> TextScore:
