@@ -19,8 +19,6 @@ import torch
 from datasets import Dataset, disable_progress_bars
 from peft import LoraConfig, get_peft_model
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -41,6 +39,9 @@ from workload import (
     load_frozen,
     padded,
     plan_of,
+    shape_of,
+    stock_model,
+    tokenizer_of,
 )
 
 Rows = list[dict[str, Any]]
@@ -96,7 +97,7 @@ def peft_loop(work: Workload) -> Rows:
     model = _peft_model(work, dtype=work.dtype).train()
     trained = copy_initial(model, seed=config.seed)
     optimizer = torch.optim.AdamW(trained, weight_decay=config.train.weight_decay, fused=True)
-    pad = AutoTokenizer.from_pretrained(work.folder).eos_token_id
+    pad = tokenizer_of(work).eos_token_id
     rows, ended = [], time.perf_counter()
     for index, batch in enumerate(work.batches):
         optimizer.param_groups[0]["lr"] = learning_rate(index, train=config.train)
@@ -120,7 +121,7 @@ def peft_loop(work: Workload) -> Rows:
 def trainer_loop(work: Workload) -> Rows:
     """Takes the steps with Transformers' Trainer around a PEFT model."""
     model = _peft_model(work, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(work.folder)
+    tokenizer = tokenizer_of(work)
     settings = _trainer_settings(work) | {"bf16": work.dtype == torch.bfloat16}
 
     def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
@@ -145,12 +146,16 @@ def trl_loop(**changes: Any) -> Loop:
 
         with _scratch() as folder:
             chosen = _trl_settings(work, changes)
+            model: Any = str(work.folder)
+            if work.geometry is not None:
+                named = chosen.pop("model_init_kwargs", {}).get("dtype", "float32")
+                model = stock_model(work, dtype=getattr(torch, named))
             with quiet_transformers():
                 trainer = SFTTrainer(
-                    model=str(work.folder),
+                    model=model,
                     args=SFTConfig(output_dir=folder, **chosen),
                     train_dataset=_dataset(work),
-                    processing_class=AutoTokenizer.from_pretrained(work.folder),
+                    processing_class=tokenizer_of(work),
                     peft_config=_peft_config(work),
                 )
             return _clocked(trainer, work)
@@ -238,17 +243,11 @@ def run_contender(contender: Contender, work: Workload) -> Rows:
 
 def _peft_model(work: Workload, *, dtype: torch.dtype) -> torch.nn.Module:
     with quiet_transformers():
-        stock = AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype).to(work.device)
-        return get_peft_model(stock, _peft_config(work, model=stock))
+        return get_peft_model(stock_model(work, dtype=dtype), _peft_config(work))
 
 
-def _peft_config(work: Workload, *, model: torch.nn.Module | None = None) -> LoraConfig:
-    if model is None:
-        with torch.device("meta"), quiet_transformers():
-            from transformers import AutoConfig
-
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(work.folder))
-    plan = plan_of(model, work.config)
+def _peft_config(work: Workload) -> LoraConfig:
+    plan = plan_of(shape_of(work), work.config)
     return LoraConfig(**peft_config_of(plan, dropout=work.config.lora.dropout))
 
 

@@ -17,12 +17,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from loracle.device import keep_large_blocks, synchronize
 from loracle.model.head import CHUNK_ROWS
 from loracle.placement import ModulePlan
-from workload import Workload, counts_of, plan_of
+from workload import Workload, counts_of, plan_of, shape_of
 
 _REPEATS = 5
 _WARM_UPS = 2
@@ -34,8 +33,7 @@ Product = tuple[int, int, int]
 def floor_rows(work: Workload) -> list[dict[str, Any]]:
     """Returns the floor of each batch of the block, in seconds."""
     keep_large_blocks()
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(work.folder))
+    model = shape_of(work)
     plan = plan_of(model, work.config)
     everything = plan_of(
         model,

@@ -16,12 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -60,48 +57,30 @@ def _arguments() -> argparse.Namespace:
 
 def bench(*, rounds: int, steps: int, overrides: Sequence[str], only: list[str] | None) -> None:
     """Runs what is missing, block by block, and writes the report."""
+    from blocks import logged
     from contenders import CONTENDERS, TUNED
-    from figures import dated, read_lines, sources_digest, write_report
+    from figures import dated, sources_digest, write_report
     from standings import markdown, summarise
     from workload import open_source
 
-    key = {"sources": sources_digest(), "overrides": list(overrides), "steps": steps}
-    key["rounds"] = rounds
     open_source(overrides)  # fetches what is missing; the blocks run offline
+    key = {"sources": sources_digest(), "overrides": list(overrides)}
     names = only or [*CONTENDERS, "trl-tuned", "trl-tuned-system", "floor"]
-    tuned: str | None = None
-    if any(name.startswith("trl-tuned") for name in names):
-        for candidate in TUNED:
-            spec = key | {"contender": f"tune:{candidate}", "round": 0, "steps": _TUNING_STEPS}
-            run_once(spec | {"rounds": 1})
-        tuned = fastest_of(rows_of(read_lines(_LOG), key["sources"], prefix="tune:"))
-    for turn in range(rounds):
-        for name in names:
-            run_once(key | {"contender": name, "round": turn, "tuned": tuned})
-    blocks = [row for row in read_lines(_LOG) if row["spec"]["sources"] == key["sources"]]
-    wanted = [row for row in blocks if _belongs(row, names=names, key=key, tuned=tuned)]
-    report = summarise(wanted, tuned=tuned)
+    trials = [
+        key | {"contender": f"tune:{name}", "round": 0, "rounds": 1, "steps": _TUNING_STEPS}
+        for name in (TUNED if any(name.startswith("trl-tuned") for name in names) else ())
+    ]
+    for spec in trials:
+        run_logged(spec)
+    tuned = fastest_of(logged(_LOG, trials)) if trials else None
+    key |= {"steps": steps, "rounds": rounds, "tuned": tuned}
+    specs = [key | {"contender": name, "round": turn} for turn in range(rounds) for name in names]
+    for spec in specs:
+        run_logged(spec)
+    report = summarise(logged(_LOG, trials + specs), tuned=tuned)
     path = dated("peers", report["environment"]["device"]["name"])
     write_report(path, report)
     print(f"{markdown(report)}\n\n{report['loss_table']}\n\nwritten to {path}")
-
-
-def _belongs(row: Row, *, names: Iterable[str], key: Row, tuned: str | None) -> bool:
-    spec = row["spec"]
-    if spec["contender"].startswith("tune:"):
-        return spec["overrides"] == key["overrides"] and tuned is not None
-    return spec["contender"] in names and spec == key | {
-        "contender": spec["contender"], "round": spec["round"], "tuned": tuned
-    }  # fmt: skip
-
-
-def rows_of(blocks: Iterable[Row], sources: str, *, prefix: str) -> list[Row]:
-    """Returns the blocks of one state of the sources whose contender begins with ``prefix``."""
-    return [
-        block
-        for block in blocks
-        if block["spec"]["sources"] == sources and block["spec"]["contender"].startswith(prefix)
-    ]
 
 
 def fastest_of(blocks: Sequence[Row]) -> str:
@@ -119,26 +98,21 @@ def seconds_per_token(rows: Iterable[Row]) -> float:
     return sum(r["step_time_s"] for r in counted) / sum(r["num_tokens"] for r in counted)
 
 
-def run_once(spec: Row) -> None:
-    """Runs a block in a process of its own and logs it, unless it is logged already."""
-    from figures import append_line, read_lines
+def run_logged(spec: Row) -> None:
+    """Runs a block unless it is logged already, and prints what it took."""
+    from blocks import run_once
 
-    if any(row["spec"] == spec for row in read_lines(_LOG)):
-        return
     began = time.perf_counter()
-    command = [sys.executable, __file__, "--worker", json.dumps(spec)]
-    offline = os.environ | {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"}
-    done = subprocess.run(command, env=offline, stdout=subprocess.PIPE, text=True, check=False)
-    failed = {"error": f"exit status {done.returncode}", "rows": [], "peak_gib": None}
-    row = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else failed
-    if row.get("sources", spec["sources"]) != spec["sources"]:
-        raise SystemExit("the sources changed while the benchmark ran; start it again")
-    ended = datetime.now(UTC).isoformat(timespec="seconds")
-    append_line(_LOG, {"spec": spec, "ended_at": ended, **row})
+    row = run_once(spec, script=__file__, log=_LOG)
+    if row is None:
+        return
     times = [f"{r['step_time_s']:.2f}" for r in row["rows"] if "step_time_s" in r]
-    print(f"round {spec['round'] + 1} {spec['contender']}: steps {' '.join(times) or '-'} s, "
-          f"peak {row['peak_gib'] or 0:.2f} GiB, block {time.perf_counter() - began:.0f} s"
-          f"{' FAILED: ' + row['error'] if row['error'] else ''}", flush=True)  # fmt: skip
+    failed = f" FAILED: {row['error']}" if row["error"] else ""
+    print(
+        f"round {spec['round'] + 1} {spec['contender']}: steps {' '.join(times) or '-'} s, "
+        f"peak {row['peak_gib'] or 0:.2f} GiB, block {time.perf_counter() - began:.0f} s{failed}",
+        flush=True,
+    )
 
 
 def run_block(spec: Row) -> Row:

@@ -9,8 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 import loracle
+from geometry import (
+    GEOMETRIES,
+    alpaca_like_lengths,
+    bare_tokenizer,
+    random_base,
+    random_examples,
+    random_model,
+)
 from loracle.config import Config
 from loracle.data import Example, PreparedData
 from loracle.environment import without_folder
@@ -18,11 +33,12 @@ from loracle.model.adapters import initial_a
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
 from loracle.placement import ModulePlan
+from loracle.quiet import quiet_transformers
 from loracle.schedule import DataOrder
 
 Batch = list[Example]
 
-# source: get_length_grouped_indices, huggingface/transformers@v5.23.0 trainer_pt_utils.py
+# source: get_length_grouped_indices, transformers@v5.23.0 trainer_pt_utils.py
 _MEGABATCH = 50
 
 
@@ -38,6 +54,8 @@ class Workload:
     device: torch.device
     dtype: torch.dtype
     """Of the frozen base in our loop and in the hand-written one."""
+    geometry: str | None = None
+    """A published shape with random weights, in place of the model in ``folder``."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +74,6 @@ class Source:
 
 def open_source(overrides: Sequence[str]) -> Source:
     """Returns the standard baseline's model and data, with ``key=value`` overrides."""
-    from transformers import AutoTokenizer
-
     config = loracle.load_config(
         "base_config", overrides=["train.warmup_frac=0.0", "train.max_steps=60", *overrides]
     )
@@ -203,4 +219,76 @@ class FixedOrder:
 
 def load_frozen(work: Workload) -> FrozenBase:
     """Returns our frozen base for the block."""
+    if work.geometry is not None:
+        return random_base(work.geometry, device=work.device, dtype=work.dtype)
     return loracle.load_base(work.folder, device=work.device, dtype=work.dtype)
+
+
+def stock_model(work: Workload, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Returns the same model as Transformers loads it."""
+    if work.geometry is not None:
+        return random_model(work.geometry, device=work.device, dtype=dtype)
+    with quiet_transformers():
+        return AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype).to(work.device)
+
+
+def shape_of(work: Workload) -> PreTrainedModel:
+    """Returns the model without its weights."""
+    meta = torch.device("meta")
+    if work.geometry is not None:
+        return random_model(work.geometry, device=meta, dtype=work.dtype)
+    with meta, quiet_transformers():
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(work.folder))
+
+
+def tokenizer_of(work: Workload) -> PreTrainedTokenizerBase:
+    """Returns the model's tokenizer; one that only pads for random weights."""
+    if work.geometry is not None:
+        return bare_tokenizer()
+    return AutoTokenizer.from_pretrained(work.folder)
+
+
+def random_work(
+    geometry: str,
+    *,
+    num_steps: int,
+    batch_size: int,
+    device: str = "auto",
+    dtype: str = "auto",
+    length: int | None = None,
+) -> Workload:
+    """Returns a warm-up and ``num_steps`` batches of random tokens for a random model.
+
+    Args:
+        geometry: A key of ``GEOMETRIES``.
+        num_steps: Counted steps.
+        batch_size: Examples per step.
+        device: As in a config.
+        dtype: As in a config.
+        length: Tokens of every example; None: spread as Alpaca's.
+    """
+    config = loracle.load_config(
+        "base_config",
+        overrides=[
+            "train.warmup_frac=0.0",
+            f"train.max_steps={num_steps + 1}",
+            f"train.batch_size={batch_size}",
+            f"device={device}",
+            f"dtype={dtype}",
+        ],
+    )
+    count = batch_size * (num_steps + 1)
+    lengths = [length] * count if length else alpaca_like_lengths(count, seed=0)
+    vocab = GEOMETRIES[geometry]["vocab_size"]
+    examples = random_examples(lengths, vocab=vocab, seed=0)
+    there = loracle.choose_device(config.device)
+    return Workload(
+        config=config,
+        folder=Path(),
+        batches=tuple(
+            examples[start : start + batch_size] for start in range(0, count, batch_size)
+        ),
+        device=there,
+        dtype=loracle.choose_dtype(config.dtype, device=there),
+        geometry=geometry,
+    )

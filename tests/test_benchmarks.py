@@ -1,18 +1,25 @@
 import importlib.util
 import json
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
+import ablation
 import floor
+import geometry
+import gpu
+import scaling
 import standings
 import workload
+from blocks import run_once
+from bundles import Point, measure_point, point_figures
 from contenders import CONTENDERS, TUNED, Contender, run_contender
 from figures import bootstrap, quartiles, read_lines, table
 from tiny import save_tiny_model, write_records
+from tricks import TRICKS, block_mask
 
 ROOT = Path(__file__).parents[1]
 NEEDS_TRL = pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="TRL is optional")
@@ -261,6 +268,172 @@ def test_the_readmes_table_is_that_of_the_committed_result():
         pytest.skip("no benchmark is committed yet")
     report = json.loads((ROOT / found[1]).read_text(encoding="utf-8"))
     assert found[2] == standings.markdown(report)
+
+
+def settings_of(source: workload.Source) -> list[str]:
+    return [
+        f"model=path:{source.folder}",
+        f"data.source={source.config.data.source}",
+        "data.max_tokens=256",
+        "dtype=float32",
+        "lora.dropout=0.0",
+        "train.batch_size=4",
+    ]
+
+
+def test_without_dropout_no_trick_changes_the_loss_or_the_gradient(source: workload.Source):
+    spec = {"allocator": False, "tricks": [], "steps": 1, "overrides": settings_of(source)}
+    block_ = ablation.measure(spec)
+    for step in (0, 1):
+        rows = [row for row in block_["rows"] if row["step"] == step]
+        assert [row["variant"] for row in rows] == ["whole engine", *TRICKS]
+        for row in rows[1:]:
+            for key in ("loss_nats_per_token", "grad_norm"):
+                assert row[key] == pytest.approx(rows[0][key], rel=1e-5), row["variant"]
+
+
+def test_an_ablation_compares_each_variant_with_the_whole_on_the_same_batch():
+    variants = {"whole engine": 2.0, "head in chunks": 3.0}
+    rows = [
+        {
+            "variant": name,
+            "step": step,
+            "warm_up": step == 0,
+            "step_time_s": time * (step + 1),
+            "loss_nats_per_token": 1.0,
+        }
+        for step in range(3)
+        for name, time in variants.items()
+    ]
+    block_ = {"rows": rows, "environment": {}, "spec": {}}
+    told = [
+        {"rows": rows[::2], "spec": {"allocator": allocator, "round": 0}}
+        for allocator in (True, False)
+    ]
+    report = ablation.report_of([block_], told)
+    assert report["figures"]["head in chunks"]["times_whole"] == 1.5
+    assert report["figures"]["large blocks kept by malloc"]["times_whole"] == 1.0
+    text = ablation.markdown(report)
+    assert "| head in chunks → all logits at once | 7.50 | 1.50 [1.50 to 1.50] |" in text
+
+
+def test_a_masked_row_sees_its_own_sequence_and_what_came_before():
+    mask = block_mask((2, 1), device=torch.device("cpu"))
+    assert mask.tolist() == [[True, False, False], [True, True, False], [False, False, True]]
+
+
+def test_lengths_are_spread_like_alpacas():
+    lengths = geometry.alpaca_like_lengths(4000, seed=1)
+    assert sum(lengths) / len(lengths) == pytest.approx(207, rel=0.05)
+    assert sorted(lengths)[2000] == pytest.approx(166, rel=0.05)
+
+
+@pytest.mark.parametrize("name", geometry.GEOMETRIES)
+def test_a_geometry_has_the_published_parameter_count(name: str):
+    published = {"smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120,
+                 "llama-2-7b": 6_738_415_616}  # fmt: skip
+    model = geometry.random_model(name, device=torch.device("meta"), dtype=torch.float32)
+    assert model.num_parameters() == published.get(name, model.num_parameters())
+
+
+def test_random_work_is_done_by_ours_and_by_a_peft_loop_alike():
+    work = workload.random_work(
+        "tiny", num_steps=2, batch_size=2, device="cpu", dtype="float32", length=24
+    )
+    no_dropout = work.config.lora.model_copy(update={"dropout": 0.0})
+    work = replace(work, config=work.config.model_copy(update={"lora": no_dropout}))
+    ours, theirs = (
+        losses(run_contender(CONTENDERS[name], work)) for name in ("loracle", "peft-loop")
+    )
+    assert theirs == pytest.approx(ours, rel=1e-4)
+
+
+def test_a_point_counts_the_tokens_of_all_its_runs():
+    one, two = (
+        measure_point(Point("tiny", runs=runs, batch=2, device="cpu", dtype="float32"))
+        for runs in (1, 2)
+    )
+    tokens = [[row["num_tokens"] for row in each["rows"]] for each in (one, two)]
+    assert tokens[1] == [2 * count for count in tokens[0]]
+    assert two["rows"][0]["gflop"] == pytest.approx(2 * one["rows"][0]["gflop"], rel=0.01)
+    assert [len(row["loss_nats_per_token"]) for row in two["rows"]] == [2, 2, 2]
+    assert point_figures(two)["tokens_per_s"] > 0
+
+
+def test_the_second_epoch_of_a_trunk_computes_nothing_again():
+    point = Point(
+        "tiny", batch=2, epochs=2, placement="last-third", trunk=True, device="cpu", dtype="float32"
+    )
+    block_ = measure_point(point)
+    assert block_["trunk"] == {"hits": 4, "computed": 4}
+    assert [row["warm_up"] for row in block_["rows"]] == [True, True, False, False]
+
+
+def point_block(spec: dict, *, seconds: float, tokens: int) -> dict:
+    rows = [
+        {"step": s, "warm_up": s == 0, "step_time_s": seconds, "num_tokens": tokens, "gflop": 100.0}
+        for s in range(3)
+    ]
+    return {"spec": spec, "error": None, "rows": rows, "peak_gib": 1.0, "environment": {}}
+
+
+def test_each_series_of_scaling_changes_one_thing():
+    for name, points in scaling.series_of("smollm2-135m", steps=2).items():
+        assert len(points) == len(set(points)) >= 2, name
+    blocks = {
+        "runs in a bundle": [
+            point_block(
+                {"point": asdict(Point("smollm2-135m", runs=runs))}, seconds=1.0 * runs, tokens=100
+            )
+            for runs in (1, 2)
+        ]
+    }
+    text = scaling.markdown(scaling.report_of(blocks))
+    assert "| as by default | 1.00 | 100 | 1.00 |" in text
+    assert "| runs 2 | 2.00 | 50 | 1.00 |" in text
+
+
+def test_a_gpu_report_compares_a_bundle_with_its_runs_in_turn():
+    specs = gpu.specs_of(small="tiny", large="half-smollm2", steps=2)
+    assert {"tiny, bundle of 16", "half-smollm2, batch 8", "tiny, batch 8, peft-loop"} <= set(specs)
+    named = {name: {"name": name, **spec} for name, spec in specs.items()}
+    rate = {"spec": named["matrix rate"], "error": None, "rows": [], "peak_gib": None,
+            "gflop_per_s": 400.0, "environment": {}}  # fmt: skip
+    one = point_block(named["tiny, bundle of 1"], seconds=1.0, tokens=100)
+    eight = point_block(named["tiny, bundle of 8"], seconds=2.0, tokens=800)
+    broken = {"spec": named["tiny, bundle of 16"], "error": "exit status 1", "rows": []}
+    report = gpu.report_of([rate, one, eight, broken])
+    assert report["figures"]["tiny, bundle of 8"]["times_the_same_runs_in_turn"] == 4.0
+    assert report["figures"]["tiny, bundle of 1"]["share_of_matrix_rate"] == 0.25
+    assert report["failed"] == {"tiny, bundle of 16": "exit status 1"}
+    assert "| tiny, bundle of 8 | 2.000 | 400 | 0.12 | 4.0 | 1.00 |" in gpu.markdown(report)
+
+
+def test_a_gpu_benchmarks_own_blocks_run_on_a_cpu_too():
+    spec = {"kind": "peer", "contender": "peft-loop", "geometry": "tiny", "batch": 2, "steps": 1}
+    assert len(gpu.measure(spec)["rows"]) == 2
+    assert gpu.measure({"kind": "rate"})["gflop_per_s"] > 0
+
+
+def test_a_block_is_run_once_and_its_failure_is_a_result(tmp_path: Path):
+    script, log = tmp_path / "worker.py", tmp_path / "log.jsonl"
+    script.write_text(
+        "import json, sys\n"
+        "spec = json.loads(sys.argv[2])\n"
+        "print('noise')\n"
+        "sys.exit(3) if spec['fails'] else print(json.dumps({'error': None, 'rows': [1]}))\n"
+    )
+    for fails in (False, True, False):
+        run_once({"fails": fails}, script=str(script), log=log)
+    rows = read_lines(log)
+    assert [(row["error"], row["rows"]) for row in rows] == [(None, [1]), ("exit status 3", [])]
+
+
+def test_sources_that_change_between_blocks_stop_the_benchmark(tmp_path: Path):
+    script = tmp_path / "worker.py"
+    script.write_text('print(\'{"sources": "new", "rows": []}\')\n')
+    with pytest.raises(SystemExit, match="sources changed"):
+        run_once({"sources": "old"}, script=str(script), log=tmp_path / "log.jsonl")
 
 
 def test_a_contender_is_a_label_and_a_loop():

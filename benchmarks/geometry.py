@@ -1,0 +1,132 @@
+"""Models of published shapes with random weights: speed and memory do not depend on the weights."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from loracle.data import Example, Record
+from loracle.model.attention import PACKED, register_packed_attention
+from loracle.model.base import FrozenBase
+from loracle.quiet import quiet_transformers
+
+_SMOLLM2_135M = {
+    "model_type": "llama",
+    "vocab_size": 49152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
+
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "tiny": _SMOLLM2_135M
+    | {
+        "vocab_size": 384,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+    },
+    "half-smollm2": _SMOLLM2_135M
+    | {
+        "hidden_size": 384,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+    },
+    "smollm2-135m": _SMOLLM2_135M,
+    "smollm2-360m": _SMOLLM2_135M
+    | {
+        "hidden_size": 960,
+        "intermediate_size": 2560,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 15,
+        "num_key_value_heads": 5,
+    },
+    "llama-2-7b": _SMOLLM2_135M
+    | {
+        "vocab_size": 32000,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+    },
+}
+"""Sources: the config.json of HuggingFaceTB/SmolLM2-135M and -360M and meta-llama/Llama-2-7b-hf;
+``half-smollm2`` and ``tiny`` are ours."""
+
+# Of alpaca_en_demo with SmolLM2's tokenizer: median and mean tokens, share of the response.
+# measured (DESIGN.md section 7)
+_MEDIAN_TOKENS, _SPREAD, _TARGET_FRAC = 166, 0.78, 0.74
+_SHORTEST, _LONGEST = 64, 512
+
+
+def random_model(
+    name: str, *, device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
+) -> PreTrainedModel:
+    """Returns a model of the named geometry as Transformers builds it, the same weights always."""
+    config = AutoConfig.for_model(**GEOMETRIES[name])
+    with quiet_transformers(), torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+
+
+def random_base(name: str, *, device: torch.device, dtype: torch.dtype) -> FrozenBase:
+    """Returns a frozen base of the named geometry, ready for adapters."""
+    register_packed_attention()
+    model = random_model(name, device=device, dtype=dtype, attention=PACKED)
+    return FrozenBase(
+        model=model.eval().requires_grad_(False),
+        tokenizer=bare_tokenizer(),
+        device=device,
+        dtype=dtype,
+    )
+
+
+def bare_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer that only knows how to pad: the examples are token ids already."""
+    backend = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
+
+
+def alpaca_like_lengths(count: int, *, seed: int) -> list[int]:
+    """Returns lengths spread as those of Alpaca's demo records: skewed, a mean of 207."""
+    draw = random.Random(seed)
+    return [
+        min(_LONGEST, max(_SHORTEST, round(_MEDIAN_TOKENS * draw.lognormvariate(0.0, _SPREAD))))
+        for _ in range(count)
+    ]
+
+
+def random_examples(lengths: Sequence[int], *, vocab: int, seed: int) -> list[Example]:
+    """Returns examples of these lengths with random tokens; each differs from all others."""
+    draw = random.Random(seed)
+    record = Record(1, "Say.", "", "Said.")
+    return [
+        Example(
+            record=record,
+            input_ids=tuple(draw.randrange(3, vocab) for _ in range(length)),
+            num_prompt=max(1, round(length * (1 - _TARGET_FRAC))),
+            truncated=False,
+        )
+        for length in lengths
+    ]

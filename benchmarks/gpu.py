@@ -1,0 +1,240 @@
+"""The engine on a GPU: bundles of a small model, a 7B, and the peers, with random weights.
+
+    python benchmarks/gpu.py [--wheels DIR] [--only WORD ...]
+
+Speed and memory do not depend on the weights, so the machine needs no model and no network. With
+``--wheels`` the wheels in a folder (TRL, jaxtyping, pydantic, ...) are installed beside the
+environment first, and seen by this benchmark alone. Every block is a process of its own; a block
+that is done is not done again (``runs/bench/gpu.jsonl``). Writes
+``results/gpu/engine-<date>-<device>.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+_LOG = Path("runs/bench/gpu.jsonl")
+_SITE = Path("runs/bench/site")
+_ROOT = Path(__file__).resolve().parents[1]
+
+Spec = dict[str, Any]
+
+
+def main() -> None:
+    given = _arguments()
+    if given.wheels:
+        _start_again_with(given.wheels)
+    if given.worker:
+        print(json.dumps(measure(json.loads(given.worker))))
+        return
+    chosen = {
+        name: spec
+        for name, spec in specs_of(small=given.small, large=given.large, steps=given.steps).items()
+        if not given.only or any(word in name for word in given.only)
+    }
+    run(chosen, out=given.out)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="install these wheels first")
+    parser.add_argument("--only", action="append", metavar="WORD", help="blocks with it in a name")
+    parser.add_argument("--steps", type=int, default=8, help="counted steps of each block")
+    parser.add_argument("--small", default="smollm2-135m", metavar="GEOMETRY")
+    parser.add_argument("--large", default="llama-2-7b", metavar="GEOMETRY")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _start_again_with(wheels: Path) -> None:
+    """Installs the wheels beside the environment; goes on in a process that sees them."""
+    found = sorted(str(path) for path in wheels.glob("*.whl"))
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
+    subprocess.run([*pip, "--no-compile", "--upgrade", "--target", str(_SITE), *found], check=True)
+    before = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join(
+        [str(_SITE.resolve()), str(_ROOT / "src"), *([before] if before else [])]
+    )
+    kept = [word for index, word in enumerate(sys.argv[1:]) if not _is_wheels(index + 1)]
+    os.execve(sys.executable, [sys.executable, __file__, *kept], os.environ | {"PYTHONPATH": path})
+
+
+def _is_wheels(index: int) -> bool:
+    return sys.argv[index].startswith("--wheels") or sys.argv[index - 1] == "--wheels"
+
+
+def specs_of(*, small: str, large: str, steps: int) -> dict[str, Spec]:
+    """Returns the blocks by name: what is measured, and at which shape."""
+    blocks: dict[str, Spec] = {"matrix rate": {"kind": "rate"}}
+    for runs in (1, 4, 8, 16):
+        blocks[f"{small}, bundle of {runs}"] = _ours(small, runs=runs, batch=8, steps=steps)
+    for batch in (4, 8):
+        blocks[f"{large}, batch {batch}"] = _ours(large, runs=1, batch=batch, steps=steps)
+    peers = ["peft-loop"]
+    if importlib.util.find_spec("trl") is not None:
+        peers += ["trl-bf16", "trl-shipped"]
+    for peer in peers:
+        for geometry, batch in ((small, 8), (large, 4), (large, 8)):
+            blocks[f"{geometry}, batch {batch}, {peer}"] = {
+                "kind": "peer",
+                "contender": peer,
+                "geometry": geometry,
+                "batch": batch,
+                "steps": steps,
+            }
+    return blocks
+
+
+def _ours(geometry: str, *, runs: int, batch: int, steps: int) -> Spec:
+    point = {"geometry": geometry, "runs": runs, "batch": batch, "steps": steps}
+    return {"kind": "ours", "point": point}
+
+
+def measure(spec: Spec) -> dict[str, Any]:
+    """Returns what one block measured; the process is its own."""
+    if spec["kind"] == "rate":
+        return _rate()
+    if spec["kind"] == "peer":
+        return _peer(spec)
+    from bundles import Point, measure_point
+
+    return measure_point(Point(**spec["point"]))
+
+
+def _rate() -> dict[str, Any]:
+    """Returns the best rate of one large square product: what the device can be asked for."""
+    import loracle
+    from figures import environment_of
+    from floor import product_s
+
+    device = loracle.choose_device("auto")
+    dtype = loracle.choose_dtype("auto", device=device)
+    size = 8192 if device.type == "cuda" else 512
+    best = min(product_s((size, size, size), device=device, dtype=dtype) for _ in range(3))
+    return {
+        "error": None,
+        "rows": [],
+        "peak_gib": None,
+        "gflop_per_s": 2 * size**3 / best / 1e9,
+        "environment": environment_of(device, dtype),
+    }
+
+
+def _peer(spec: Spec) -> dict[str, Any]:
+    from contenders import CONTENDERS, run_contender
+    from figures import environment_of, peak_gib
+    from workload import random_work
+
+    work = random_work(spec["geometry"], num_steps=spec["steps"], batch_size=spec["batch"])
+    rows = run_contender(CONTENDERS[spec["contender"]], work)
+    return {
+        "error": None,
+        "rows": rows,
+        "peak_gib": peak_gib(work.device),
+        "environment": environment_of(work.device, work.dtype),
+    }
+
+
+def run(specs: dict[str, Spec], *, out: Path) -> None:
+    """Measures what is missing and writes the report."""
+    from blocks import logged, run_once
+    from figures import dated, sources_digest, write_report
+
+    sources = sources_digest()
+    keyed = {name: {"sources": sources, "name": name, **spec} for name, spec in specs.items()}
+    for name, spec in keyed.items():
+        row = run_once(spec, script=__file__, log=_LOG)
+        if row is not None:
+            print(name, row["error"] or figures_of(row, rate=None), flush=True)
+    report = report_of(logged(_LOG, list(keyed.values())))
+    path = dated("engine", report["environment"]["device"]["name"], folder=str(out))
+    write_report(path, report)
+    print(f"\n{markdown(report)}\n\nwritten to {path}")
+
+
+def figures_of(block: dict[str, Any], *, rate: float | None) -> dict[str, Any]:
+    """Returns a block's figures: seconds per step, rates, share of the matrix rate, peak."""
+    import statistics
+
+    counted = [row for row in block["rows"] if not row["warm_up"]]
+    if not counted:
+        return {"gflop_per_s": block.get("gflop_per_s")}
+    seconds = [row["step_time_s"] for row in counted]
+    done = sum(row.get("gflop", 0.0) for row in counted) / sum(seconds)
+    return {
+        "step_time_s": statistics.median(seconds),
+        "tokens_per_s": sum(row["num_tokens"] for row in counted) / sum(seconds),
+        "gflop_per_s": done or None,
+        "share_of_matrix_rate": done / rate if rate and done else None,
+        "peak_gib": block["peak_gib"],
+    }
+
+
+def report_of(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the report of the logged blocks, with bundles against their runs in turn."""
+    worked = [block for block in blocks if block["error"] is None]
+    rates = [block["gflop_per_s"] for block in worked if block["spec"]["kind"] == "rate"]
+    rate = rates[0] if rates else None
+    figures = {block["spec"]["name"]: figures_of(block, rate=rate) for block in worked}
+    for block in worked:
+        speed_up = _over_in_turn(block, worked)
+        if speed_up is not None:
+            figures[block["spec"]["name"]]["times_the_same_runs_in_turn"] = speed_up
+    return {
+        "schema": 1,
+        "what": "random weights; median seconds per step after a warm-up; memory: allocated",
+        "environment": worked[0]["environment"],
+        "matrix_rate_gflop_per_s": rate,
+        "figures": figures,
+        "failed": {b["spec"]["name"]: b["error"] for b in blocks if b["error"] is not None},
+        "blocks": list(blocks),
+    }
+
+
+def _over_in_turn(block: dict[str, Any], others: Sequence[dict[str, Any]]) -> float | None:
+    """Returns a bundle's tokens per second over those of one of its runs alone."""
+    point = block["spec"].get("point")
+    if point is None or point["runs"] == 1:
+        return None
+    alone = [each for each in others if each["spec"].get("point") == point | {"runs": 1}]
+    if not alone:
+        return None
+    rates = [figures_of(each, rate=None)["tokens_per_s"] for each in (block, alone[0])]
+    return float(rates[0] / rates[1])
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Returns the table of a report."""
+    from figures import table
+
+    rows = [
+        (
+            name,
+            f"{each['step_time_s']:.3f}",
+            f"{each['tokens_per_s']:.0f}",
+            _or_na(each["share_of_matrix_rate"], "{:.2f}"),
+            _or_na(each.get("times_the_same_runs_in_turn"), "{:.1f}"),
+            f"{each['peak_gib']:.2f}",
+        )
+        for name, each in report["figures"].items()
+        if "step_time_s" in each
+    ]
+    header = ("what", "s per step", "tokens per s", "share of matrix rate", "times in turn", "GiB")
+    return table(header, rows)
+
+
+def _or_na(value: float | None, form: str) -> str:
+    return "n/a" if value is None else form.format(value)
+
+
+if __name__ == "__main__":
+    main()

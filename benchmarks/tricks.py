@@ -1,0 +1,166 @@
+"""The engine's tricks, each with a way to do without it for the length of a ``with`` block.
+
+What stands in is what the trick replaced: the obvious code, written here and not in the engine.
+A new trick is one more entry of ``TRICKS``.
+
+Shapes: T tokens in the row, N targets, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from peft.tuners.lora import Linear as PeftLinear
+from torch import Tensor
+from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
+from transformers import AttentionInterface
+
+import loracle.model.attention
+import loracle.model.base
+import loracle.model.lora
+from loracle.data.packing import PackedRow
+from loracle.model.attention import PACKED, register_packed_attention
+from loracle.model.base import FrozenBase
+from loracle.model.lora import RoutedLinear
+from loracle.seeds import stream_seed
+
+Without = Callable[[FrozenBase], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class Trick:
+    """Something the engine does, and what it would do otherwise."""
+
+    instead: str
+    """What stands in for it."""
+    without: Without
+    """Turns it off for a base, inside a ``with`` block."""
+
+
+def whole_logits(_base: FrozenBase) -> AbstractContextManager[Any]:
+    """All logits of the targets at once, and autograd's own gradient."""
+
+    def target_nll(hidden: Tensor, *, weight: Tensor, bias: Any, targets: Tensor) -> Tensor:
+        return cross_entropy(linear(hidden, weight, bias).float(), targets, reduction="none")
+
+    return mock.patch.object(loracle.model.base, "target_nll", target_nll)
+
+
+def every_position(_base: FrozenBase) -> AbstractContextManager[Any]:
+    """The head and its loss at every token of the row, prompts too."""
+    own = FrozenBase.token_nll
+
+    def token_nll(self: FrozenBase, row: PackedRow, **given: Any) -> Tensor:
+        everywhere = replace(
+            row,
+            source=torch.arange(row.num_tokens, device=row.source.device),
+            targets=row.input_ids[0].roll(-1),
+            num_targets=row.lengths,
+        )
+        return own(self, everywhere, **given)[row.source]
+
+    return mock.patch.object(FrozenBase, "token_nll", token_nll)
+
+
+@contextmanager
+def one_masked_attention(_base: FrozenBase) -> Iterator[None]:
+    """One attention call over the whole row, with a mask of T x T."""
+    masks: dict[tuple[int, ...], Tensor] = {}
+
+    def attend(
+        _module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **given: Any
+    ) -> tuple[Tensor, None]:
+        lengths = given["lengths"]
+        if lengths not in masks:
+            masks[lengths] = block_mask(lengths, device=query.device)
+        groups = query.shape[1] // key.shape[1]
+        out = scaled_dot_product_attention(
+            query,
+            key.repeat_interleave(groups, dim=1),
+            value.repeat_interleave(groups, dim=1),
+            attn_mask=masks[lengths],
+            scale=given.get("scaling"),
+        )
+        return out.transpose(1, 2).contiguous(), None
+
+    AttentionInterface.register(PACKED, attend)
+    try:
+        yield
+    finally:
+        register_packed_attention()
+
+
+def block_mask(lengths: tuple[int, ...], *, device: torch.device) -> Tensor:
+    """Returns True where a token may look: at itself and earlier ones of its own sequence."""
+    ones = [
+        torch.ones(length, length, dtype=torch.bool, device=device).tril() for length in lengths
+    ]
+    return torch.block_diag(*ones)
+
+
+def stock_attention(_base: FrozenBase) -> AbstractContextManager[Any]:
+    """PyTorch's attention and its own gradient, for one sequence after another."""
+    stack = ExitStack()
+    for name in ("attend_on_cpu", "attend_variable_length"):
+        stack.enter_context(
+            mock.patch.object(loracle.model.attention, name, loracle.model.attention._attend_each)
+        )
+    return stack
+
+
+def framework_dropout(_base: FrozenBase) -> AbstractContextManager[Any]:
+    """Masks drawn by ``torch.nn.functional.dropout``, again in the backward pass."""
+
+    def keep_bits(stream: Any, *, module: str, features: int, device: torch.device) -> Tensor:
+        drop = stream.threshold / 2**15
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream_seed(stream.seed, stream.step, module))
+            ones = torch.ones(sum(stream.lengths), features, dtype=torch.bfloat16, device=device)
+            return -(torch.nn.functional.dropout(ones, p=drop) > 0).to(torch.int16)
+
+    return mock.patch.object(loracle.model.lora, "keep_bits", keep_bits)
+
+
+@contextmanager
+def no_dropout(_base: FrozenBase) -> Iterator[None]:
+    """No dropout at all: what the masks cost, not a way to do without them."""
+
+    def keep_nothing(_x: Tensor, _route: Any, _module: str) -> None:
+        return None
+
+    with mock.patch.object(loracle.model.lora, "_bits", keep_nothing):
+        yield
+
+
+@contextmanager
+def pefts_forward(base: FrozenBase) -> Iterator[None]:
+    """PEFT's own LoRA layer under autograd: a copy of the input in fp32 for each module."""
+    layers = [m for m in base.model.modules() if isinstance(m, RoutedLinear)]
+    for layer in layers:
+        layer.lora_dropout.train()
+
+    def forward(self: RoutedLinear, x: Tensor, *args: Any, **named: Any) -> Tensor:
+        return PeftLinear.forward(self, x, *args, **named)
+
+    try:
+        with mock.patch.object(RoutedLinear, "forward", forward):
+            yield
+    finally:
+        for layer in layers:
+            layer.lora_dropout.eval()
+
+
+TRICKS: dict[str, Trick] = {
+    "head in chunks": Trick("all logits at once", whole_logits),
+    "head at targets only": Trick("head at every token", every_position),
+    "attention by sequence": Trick("one call with a T x T mask", one_masked_attention),
+    "attention's own gradient": Trick("PyTorch's, by sequence", stock_attention),
+    "counted masks": Trick("F.dropout, forward and back", framework_dropout),
+    "own LoRA product": Trick("PEFT's forward under autograd", pefts_forward),
+    "(dropout)": Trick("no dropout at all", no_dropout),
+}
