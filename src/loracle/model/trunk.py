@@ -87,15 +87,14 @@ class TrunkStore:
         """
         keys = [_key_of(example) for example in examples]
         by_key = dict(zip(keys, examples, strict=True))
-        # Ordinary tensors even for an evaluation's inference mode: training reads them as well.
-        with torch.inference_mode(mode=False), torch.no_grad():
-            found = {key: self._find(key, each, layer=layer) for key, each in by_key.items()}
-            fresh = self._compute(
-                {key: by_key[key] for key, states in found.items() if states is None}, layer=layer
-            )
+        found = {key: self._find(key, each, layer=layer) for key, each in by_key.items()}
+        fresh = self._compute(
+            {key: by_key[key] for key, states in found.items() if states is None}, layer=layer
+        )
         self.computed += len(fresh)
         self.hits += len(examples) - len(fresh)
         known = {key: states for key, states in found.items() if states is not None} | fresh
+        # A copy even of one: what an evaluation computed in inference mode serves training too.
         row = torch.cat([known[key] for key in keys])
         return Trunk(layer, to_device(row, device=self._base.device))
 
