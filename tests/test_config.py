@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from loracle.config import Config, config_digest, difference, flatten, identity
 from loracle.configfile import load_config, read_yaml, shipped_config
+from loracle.errors import ConfigError
 
 BASE = load_config()
 
@@ -102,8 +103,16 @@ OTHERS = {
     "lora.placement": "attention",
     "train.schedule": "linear",
     "train.max_grad_norm": "null",
+    "train.trunk": "off",
     "eval.max_examples": "3",
 }
+
+
+def test_off_is_a_word_here_although_yaml_reads_it_as_false():
+    assert load_config(overrides=["train.trunk=off"]).train.trunk == "off"
+    assert load_config(overrides=["train.trunk='off'"]).train.trunk == "off"
+    with pytest.raises(ConfigError, match=r"train\.trunk"):
+        load_config(overrides=["train.trunk=on"])
 
 
 @pytest.mark.parametrize("change", SAME_RUN, ids=lambda change: change.key)

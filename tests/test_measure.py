@@ -93,6 +93,16 @@ def test_a_phase_entered_again_keeps_its_highest_peak(monkeypatch):
     assert meter.peaks_gib == {"train": 5.0}
 
 
+def test_free_memory_is_given_back_where_another_phase_begins_and_not_between_steps(monkeypatch):
+    given_back = []
+    monkeypatch.setattr(measure, "release_free_memory", lambda: given_back.append(True))
+    meter, after = MemoryMeter(CPU), []
+    for name in ("train", "train", "evaluate", "train", "train"):
+        with meter.phase(name):
+            after.append(len(given_back))
+    assert after == [1, 1, 2, 3, 3]
+
+
 def test_a_phase_that_fails_is_measured_too():
     meter = MemoryMeter(CPU)
     with pytest.raises(ZeroDivisionError), meter.phase("train"):

@@ -81,21 +81,31 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     return final
 
 
-def load_latest(folder: Path, *, notice: Callable[[str], None]) -> Snapshot | None:
+def load_latest(
+    folder: Path, *, notice: Callable[[str], None], up_to: int | None = None
+) -> Snapshot | None:
     """Returns the newest complete and undamaged checkpoint; None if there is none.
 
     Args:
         folder: ``checkpoints`` of the run folder; it need not exist.
         notice: Gets one line about each half-written or damaged checkpoint that is passed over.
+        up_to: Checkpoints of later steps are passed over; None: none are.
     """
     for path in sorted(folder.glob("step-*.tmp")):
         notice(f"{path.name}: half-written checkpoint, ignored")
     for path in _newest_first(folder):
+        if up_to is not None and _order(path)[0] > up_to:
+            continue
         try:
             return _read(path)
         except _Damaged as damage:
             notice(f"{path.name}: damaged checkpoint ({damage}), the one before it is used")
     return None
+
+
+def sound_steps(folder: Path) -> list[int]:
+    """Returns the steps of the complete and undamaged checkpoints, in order."""
+    return sorted({_order(path)[0] for path in _newest_first(folder) if _is_undamaged(path)})
 
 
 def _write(path: Path, snapshot: Snapshot) -> None:

@@ -12,12 +12,14 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+# YAML 1.1 reads the word off as false.
+AutoOrOff = Annotated[Literal["auto", "off"], BeforeValidator(lambda v: "off" if v is False else v)]
 
 
 class _Section(BaseModel):
@@ -123,6 +125,8 @@ class TrainConfig(_Section):
     """L2 norm to which one run's gradient is clipped; null: no clipping."""
     micro_batch_tokens: Positive
     """Tokens per forward pass; changes memory, nothing else."""
+    trunk: AutoOrOff
+    """auto: hidden states below the lowest adapter are computed once and kept, where that pays."""
 
 
 class EvalConfig(_Section):
@@ -147,6 +151,8 @@ class MeasureConfig(_Section):
 
     skip_steps: Natural
     """Optimizer steps left out of the clocks after each start."""
+    probe_steps: Annotated[int, Field(ge=2)]
+    """Optimizer steps clocked alone for an arm that trains together with others."""
     latency_new_tokens: Annotated[int, Field(ge=2)]
     """Tokens decoded per latency trial."""
     latency_trials: Natural

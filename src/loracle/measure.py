@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from loracle.device import synchronize
+from loracle.device import release_free_memory, synchronize
 from loracle.evaluate import Progress, greedy, routes_to
 from loracle.model.base import FrozenBase
 from loracle.model.lora import RoutedLinear
@@ -60,7 +60,7 @@ class StepClock:
     """Real tokens over clocked time."""
 
 
-def step_clock(rows: Sequence[dict[str, Any]]) -> StepClock | None:
+def step_clock(rows: Sequence[Mapping[str, Any]]) -> StepClock | None:
     """Returns the clock over the step rows marked ``clocked``; None if there are fewer than two.
 
     Args:
@@ -94,6 +94,8 @@ class MemoryMeter:
     device: torch.device
     peaks_gib: dict[str, float | None] = field(default_factory=dict)
     reserved_gib: dict[str, float | None] = field(default_factory=dict)
+    _latest: str | None = field(default=None, repr=False)
+    """The phase entered last."""
 
     @property
     def kind(self) -> str:
@@ -102,7 +104,14 @@ class MemoryMeter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Records the peak inside the block; a phase entered again keeps its highest."""
+        """Records the peak inside the block; a phase entered again keeps its highest.
+
+        Where another phase was before, what it left with the allocator is given back first. Between
+        the steps of one phase that would cost more than the step gains from it.
+        """
+        if name != self._latest and self.device.type == "cpu":
+            release_free_memory()
+        self._latest = name
         known = self._reset()
         try:
             yield
