@@ -4,6 +4,8 @@ Importing PyTorch takes seconds and a fork takes none, so a test can kill one ru
 one life per line as JSON (``argv``, ``folder``, ``log``, ``end``), answers its exit code, negative
 for the signal that ended it, and how many events there were.
 
+``argv`` is a command of ours, or ``study`` and what ``run_study`` takes.
+
 Ends: ``{"events": n}`` is SIGKILL before the n-th time that the life opens, renames, makes or
 removes something in the run folder; ``{"step": n, "delay_s": s}`` is SIGKILL so long after the
 life's n-th step, whatever it does then; ``{"half": n}`` writes half of the n-th file that belongs
@@ -111,11 +113,27 @@ def live(life: dict) -> int:
     if "offline" in end:
         shut_every_way_out()
     watch(life["folder"], end=end, counted=counted)
-    code = run(partial(app, args=life["argv"]))
+    first, *rest = life["argv"]
+    command = partial(run_study, rest[0]) if first == "study" else partial(app, args=[first, *rest])
+    code = run(command)
     sys.stdout.flush()
     sys.stderr.flush()
     Path(life["log"]).with_suffix(".events").write_text(str(counted[0]))
     return code
+
+
+def run_study(given: str, *, standalone_mode: bool) -> int:
+    """Runs many; ``given`` is JSON: ``config``, ``runs`` (folder: overrides), ``bundle_size``."""
+    from loracle.configfile import load_config
+    from loracle.runner import RunSpec, run_many
+
+    study = json.loads(given)
+    specs = [
+        RunSpec(load_config(study["config"], overrides=overrides), Path(folder))
+        for folder, overrides in study["runs"].items()
+    ]
+    outcomes = run_many(specs, bundle_size=study["bundle_size"])
+    return int(any(outcome.error for outcome in outcomes))
 
 
 def main() -> None:

@@ -80,6 +80,10 @@ class Place:
         """Runs ``loracle baseline`` on the tiny config with these ``--set a__b=value``."""
         return self.loracle("baseline", self.config, *argv, *settings(**changes))
 
+    def forget(self) -> None:
+        """Loses what is known of the untuned model from earlier runs."""
+        shutil.rmtree(self.home / ".cache" / "loracle" / "known", ignore_errors=True)
+
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Is this user in this folder for a while."""

@@ -59,6 +59,7 @@ class FinishedRun:
             saved=self.saved,
             model_folder=self.model_folder,
             digest_before=self.digest,
+            digest_after=self.base.weights_digest(),
             examples=self.examples,
             scores=self.scores,
         )

@@ -356,7 +356,7 @@ def test_a_run_that_fails_its_audit_is_not_completed(place, tmp_path, monkeypatc
 )  # fmt: skip
 def test_a_large_models_profile_only_ever_lowers_the_tokens_of_a_pass(model, device, asked, given):
     from loracle.configfile import load_config
-    from loracle.session import token_budget
+    from loracle.bundle import token_budget
 
     config = load_config(overrides=[f"model={model}", f"train.micro_batch_tokens={asked}"])
     assert token_budget(config, device_type=device) == given

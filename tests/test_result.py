@@ -14,6 +14,7 @@ from loracle.evaluate import Answer, ExampleScore, TextScore
 from loracle.measure import Latency, MemoryMeter
 from loracle.placement import ModulePlan, PlannedModule
 from loracle.result import Measured, build_result, example_rows
+from loracle.workbench import TrunkUse
 from tiny_engine import CPU
 
 BASE = [ExampleScore(10, 20.0), ExampleScore(30, 45.0)]
@@ -55,6 +56,8 @@ def measured(**changes: object) -> Measured:
         base_text=replace(TEXT, bleu=2.0),
         tuned_text=TEXT,
         step_rows=step_rows(),
+        probed_rows=None,
+        trunk=None,
         memory=memory,
         latency={"base": Latency(5.0, 2.0), "unmerged": Latency(6.0, 3.0), "merged": None},
         audit=AUDIT,
@@ -137,6 +140,21 @@ def test_who_and_when():
     assert found["adapter_sha256"] == "ab" * 32
     age = datetime.now(UTC) - datetime.fromisoformat(found["finished_at"])
     assert 0 <= age.total_seconds() < 60
+
+
+def test_an_arm_that_shared_its_steps_is_clocked_by_its_probe():
+    probe = [{"clocked": step > 0, "step_time_s": 0.25, "num_tokens": 50} for step in range(5)]
+    found = result_of(measured(probed_rows=probe))["efficiency"]
+    assert found["measured"] == "probe of 4 steps, alone"
+    assert found["step_time_s"] == {"median": 0.25, "p25": 0.25, "p75": 0.25, "num_steps": 4}
+    assert found["throughput_tokens_per_s"] == 200
+    assert result_of(measured())["efficiency"]["measured"] == "whole run, alone"
+
+
+def test_a_frozen_trunk_is_stated_with_its_layer_its_size_and_its_time():
+    assert result_of(measured())["efficiency"]["trunk"] is None
+    found = result_of(measured(trunk=TrunkUse(layer=20, kept_gib=0.5)))
+    assert found["efficiency"]["trunk"] == {"layer": 20, "kept_gib": 0.5, "fill_time_s": None}
 
 
 def test_the_four_criteria_see_this_run():

@@ -193,30 +193,34 @@ def rows_so_far(folder):
 
 
 @pytest.mark.parametrize(
-    ("stage", "nth", "step"),
+    ("stage", "step"),
     [
-        ("score_examples", 1, 0),
-        ("score_examples", 2, 4),
-        ("answer_prompts", 2, 8),
-        ("measure_latency", 1, 8),
-        ("audit_run", 1, 8),
+        ("stages.score_examples", 0),
+        ("stages.score_adapters", 4),
+        ("stages.answer_prompts", 8),
+        ("stages.answer_with_adapters", 8),
+        ("isolated.measure_latency", 8),
+        ("stages.audit_run", 8),
     ],
 )
 def test_a_signal_is_honoured_in_every_stage_and_costs_nothing(
-    place, finished, tmp_path, monkeypatch, stage, nth, step
+    place, finished, tmp_path, monkeypatch, stage, step
 ):
-    from loracle import stages
+    from loracle import isolated, stages
 
-    whole, calls = getattr(stages, stage), []
+    name = stage.partition(".")[2]
+    module = isolated if stage.startswith("isolated") else stages
+    whole, calls = getattr(module, name), []
 
     def signalled(*args, **kwargs):
         calls.append(stage)
-        if len(calls) == nth:
+        if len(calls) == 1:
             signal.raise_signal(signal.SIGINT)
         return whole(*args, **kwargs)
 
     folder = tmp_path / "run"
-    monkeypatch.setattr(stages, stage, signalled)
+    place.forget()
+    monkeypatch.setattr(module, name, signalled)
     assert place.baseline("--out", folder).code == 130
     monkeypatch.undo()
     assert load(folder / "status.json")["status"] == "interrupted"
@@ -302,14 +306,14 @@ def test_data_that_changed_since_cannot_be_resumed_on(place, stopped, tmp_path):
 def test_without_a_folder_the_newest_unfinished_run_of_the_configuration_goes_on(
     place, tmp_path, monkeypatch
 ):
-    from loracle import cli, stages
+    from loracle import cli, isolated, stages
 
     monkeypatch.setattr(cli, "RUNS", tmp_path)
     assert place.baseline("--resume").line == (
         f"RunFolderError: {tmp_path}: no unfinished run of this configuration; name one with --out"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "measure_latency", lambda *_, **__: os.kill(os.getpid(), 2))
+        patch.setattr(isolated, "measure_latency", lambda *_, **__: os.kill(os.getpid(), 2))
         patch.setattr(stages, "audit_run", lambda *_, progress, **__: progress(1))
         assert place.baseline().code == 130
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())

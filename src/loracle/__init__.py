@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from loracle.model.base import load_base
     from loracle.model.inventory import inventory_of
     from loracle.placement import resolve_placement
+    from loracle.runner import RunSpec, run_many
     from loracle.sample import sample_run
     from loracle.sources import resolve_data, resolve_model
     from loracle.train import new_run, train_bundle
 
 _HOMES = {
     "Config": "loracle.config",
+    "RunSpec": "loracle.runner",
     "answer_prompts": "loracle.evaluate",
     "attach_adapter": "loracle.model.adapters",
     "choose_device": "loracle.device",
@@ -43,6 +45,7 @@ _HOMES = {
     "resolve_model": "loracle.sources",
     "resolve_placement": "loracle.placement",
     "run_baseline": "loracle.baseline",
+    "run_many": "loracle.runner",
     "sample_run": "loracle.sample",
     "save_adapter": "loracle.model.adapters",
     "score_answers": "loracle.evaluate",
@@ -52,6 +55,7 @@ _HOMES = {
 
 __all__ = [
     "Config",
+    "RunSpec",
     "answer_prompts",
     "attach_adapter",
     "choose_device",
@@ -67,6 +71,7 @@ __all__ = [
     "resolve_model",
     "resolve_placement",
     "run_baseline",
+    "run_many",
     "sample_run",
     "save_adapter",
     "score_answers",

@@ -83,6 +83,7 @@ def audit_run(
     saved: Path,
     model_folder: Path,
     digest_before: str,
+    digest_after: str,
     examples: Sequence[Example],
     scores: Sequence[ExampleScore],
     progress: Callable[[int], None] = lambda _: None,
@@ -95,6 +96,7 @@ def audit_run(
         saved: Folder of the saved adapter.
         model_folder: Folder of the base's weights.
         digest_before: ``base.weights_digest()`` from before training.
+        digest_after: The same from after the last step that anything on the base took.
         examples: Validation examples to score again.
         scores: The run's final scores of the same examples.
         progress: Called after each example.
@@ -106,7 +108,7 @@ def audit_run(
     return Audit(
         updated_modules=sum(_moved(adapter, planned.name) for planned in adapter.plan.modules),
         planned_modules=len(adapter.plan.modules),
-        frozen_weights_unchanged=base.weights_digest() == digest_before,
+        frozen_weights_unchanged=digest_after == digest_before,
         trainable_params=count_trainable(base, adapter=adapter.name),
         planned_params=adapter.plan.trainable_params,
         saved_tensors_exact=_saved_exactly(adapter, saved),

@@ -87,7 +87,7 @@ def baseline(
     from loracle.runs import find_resumable, new_run_path
 
     if out is None and resume:
-        from loracle.baseline import portable_config
+        from loracle.runner import portable_config
 
         out = find_resumable(RUNS, config=portable_config(resolved))
         if out is None:

@@ -48,12 +48,14 @@ class RunFolder:
         path: The folder.
         config: The run's resolved configuration.
         status: What ``status.json`` holds.
+        failed_before: Whether the run had failed when it was opened to go on with.
     """
 
     def __init__(self, path: Path, *, config: Config, status: dict[str, Any], lock: int) -> None:
         self.path = path
         self.config = config
         self.status = status
+        self.failed_before = status.get("status") == "failed"
         self._lock: int | None = lock
 
     @classmethod

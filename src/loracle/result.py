@@ -24,6 +24,7 @@ from loracle.data import Example
 from loracle.evaluate import Answer, ExampleScore, TextScore, likelihood
 from loracle.measure import Latency, MemoryMeter, Parameters, step_clock
 from loracle.placement import ModulePlan
+from loracle.workbench import TrunkUse
 
 SCHEMA = 1
 
@@ -37,6 +38,10 @@ class Measured:
     base_text: TextScore | None
     tuned_text: TextScore | None
     step_rows: Sequence[dict[str, Any]]
+    probed_rows: Sequence[Mapping[str, Any]] | None
+    """Steps of the arm alone, where the run's own were shared; None: its own are the clock."""
+    trunk: TrunkUse | None
+    """The kept hidden states that its steps began from; None: they began from the tokens."""
     memory: MemoryMeter
     latency: Mapping[str, Latency | None]
     audit: Audit
@@ -107,10 +112,12 @@ def _quality(scores: Sequence[ExampleScore], text: TextScore | None) -> dict[str
 def _efficiency(
     config: Config, parameters: Parameters, train_examples: int, measured: Measured
 ) -> dict[str, Any]:
-    clock = step_clock(measured.step_rows)
+    probed = measured.probed_rows
+    clock = step_clock(measured.step_rows if probed is None else probed)
     steps_per_epoch = train_examples / config.train.batch_size
     memory = measured.memory
     return {
+        "measured": _how_measured(probed),
         "trainable_params": parameters.trainable,
         "total_params": parameters.total,
         "trainable_frac": parameters.trainable_frac,
@@ -135,7 +142,15 @@ def _efficiency(
         "latency_first_token_ms": {
             name: found and found.first_token_ms for name, found in measured.latency.items()
         },
+        "trunk": measured.trunk and measured.trunk.to_json(),
     }
+
+
+def _how_measured(probed: Sequence[Mapping[str, Any]] | None) -> str:
+    """Returns what the clock and the memory are of; never of a step that others shared."""
+    if probed is None:
+        return "whole run, alone"
+    return f"probe of {sum(row['clocked'] for row in probed)} steps, alone"
 
 
 def _criteria(

@@ -1,27 +1,28 @@
-"""A run in progress: its inputs resolved, its base loaded, its state where it was left."""
+"""A run in progress: its folder, its adapter on the base, its state where it was left."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from loracle.checkpoint import load_latest
+from loracle.bundle import BundleChoice
+from loracle.checkpoint import load_latest, sound_steps
 from loracle.config import Config, config_digest
-from loracle.data import Example, PreparedData, prepare_data
-from loracle.device import choose_device, choose_dtype, dtype_name
-from loracle.environment import capture_environment, environment_differences, signature
-from loracle.errors import RunFolderError
+from loracle.environment import environment_differences, signature
+from loracle.errors import LoracleError, RunFolderError
+from loracle.isolated import Isolated
 from loracle.measure import MemoryMeter
+from loracle.members import Member
 from loracle.model.adapters import Adapter, attach_adapter
-from loracle.model.base import FrozenBase, load_base
-from loracle.model.inventory import inventory_of
-from loracle.placement import ModulePlan, resolve_placement
+from loracle.placement import ModulePlan
 from loracle.record import RunFolder
-from loracle.screen import Screen
-from loracle.signals import StopRequest
-from loracle.sources import ResolvedSource, catalog, resolve_data, resolve_model
+from loracle.tracking import Tracker, open_tracker
 from loracle.train import TrainingRun, new_run, restore_state
+from loracle.workbench import TrunkUse, Workbench
 
 # PEFT saves an adapter of this name without a folder of its own.
 ADAPTER = "default"
@@ -31,149 +32,205 @@ ADAPTER = "default"
 class Session:
     """A run in progress and everything it needs."""
 
+    bench: Workbench
     folder: RunFolder
     config: Config
-    screen: Screen
-    stop: StopRequest
-    memory: MemoryMeter
-    model: ResolvedSource
-    base: FrozenBase
-    data: PreparedData
     plan: ModulePlan
     adapter: Adapter
     run: TrainingRun
     environment: dict[str, Any]
     signature: str
-    frozen_digest: str
-    micro_batch_tokens: int
-    """Tokens per forward pass in training."""
+    memory: MemoryMeter
+    """Of the bundle; of this run alone, if it is alone."""
+    isolated: Isolated | None
+    """What was measured of this arm alone; None: the run itself is alone."""
+    tracker: Tracker
+    trunk: TrunkUse | None
+    """The kept states that the arm begins from; None: it begins from the tokens."""
+    error: LoracleError | None = None
+    """Why the run failed."""
+    result: dict[str, Any] | None = None
 
     @property
-    def scored(self) -> Sequence[Example]:
-        """The validation examples that are scored."""
-        return self.data.validation[: self.config.eval.max_examples]
+    def is_open(self) -> bool:
+        """True until the run has a result or has failed."""
+        return self.error is None and self.result is None
 
     @property
-    def answered(self) -> Sequence[Example]:
-        """The validation examples whose instruction is answered."""
-        return self.data.validation[: self.config.eval.generate_examples]
+    def trunk_layer(self) -> int:
+        """First decoder layer that is computed for it; 0: all are."""
+        return self.trunk.layer if self.trunk else 0
+
+    @property
+    def label(self) -> str:
+        """Says which run a line on the screen is about, where there are several."""
+        return "" if self.adapter.name == ADAPTER else f"{self.folder.path.name}: "
+
+    def fail(self, error: LoracleError) -> None:
+        """Records the failure in the run's folder; the other runs go on."""
+        self.error = error
+        # The step loop leaves out a run that has failed.
+        self.run.failure = str(error)
+        record_failure(self.folder, error)
+        self.tracker.finish(1)
+
+    def note(self, **facts: Any) -> None:
+        """Adds to the section ``engine`` of ``environment.json`` what was not computed, and why."""
+        self.environment["engine"] |= facts
+        self.folder.write_json("environment.json", self.environment)
 
 
-def prepare(folder: RunFolder, *, config: Config, screen: Screen, stop: StopRequest) -> Session:
-    """Resolves sources, loads the base, tokenises, attaches the adapter, restores the state."""
-    folder.set_status("running", phase="prepare")
-    device = choose_device(config.device)
-    dtype = choose_dtype(config.dtype, device=device)
-    memory = MemoryMeter(device)
-    model = resolve_model(config.model, progress=screen.notice)
-    source = resolve_data(config.data.source, progress=screen.notice)
-    stop.check()
-    with memory.phase("load"):
-        base = load_base(model.path, device=device, dtype=dtype)
-    data = prepare_data(source, config=config.data, tokenizer=base.tokenizer)
-    plan = resolve_placement(
-        config.lora.placement,
-        inventory=inventory_of(base.model),
-        rank=config.lora.rank,
-        alpha=config.lora.alpha,
-    )
-    environment = capture_environment(device=str(device), dtype=dtype_name(dtype))
-    _record_inputs(folder, data=data, plan=plan, environment=environment, screen=screen)
-    digest = base.weights_digest()
+def record_failure(folder: RunFolder, error: LoracleError) -> None:
+    """Leaves the reason of a failed run in its folder, without the folder's path."""
+    reason = str(error).replace(str(folder.path), folder.path.name)
+    # A disk that is full cannot take the news of it.
+    with suppress(RunFolderError):
+        folder.set_status("failed", error=reason)
+
+
+def open_sessions(
+    bench: Workbench,
+    members: Sequence[Member],
+    *,
+    choice: BundleChoice,
+    isolated: Sequence[Isolated | None],
+    failures: dict[Path, LoracleError],
+) -> list[Session]:
+    """Attaches the adapters of a bundle, and puts its runs back to where they were left.
+
+    Args:
+        bench: The base and its data.
+        members: The runs of the bundle.
+        choice: Why so many.
+        isolated: What was measured of each alone, if anything.
+        failures: Gets the error of each run that cannot be opened, by its folder.
+    """
+    memory = bench.meter()
+    names = adapter_names([member.folder.path.name for member in members])
+    engine = {"bundle": {**choice.to_json(), "size": len(members)}}
+    sessions = []
+    for member, name, alone in zip(members, names, isolated, strict=True):
+        try:
+            session = _open(bench, member, name=name, engine=engine, memory=memory, isolated=alone)
+            sessions.append(session)
+        except LoracleError as error:
+            failures[member.folder.path] = error
+    for session, step in zip(sessions, _common_steps(sessions), strict=True):
+        try:
+            _restore(session, up_to=step)
+        except LoracleError as error:
+            session.fail(error)
+    return sessions
+
+
+def adapter_names(folders: Sequence[str]) -> list[str]:
+    """Returns a name in PEFT for each run: the default one if it is alone."""
+    if len(folders) == 1:
+        return [ADAPTER]
+    # PEFT keeps adapters in module dictionaries, where a dot or the name of a method cannot be.
+    slugs = [re.sub(r"[^A-Za-z0-9-]+", "-", folder) for folder in folders]
+    return [f"run{index}-{slug}" for index, slug in enumerate(slugs, 1)]
+
+
+def _open(
+    bench: Workbench,
+    member: Member,
+    *,
+    name: str,
+    engine: dict[str, Any],
+    memory: MemoryMeter,
+    isolated: Isolated | None,
+) -> Session:
+    folder, config, plan = member.folder, member.config, member.plan
+    environment = _record_inputs(bench, member, engine=engine)
     adapter = attach_adapter(
-        base,
-        name=ADAPTER,
+        bench.base,
+        name=name,
         plan=plan,
         dropout=config.lora.dropout,
         seed=config.seed,
-        model_source=model.source,
+        model_source=bench.model.source,
     )
     run = new_run(
-        base,
+        bench.base,
         adapter=adapter,
-        examples=data.train,
+        examples=bench.data.train,
         train=config.train,
         dropout=config.lora.dropout,
         seed=config.seed,
     )
-    _restore(folder, run=run, screen=screen)
-    screen.notice(
-        f"{config.model} on {config.data.source}: {plan.placement}, {plan.trainable_params:,} of "
-        f"{plan.base_params:,} parameters train; {len(data.train)} training and "
-        f"{len(data.validation)} validation examples; {dtype_name(dtype)} on {device}"
-    )
     return Session(
+        bench=bench,
         folder=folder,
         config=config,
-        screen=screen,
-        stop=stop,
-        memory=memory,
-        model=model,
-        base=base,
-        data=data,
         plan=plan,
         adapter=adapter,
         run=run,
         environment=environment,
         signature=signature(
             config=config,
-            model=f"{config.model}@{model.revision}",
-            data=data.fingerprint,
+            model=f"{config.model}@{bench.model.revision}",
+            data=bench.data.fingerprint,
             placement=plan.placement,
             environment=environment,
         ),
-        frozen_digest=digest,
-        micro_batch_tokens=token_budget(config, device_type=device.type),
+        memory=memory,
+        isolated=isolated,
+        tracker=_tracker(member, notice=bench.screen.notice),
+        trunk=bench.trunk_uses.get(member.trunk_layer),
     )
 
 
-def token_budget(config: Config, *, device_type: str) -> int:
-    """Returns the tokens per forward pass: the config's, or fewer if the model's profile says so.
+def _tracker(member: Member, *, notice: Callable[[str], None]) -> Tracker:
+    tracking = member.config.tracking
+    return open_tracker(
+        mode=tracking.mode,
+        project=tracking.project,
+        name=member.folder.path.name,
+        config=member.config.model_dump(mode="json"),
+        folder=member.folder.path,
+        notice=notice,
+    )
 
-    A large model's profile lowers memory and changes no figure.
-    """
-    entry = catalog().models.get(config.model)
-    profile = entry.profiles.get(device_type) if entry else None
-    asked = config.train.micro_batch_tokens
-    return min(asked, profile.micro_batch_tokens) if profile else asked
 
-
-def _record_inputs(
-    folder: RunFolder,
-    *,
-    data: PreparedData,
-    plan: ModulePlan,
-    environment: dict[str, Any],
-    screen: Screen,
-) -> None:
-    """Writes what the run starts from; on resume, requires that it is still the same.
-
-    Raises:
-        RunFolderError: If a continued run would see other data or train other modules.
-    """
+def _record_inputs(bench: Workbench, member: Member, *, engine: dict[str, Any]) -> dict[str, Any]:
+    """Writes what the run starts from; returns its environment."""
+    folder = member.folder
+    environment = {**bench.environment, "engine": dict(engine)}
     if (folder.path / "modules.json").exists():
-        before = folder.read_json("data.json")["fingerprint"]
-        if before != data.fingerprint:
-            raise RunFolderError(
-                f"{folder.path.name}: the data changed since the run began (fingerprint {before}, "
-                f"now {data.fingerprint}); restore it or start a new run"
-            )
-        if folder.read_json("modules.json") != plan.to_json():
-            raise RunFolderError(
-                f"{folder.path.name}: the model's modules changed since the run began; "
-                "start a new run"
-            )
-        changed = environment_differences(folder.read_json("environment.json"), environment)
+        before = folder.read_json("environment.json")
+        changed = environment_differences(before, environment)
         if changed:
-            screen.notice(f"resuming in another environment: {'; '.join(changed)}")
+            bench.screen.notice(f"resuming in another environment: {'; '.join(changed)}")
+        environment["engine"] = {**before.get("engine", {}), **engine}
     folder.write_json("environment.json", environment)
-    folder.write_json("data.json", data.report)
-    folder.write_json("modules.json", plan.to_json())
+    folder.write_json("data.json", bench.data.report)
+    folder.write_json("modules.json", member.plan.to_json())
+    return environment
 
 
-def _restore(folder: RunFolder, *, run: TrainingRun, screen: Screen) -> None:
+def _common_steps(sessions: Sequence[Session]) -> list[int | None]:
+    """Returns the step that each run of a bundle goes on from, at most; None: its newest.
+
+    A bundle that was killed between two checkpoints goes back to the step that all of them have:
+    then it takes the same steps together as if nothing had happened, and ends with the same bits.
+    """
+    if len(sessions) == 1:
+        return [None]
+    steps = [[0, *sound_steps(session.folder.path / "checkpoints")] for session in sessions]
+    ends = [session.run.train.max_steps for session in sessions]
+    unfinished = [have[-1] for have, end in zip(steps, ends, strict=True) if have[-1] < end]
+    together = min(unfinished, default=max(ends))
+    common = [min(together, end) for end in ends]
+    if all(step in have for step, have in zip(common, steps, strict=True)):
+        return list(common)
+    return [None] * len(sessions)
+
+
+def _restore(session: Session, *, up_to: int | None) -> None:
     """Puts the run and its records back to the newest checkpoint, or to step 0."""
-    snapshot = load_latest(folder.path / "checkpoints", notice=screen.notice)
+    folder, notice = session.folder, session.bench.screen.notice
+    snapshot = load_latest(folder.path / "checkpoints", notice=notice, up_to=up_to)
     if snapshot is not None:
         digest = config_digest(folder.config)
         if snapshot.state["config_digest"] != digest:
@@ -181,6 +238,6 @@ def _restore(folder: RunFolder, *, run: TrainingRun, screen: Screen) -> None:
                 f"{folder.path.name}: its checkpoint belongs to another configuration "
                 f"({snapshot.state['config_digest']}, not {digest})"
             )
-        restore_state(run, tensors=snapshot.tensors, state=snapshot.state)
-        screen.notice(f"resuming after step {run.step} of {run.train.max_steps}")
-    folder.rewind(run.step)
+        restore_state(session.run, tensors=snapshot.tensors, state=snapshot.state)
+        notice(f"resuming after step {session.run.step} of {session.run.train.max_steps}")
+    folder.rewind(session.run.step)

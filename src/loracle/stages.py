@@ -1,68 +1,126 @@
-"""The stages of a run besides training; each leaves its outcome in the run folder."""
+"""The stages of a bundle besides training; each leaves its outcome in the runs' folders."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from loracle.audit import Audit, audit_run
+from loracle.bundle import bundle_budget
 from loracle.durable import disk_faults, plain_os_errors
+from loracle.errors import Interrupted, LoracleError, NonFiniteError
 from loracle.evaluate import (
     Answer,
     ExampleScore,
     TextScore,
     answer_prompts,
+    answer_with_adapters,
     likelihood,
+    score_adapters,
     score_answers,
     score_examples,
 )
-from loracle.measure import Latency, measure_latency
+from loracle.isolated import latency_of
+from loracle.known import answer_key, score_key
+from loracle.measure import Latency, MemoryMeter
 from loracle.model.adapters import save_adapter
 from loracle.record import RunFolder
-from loracle.screen import Advance
-from loracle.session import ADAPTER, Session
-from loracle.signals import StopRequest
-from loracle.tracking import Tracker
+from loracle.session import Session
+from loracle.workbench import Workbench
 
 
-def evaluate_if_due(session: Session, tracker: Tracker) -> None:
-    """Scores the validation set if this step calls for it and it is not recorded yet."""
+@contextmanager
+def guarded(session: Session) -> Iterator[None]:
+    """Makes an error inside the block the failure of this run, so that the others go on."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except LoracleError as error:
+        session.fail(error)
+
+
+def validate_due(sessions: Sequence[Session]) -> None:
+    """Scores the validation set for the runs that are due and have not recorded it yet."""
+    due = [session for session in sessions if session.is_open and _is_due(session)]
+    for session in due:
+        if session.run.step == 0:
+            with guarded(session):
+                _record_untuned(session)
+    tuned = [session for session in due if session.run.step > 0]
+    for session, scores in zip(tuned, _tuned_scores(tuned), strict=True):
+        if scores is not None:
+            with guarded(session):
+                _record_scores(session, scores, model="tuned")
+
+
+def _is_due(session: Session) -> bool:
     step, every = session.run.step, session.config.eval.every_steps
     due = step == 0 or session.run.is_done or (every > 0 and step % every == 0)
     model = "base" if step == 0 else "tuned"
-    if not due or recorded_eval(session.folder, step=step, model=model):
-        return
-    title = "validate the untuned base" if step == 0 else f"validate step {step}"
+    return due and recorded_eval(session.folder, step=step, model=model) is None
+
+
+def _record_untuned(session: Session) -> None:
+    scores, known = untuned_scores(session.bench, memory=session.memory)
+    session.note(untuned_scores="known" if known else "computed")
+    _record_scores(session, scores, model="base")
+
+
+def _tuned_scores(sessions: Sequence[Session]) -> list[list[ExampleScore] | None]:
+    """Returns the scores of each run, in one pass for all; None for a run that failed here."""
+    if not sessions:
+        return []
+    try:
+        return list(_scores_together(sessions))
+    except NonFiniteError as error:
+        if len(sessions) == 1:
+            sessions[0].fail(error)
+            return [None]
+    # One of them is broken: which one, and what the others are, is found out one by one.
+    return [_tuned_scores([session])[0] for session in sessions]
+
+
+def _scores_together(sessions: Sequence[Session]) -> list[list[ExampleScore]]:
+    bench, memory = sessions[0].bench, sessions[0].memory
+    steps = {session.run.step for session in sessions}
+    what = f"step {min(steps)}" if len(sessions) == 1 else f"{len(sessions)} runs"
+    entry = entry_layer(sessions)
     with (
-        session.screen.phase(title, total=len(session.scored)) as advance,
-        session.memory.phase("evaluate"),
+        bench.screen.phase(f"validate {what}", total=len(bench.scored)) as advance,
+        memory.phase("evaluate"),
     ):
-        scores = score_examples(
-            session.base,
-            session.scored,
-            adapter=None if step == 0 else session.adapter.name,
-            batch_tokens=session.config.eval.batch_tokens,
-            progress=_checked(session.stop, advance),
+        return score_adapters(
+            bench.base,
+            bench.scored,
+            adapters=[session.adapter.name for session in sessions],
+            batch_tokens=bundle_budget(
+                [bench.config.eval.batch_tokens] * len(sessions),
+                device_type=bench.base.device.type,
+            ),
+            trunk=bench.trunk if entry else None,
+            entry_layer=entry,
+            progress=bench.stopping(advance),
         )
-    found = likelihood(scores)
+
+
+def entry_layer(sessions: Sequence[Session]) -> int:
+    """Returns the layer from which these runs are computed together; 0: from the tokens."""
+    return min(session.trunk_layer for session in sessions)
+
+
+def _record_scores(session: Session, scores: Sequence[ExampleScore], *, model: str) -> None:
+    step, found = session.run.step, likelihood(scores)
     row = {"step": step, "model": model, **asdict(found), "perplexity": found.perplexity}
     session.folder.append_eval({**row, "nll_sum_nats": [score.nll_sum_nats for score in scores]})
-    tracker.log({f"validation/{key}": value for key, value in row.items()}, step=step)
-    session.screen.notice(
-        f"step {step}: validation loss {found.loss_nats_per_token:.4f} nats per token, "
-        f"perplexity {found.perplexity:.3f} ({found.num_examples} examples)"
+    session.tracker.log({f"validation/{key}": value for key, value in row.items()}, step=step)
+    session.bench.screen.notice(
+        f"{session.label}step {step}: validation loss {found.loss_nats_per_token:.4f} nats per "
+        f"token, perplexity {found.perplexity:.3f} ({found.num_examples} examples)"
     )
-
-
-def _checked(stop: StopRequest, advance: Advance) -> Callable[[int], None]:
-    """Returns ``advance`` that also stops where the state is whole."""
-
-    def progress(count: int) -> None:
-        stop.check()
-        advance(count)
-
-    return progress
 
 
 def recorded_eval(folder: RunFolder, *, step: int, model: str) -> dict[str, Any] | None:
@@ -75,78 +133,150 @@ def recorded_scores(session: Session, *, step: int, model: str) -> list[ExampleS
     """Returns the scores of each example of a validation that was done."""
     row = recorded_eval(session.folder, step=step, model=model)
     assert row is not None, f"no validation of {model} at step {step}"
-    pairs = zip(session.scored, row["nll_sum_nats"], strict=True)
+    pairs = zip(session.bench.scored, row["nll_sum_nats"], strict=True)
     return [ExampleScore(example.num_targets, nll) for example, nll in pairs]
 
 
-def answer(session: Session) -> dict[str, list[Answer]]:
-    """Returns the greedy answers of base and tuned model; empty lists if none are wanted."""
-    examples = session.answered
-    path = session.folder.path / "answers.json"
-    if path.exists():
-        kept = session.folder.read_json("answers.json")
-        return {key: [Answer(**answer) for answer in kept[key]] for key in kept}
-    answers: dict[str, list[Answer]] = {"base": [], "tuned": []}
-    if not examples:
-        return answers
-    prompts = [example.input_ids[: example.num_prompt] for example in examples]
-    for key, adapter in (("base", None), ("tuned", session.adapter.name)):
-        with (
-            session.screen.phase(f"answer ({key})", total=len(prompts)) as advance,
-            session.memory.phase("generate"),
-        ):
-            answers[key] = answer_prompts(
-                session.base,
-                prompts,
-                adapter=adapter,
-                max_new_tokens=session.config.eval.max_new_tokens,
-                batch_size=session.config.eval.generate_batch_size,
-                progress=_checked(session.stop, advance),
+def untuned_scores(bench: Workbench, *, memory: MemoryMeter) -> tuple[list[ExampleScore], bool]:
+    """Returns the untuned base's scores, and whether they were known from an earlier time."""
+    if bench.untuned_scores is None:
+        batch_tokens = bench.config.eval.batch_tokens
+
+        def compute() -> list[ExampleScore]:
+            title, total = "validate the untuned base", len(bench.scored)
+            with bench.screen.phase(title, total=total) as advance, memory.phase("evaluate"):
+                return score_examples(
+                    bench.base,
+                    bench.scored,
+                    adapter=None,
+                    batch_tokens=batch_tokens,
+                    progress=bench.stopping(advance),
+                )
+
+        key = score_key(
+            bench.base,
+            bench.scored,
+            weights_digest=bench.weights_digest,
+            adapter=None,
+            batch_tokens=batch_tokens,
+        )
+        bench.untuned_scores = bench.known.scores(key, compute)
+    return bench.untuned_scores
+
+
+def untuned_answers(bench: Workbench, *, memory: MemoryMeter) -> tuple[list[Answer], bool]:
+    """Returns the untuned base's greedy answers, and whether they were known before."""
+    if bench.untuned_answers is None:
+        settings = {
+            "max_new_tokens": bench.config.eval.max_new_tokens,
+            "batch_size": bench.config.eval.generate_batch_size,
+        }
+
+        def compute() -> list[Answer]:
+            title, total = "answer (base)", len(bench.prompts)
+            with bench.screen.phase(title, total=total) as advance, memory.phase("generate"):
+                return answer_prompts(
+                    bench.base,
+                    bench.prompts,
+                    adapter=None,
+                    progress=bench.stopping(advance),
+                    **settings,
+                )
+
+        key = answer_key(
+            bench.base,
+            bench.prompts,
+            weights_digest=bench.weights_digest,
+            adapter=None,
+            **settings,
+        )
+        bench.untuned_answers = bench.known.answers(key, compute)
+    return bench.untuned_answers
+
+
+def answer(sessions: Sequence[Session]) -> None:
+    """Leaves the greedy answers of base and tuned model in each run's ``answers.json``."""
+    todo = [s for s in sessions if s.is_open and not (s.folder.path / "answers.json").exists()]
+    if not todo:
+        return
+    bench, memory = todo[0].bench, todo[0].memory
+    if not bench.prompts:
+        return
+    base, known = untuned_answers(bench, memory=memory)
+    with (
+        bench.screen.phase("answer (tuned)", total=len(bench.prompts)) as advance,
+        memory.phase("generate"),
+    ):
+        tuned = answer_with_adapters(
+            bench.base,
+            bench.prompts,
+            adapters=[session.adapter.name for session in todo],
+            max_new_tokens=bench.config.eval.max_new_tokens,
+            batch_size=bench.config.eval.generate_batch_size,
+            progress=bench.stopping(advance),
+        )
+    for session, own in zip(todo, tuned, strict=True):
+        with guarded(session):
+            session.note(untuned_answers="known" if known else "computed")
+            answers = {"base": base, "tuned": own}
+            session.folder.write_json(
+                "answers.json", {key: [asdict(one) for one in answers[key]] for key in answers}
             )
-    session.folder.write_json(
-        "answers.json", {key: [asdict(answer) for answer in answers[key]] for key in answers}
-    )
-    return answers
+
+
+def recorded_answers(session: Session) -> dict[str, list[Answer]]:
+    """Returns the greedy answers of base and tuned model; empty lists if none were wanted."""
+    if not session.bench.prompts:
+        return {"base": [], "tuned": []}
+    kept = session.folder.read_json("answers.json")
+    return {key: [Answer(**answer) for answer in kept[key]] for key in kept}
 
 
 def text_score(session: Session, answers: Sequence[Answer]) -> TextScore | None:
     """Returns BLEU and chrF of the answers; None if there are none."""
-    references = [example.record.output for example in session.answered]
+    references = [example.record.output for example in session.bench.answered]
     return score_answers(answers, references=references) if answers else None
 
 
-def latency_of(session: Session) -> dict[str, Latency | None]:
-    """Returns the latency of the three variants on the validation prompt of median length."""
-    measure = session.config.measure
-    if not measure.latency_trials:
-        return dict.fromkeys(("base", "unmerged", "merged"))
-    by_length = sorted(session.data.validation, key=lambda example: example.num_prompt)
-    middle = by_length[len(by_length) // 2]
-    with session.screen.phase("latency", total=3 * (measure.latency_trials + 1)) as advance:
-        return measure_latency(
-            session.base,
-            middle.input_ids[: middle.num_prompt],
-            adapter=session.adapter.name,
-            new_tokens=measure.latency_new_tokens,
-            trials=measure.latency_trials,
-            progress=_checked(session.stop, advance),
-        )
+def session_latency(session: Session) -> dict[str, Latency | None]:
+    """Returns the latency of the arm alone."""
+    if session.isolated is not None:
+        return dict(session.isolated.latency)
+    return latency_of(session.bench, adapter=session.adapter.name)
 
 
-def audit_of(session: Session, scores: Sequence[ExampleScore]) -> Audit:
-    """Saves the adapter and proves the run; see ``audit.Audit`` for the claims."""
-    folder = session.folder.path / "adapter"
-    with disk_faults(folder), plain_os_errors():
-        saved = save_adapter(session.base, name=ADAPTER, folder=folder)
-    examples = session.scored[: session.config.audit.reload_examples]
-    with session.screen.phase("audit", total=len(examples)) as advance:
+def audit_of(session: Session, scores: Sequence[ExampleScore], *, digest_after: str) -> Audit:
+    """Saves the adapter and proves the run; see ``audit.Audit`` for the claims.
+
+    Args:
+        session: The run, trained.
+        scores: Its final scores.
+        digest_after: ``base.weights_digest()`` from after training.
+    """
+    bench = session.bench
+    saved = _save(session)
+    examples = bench.scored[: session.config.audit.reload_examples]
+    with bench.screen.phase(f"{session.label}audit", total=len(examples)) as advance:
         return audit_run(
-            session.base,
+            bench.base,
             adapter=session.adapter,
             saved=saved,
-            model_folder=session.model.path,
-            digest_before=session.frozen_digest,
+            model_folder=bench.model.path,
+            digest_before=bench.weights_digest,
+            digest_after=digest_after,
             examples=examples,
             scores=scores[: len(examples)],
-            progress=_checked(session.stop, advance),
+            progress=bench.stopping(advance),
         )
+
+
+def _save(session: Session) -> Path:
+    """Writes the adapter to ``adapter`` of the run's folder, whatever it is called on the base."""
+    folder = session.folder.path / "adapter"
+    with disk_faults(folder), plain_os_errors():
+        written = save_adapter(session.bench.base, name=session.adapter.name, folder=folder)
+        if written != folder:
+            for file in written.iterdir():
+                file.replace(folder / file.name)
+            written.rmdir()
+    return folder

@@ -1,0 +1,289 @@
+"""A bundle of runs from their adapters to their results: the order of events is that of the page.
+
+One run is a bundle of one. Every stage leaves its outcome in the runs' folders, so a bundle that is
+stopped anywhere continues from its last checkpoints and ends with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loracle.audit import require_sound
+from loracle.bundle import BundleChoice, bundle_budget, token_budget
+from loracle.checkpoint import Snapshot, save_checkpoint
+from loracle.config import config_digest
+from loracle.criteria import Repeat
+from loracle.durable import read_json, read_jsonl
+from loracle.errors import Interrupted, LoracleError, NonFiniteError
+from loracle.isolated import Isolated
+from loracle.members import Member, fill_for
+from loracle.result import Measured, build_result, example_rows
+from loracle.runs import completed_runs
+from loracle.session import Session, open_sessions, record_failure
+from loracle.stages import (
+    answer,
+    audit_of,
+    entry_layer,
+    guarded,
+    recorded_answers,
+    recorded_scores,
+    session_latency,
+    text_score,
+    validate_due,
+)
+from loracle.train import StepRecord, capture_state, train_bundle
+from loracle.workbench import Workbench
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended."""
+
+    out: Path
+    """Its folder."""
+    result: dict[str, Any] | None
+    """As ``result.json`` holds it; None if it has none."""
+    error: LoracleError | None = None
+    """Why it failed; None if it completed."""
+    skipped: bool = False
+    """It had completed before."""
+
+
+def run_bundle(
+    bench: Workbench,
+    members: Sequence[Member],
+    *,
+    choice: BundleChoice,
+    isolated: Callable[[Member], Isolated] | None,
+) -> list[RunOutcome]:
+    """Returns how each run of a bundle ended; the base is then as it was before.
+
+    Args:
+        bench: The base and its data.
+        members: The runs that train together.
+        choice: Why so many.
+        isolated: Measures an arm alone; None: the run itself is alone and is its own measure.
+
+    Raises:
+        Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run.
+    """
+    fill_for(bench, members)
+    alone = [isolated(member) if isolated else None for member in members]
+    failures: dict[Path, LoracleError] = {}
+    try:
+        sessions = open_sessions(bench, members, choice=choice, isolated=alone, failures=failures)
+        _through(sessions)
+    finally:
+        bench.clear()
+    for path, error in failures.items():
+        record_failure(next(m.folder for m in members if m.folder.path == path), error)
+    ended = {session.folder.path: session for session in sessions}
+    return [
+        RunOutcome(path, ended[path].result, ended[path].error)
+        if path in ended
+        else RunOutcome(path, None, failures[path])
+        for path in (member.folder.path for member in members)
+    ]
+
+
+def _through(sessions: Sequence[Session]) -> None:
+    """Takes the runs to their ends; stopped, it leaves checkpoints from which they go on."""
+    try:
+        _complete(sessions)
+    except BaseException as error:
+        for session in sessions:
+            if session.is_open:
+                if isinstance(error, Interrupted):
+                    _checkpoint(session)
+                session.tracker.finish(1)
+        raise
+
+
+def _complete(sessions: Sequence[Session]) -> None:
+    """Trains to the end, evaluates, measures, audits and writes the results."""
+    if not sessions:
+        return
+    validate_due(sessions)
+    _train(sessions)
+    _enter(sessions, phase="evaluate")
+    answer(sessions)
+    _enter(sessions, phase="measure")
+    trained = [session for session in sessions if session.is_open]
+    digest_after = trained[0].bench.base.weights_digest() if trained else ""
+    for session in trained:
+        with guarded(session):
+            _conclude(session, digest_after=digest_after)
+
+
+def _enter(sessions: Sequence[Session], *, phase: str) -> None:
+    for session in sessions:
+        if session.is_open:
+            with guarded(session):
+                session.folder.set_status("running", phase=phase, step=session.run.step)
+
+
+def _train(sessions: Sequence[Session]) -> None:
+    """Takes the remaining steps, with validations and checkpoints where they are due."""
+    bench, memory = sessions[0].bench, sessions[0].memory
+    clocked_after = [
+        session.run.step + session.config.measure.skip_steps if not session.isolated else None
+        for session in sessions
+    ]
+    _enter(sessions, phase="train")
+    device_type = bench.base.device.type
+    budgets = [token_budget(session.config, device_type=device_type) for session in sessions]
+    bundle = train_bundle(
+        bench.base,
+        [session.run for session in sessions],
+        micro_batch_tokens=bundle_budget(budgets, device_type=device_type),
+        trunk=bench.trunk if entry_layer(sessions) else None,
+    )
+    total = sum(session.run.train.max_steps for session in sessions)
+    done = sum(session.run.step for session in sessions)
+    with bench.screen.phase("train", total=total, done=done) as advance:
+        while any(session.run.is_active for session in sessions):
+            with memory.phase("train"):
+                records = _next_step(bundle)
+            stepped = _record_step(sessions, records, clocked_after=clocked_after)
+            advance(len(stepped), detail=_detail([record for record in records if record]))
+            bench.stop.check()
+            validate_due(stepped)
+            _checkpoint_due(stepped)
+
+
+def _next_step(bundle: Iterator[list[StepRecord | None]]) -> list[StepRecord | None]:
+    """Returns the records of the next step; of a single run that broke, None."""
+    try:
+        return next(bundle)
+    except NonFiniteError:
+        # Its ``failure`` says why, as that of one of several does.
+        return [None]
+
+
+def _record_step(
+    sessions: Sequence[Session],
+    records: Sequence[StepRecord | None],
+    *,
+    clocked_after: Sequence[int | None],
+) -> list[Session]:
+    """Adds a row to ``steps.jsonl`` of each run that took the step, and returns those runs."""
+    stepped = []
+    for session, record, first in zip(sessions, records, clocked_after, strict=True):
+        if session.is_open and session.run.failure is not None:
+            session.fail(NonFiniteError(session.run.failure))
+        if record is None:
+            continue
+        # A step of a bundle takes the time of all its runs: it is not on the clock of any.
+        row = {**asdict(record), "clocked": first is not None and record.step > first}
+        with guarded(session):
+            session.folder.append_step(row)
+            session.tracker.log(
+                {f"train/{key}": value for key, value in row.items()}, step=record.step
+            )
+            stepped.append(session)
+    return stepped
+
+
+def _detail(records: Sequence[StepRecord]) -> str:
+    if not records:
+        return ""
+    losses = [record.loss_nats_per_token for record in records]
+    span = f"{min(losses):.3f}" if len(losses) == 1 else f"{min(losses):.3f} to {max(losses):.3f}"
+    return f"loss {span}  {records[0].step_time_s:.2f} s/step"
+
+
+def _checkpoint_due(sessions: Sequence[Session]) -> None:
+    for session in sessions:
+        every = session.config.checkpoint.every_steps
+        if session.is_open and (session.run.is_done or session.run.step % every == 0):
+            with guarded(session):
+                _checkpoint(session)
+
+
+def _checkpoint(session: Session) -> None:
+    tensors, state = capture_state(session.run)
+    snapshot = Snapshot(
+        step=session.run.step,
+        tensors=tensors,
+        state={**state, "config_digest": config_digest(session.config)},
+    )
+    save_checkpoint(
+        session.folder.path / "checkpoints", snapshot, keep=session.config.checkpoint.keep
+    )
+
+
+def _conclude(session: Session, *, digest_after: str) -> None:
+    """Measures, audits and records a run that has trained and answered."""
+    folder, bench = session.folder, session.bench
+    base_scores = recorded_scores(session, step=0, model="base")
+    tuned_scores = recorded_scores(session, step=session.run.step, model="tuned")
+    answers = recorded_answers(session)
+    latency = session_latency(session)
+    audit = audit_of(session, tuned_scores, digest_after=digest_after)
+    isolated = session.isolated
+    measured = Measured(
+        base_scores=base_scores,
+        tuned_scores=tuned_scores,
+        base_text=text_score(session, answers["base"]),
+        tuned_text=text_score(session, answers["tuned"]),
+        step_rows=folder.steps(),
+        probed_rows=isolated.step_rows if isolated else None,
+        trunk=session.trunk,
+        memory=isolated.memory if isolated else session.memory,
+        latency=latency,
+        audit=audit,
+        adapter_sha256=sha256_of(folder.path / "adapter" / "adapter_model.safetensors"),
+    )
+    result = build_result(
+        config=session.config,
+        signature=session.signature,
+        environment=session.environment,
+        plan=session.plan,
+        train_examples=len(bench.data.train),
+        measured=measured,
+        repeats=_repeats(session),
+    )
+    rows = example_rows(
+        bench.data.validation, base_scores=base_scores, tuned_scores=tuned_scores, answers=answers
+    )
+    folder.write_jsonl("examples.jsonl", rows)
+    folder.write_json("result.json", result)
+    (folder.path / "answers.json").unlink(missing_ok=True)
+    session.tracker.summarize(result)
+    require_sound(audit)
+    folder.set_status("completed", phase="done", step=session.run.step)
+    session.result = result
+    session.tracker.finish(0)
+
+
+def _repeats(session: Session) -> list[Repeat]:
+    """Returns the finished runs beside this one that have its signature."""
+    found = []
+    for path in completed_runs(session.folder.path.parent):
+        repeat = read_repeat(path, signature=session.signature)
+        if repeat is not None and path != session.folder.path:
+            found.append(repeat)
+    return found
+
+
+def read_repeat(path: Path, *, signature: str) -> Repeat | None:
+    """Returns what a finished run is compared by, or None if it is another run."""
+    result = read_json(path / "result.json")
+    if result["signature"] != signature:
+        return None
+    return Repeat(
+        name=path.name,
+        adapter_sha256=result["adapter_sha256"],
+        losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / "steps.jsonl")),
+        final_loss_nats_per_token=result["quality"]["tuned"]["loss_nats_per_token"],
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,230 @@
+"""Many runs on one base: loaded once, scored once, trained in bundles, each in its own folder.
+
+What is done is skipped, what was stopped goes on from its checkpoint, and a run that fails is
+recorded as failed while the others go on.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from loracle.bundle import BundleChoice, group_runs
+from loracle.config import Config, flatten
+from loracle.device import dtype_name, keep_large_blocks
+from loracle.durable import disk_faults
+from loracle.errors import Interrupted, LoracleError, UsageError
+from loracle.lockstep import RunOutcome, run_bundle
+from loracle.members import Member, enlist
+from loracle.probe import Prober
+from loracle.record import RunFolder
+from loracle.screen import Screen
+from loracle.session import record_failure
+from loracle.signals import StopRequest
+from loracle.sources.spec import parse_source
+from loracle.workbench import Workbench, open_workbench
+
+# What runs on one base share, as keys or sections of the configuration.
+_SHARED = ("model", "dtype", "device", "data", "eval", "measure")
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """A run to be done."""
+
+    config: Config
+    """The resolved configuration."""
+    out: Path
+    """Its folder."""
+
+
+def run_many(
+    specs: Sequence[RunSpec],
+    *,
+    resume: bool = True,
+    screen: Screen | None = None,
+    bundle_size: int | None = None,
+) -> list[RunOutcome]:
+    """Returns how each run ended, in the order given.
+
+    Args:
+        specs: The runs; they agree on model, dtype, device, data, evaluation and measurement.
+        resume: Skip runs that completed and go on with those that did not; False: every folder
+            must be new.
+        screen: Where progress is shown; None: standard error.
+        bundle_size: Runs that train together; None: as many as the device gains from.
+
+    Raises:
+        UsageError: If something the user or a file gave cannot be used; nothing is left behind.
+        RunFailed: If the untuned model cannot be evaluated.
+        Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run in progress.
+    """
+    screen = screen or Screen()
+    specs = [RunSpec(portable_config(spec.config), spec.out) for spec in specs]
+    require_agreement(specs, bundle_size=bundle_size)
+    keep_large_blocks()
+    with ExitStack() as opened, StopRequest() as stop:
+        folders = [opened.enter_context(_open_folder(spec, resume=resume)) for spec in specs]
+        outcomes = {
+            folder.path: RunOutcome(folder.path, folder.read_json("result.json"), skipped=True)
+            for folder in folders
+            if folder.is_finished
+        }
+        if len(outcomes) < len(folders):
+            with _recording(folders, outcomes):
+                _run(folders, outcomes, screen=screen, stop=stop, bundle_size=bundle_size)
+    return [outcomes[spec.out] for spec in specs]
+
+
+def require_agreement(specs: Sequence[RunSpec], *, bundle_size: int | None = None) -> None:
+    """Checks that the runs can share one base and its evaluation.
+
+    Raises:
+        UsageError: If they differ in what runs on one base share, or in nothing but the folder's
+            name that they would both write to.
+    """
+    if not specs:
+        raise UsageError("no runs were given")
+    if bundle_size is not None and bundle_size < 1:
+        raise UsageError(f"bundle_size: must be at least 1, got {bundle_size}")
+    places = [spec.out.absolute() for spec in specs]
+    twice = next((place for place in places if places.count(place) > 1), None)
+    if twice is not None:
+        raise UsageError(f"{twice.name}: two runs cannot share a folder; give each its own")
+    first, *others = [_shared(spec.config) for spec in specs]
+    for other, spec in zip(others, specs[1:], strict=True):
+        for key in sorted(first.keys() | other.keys()):
+            if first.get(key) != other.get(key):
+                raise UsageError(
+                    f"{key}: {first.get(key)!r} in {specs[0].out.name}, {other.get(key)!r} in "
+                    f"{spec.out.name}; runs on one base must agree on it"
+                )
+
+
+def _shared(config: Config) -> dict[str, object]:
+    return flatten(config.model_dump(mode="json", include=set(_SHARED)))
+
+
+def _run(
+    folders: Sequence[RunFolder],
+    outcomes: dict[Path, RunOutcome],
+    *,
+    screen: Screen,
+    stop: StopRequest,
+    bundle_size: int | None,
+) -> None:
+    """Does the runs of these folders that are not finished, bundle by bundle."""
+    for folder in folders:
+        if not folder.is_finished:
+            folder.set_status("running", phase="prepare")
+    bench = open_workbench(folders[0].config, screen=screen, stop=stop)
+    members = enlist(bench, folders)
+    prober = Prober(bench)
+    choice = prober.choose_size(members, asked=bundle_size)
+    _say(bench, members, choice=choice)
+    for bundle in bundles_of(members, size=choice.size):
+        waiting = [member for member in bundle if not member.folder.is_finished]
+        if not waiting:
+            continue
+        stop.check()
+        # Also of a bundle of which one run is left: the others shared the steps it took.
+        shared = len(bundle) > 1 or (len(members) > 1 and bundle[0].folder.failed_before)
+        ended = run_bundle(
+            bench, waiting, choice=choice, isolated=prober.measure if shared else None
+        )
+        outcomes |= {outcome.out: outcome for outcome in ended}
+        for outcome in ended:
+            if outcome.error is not None and len(members) > 1:
+                screen.notice(f"{outcome.out.name}: failed, the others go on: {outcome.error}")
+
+
+def bundles_of(members: Sequence[Member], *, size: int) -> list[list[Member]]:
+    """Returns the runs that train together, finished ones included.
+
+    Who trains with whom must not depend on who is finished, or a study that was stopped would end
+    with other bits. A run that failed before is tried again alone, after the others.
+    """
+    sound = [member for member in members if not member.folder.failed_before]
+    groups = group_runs([member.lowest_layer for member in sound], size=size)
+    failed = [[member] for member in members if member.folder.failed_before]
+    return [[sound[index] for index in group] for group in groups] + failed
+
+
+def _say(bench: Workbench, members: Sequence[Member], *, choice: BundleChoice) -> None:
+    """Shows in one line what is about to be done."""
+    config, base = bench.config, bench.base
+    plan = members[0].plan
+    what = (
+        f"{plan.placement}, {plan.trainable_params:,} of {plan.base_params:,} parameters train"
+        if len(members) == 1
+        else f"{len(members)} runs in bundles of {choice.size} ({choice.reason})"
+    )
+    bench.screen.notice(
+        f"{config.model} on {config.data.source}: {what}; {len(bench.data.train)} training and "
+        f"{len(bench.data.validation)} validation examples; {dtype_name(base.dtype)} on "
+        f"{base.device}"
+    )
+
+
+def portable_config(config: Config) -> Config:
+    """Returns the config with local sources spelled without this machine's folders."""
+    data = config.data.model_copy(update={"source": _portable(config.data.source)})
+    return config.model_copy(update={"model": _portable(config.model), "data": data})
+
+
+def _portable(source: str) -> str:
+    return parse_source(source).canonical if source.startswith("path:") else source
+
+
+@contextmanager
+def _open_folder(spec: RunSpec, *, resume: bool) -> Iterator[RunFolder]:
+    """Opens a run folder; one that is new and never got to train is taken away again."""
+    out = spec.out
+    with disk_faults(out):
+        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
+    going_on = resume and (out / "config.yaml").exists()
+    open_ = RunFolder.reopen if going_on else RunFolder.create
+    try:
+        opened = open_(out, config=spec.config)
+    except UsageError as error:
+        # Refused by the disk half-way; a folder that is held or was there before is not ours.
+        if isinstance(error.__cause__, OSError) and out in missing:
+            _take_away(out, missing=missing)
+        raise
+    with opened as folder:
+        try:
+            yield folder
+        except UsageError:
+            if not going_on and not (out / "modules.json").exists():
+                _take_away(out, missing=missing)
+            raise
+
+
+def _take_away(out: Path, *, missing: Sequence[Path]) -> None:
+    """Removes a run folder that came to nothing, and the folders above it that were made for it."""
+    shutil.rmtree(out, ignore_errors=True)
+    # A parent that is not empty any more stays, and so do those above it.
+    with suppress(OSError):
+        if out not in missing:
+            out.mkdir()
+        for folder in missing[1:]:
+            folder.rmdir()
+
+
+@contextmanager
+def _recording(folders: Sequence[RunFolder], outcomes: Mapping[Path, RunOutcome]) -> Iterator[None]:
+    """Leaves the reason in the folder of every run that an error or a signal keeps from its end."""
+    try:
+        yield
+    except LoracleError as error:
+        for folder in folders:
+            if folder.path in outcomes or folder.status.get("status") != "running":
+                continue
+            if isinstance(error, Interrupted):
+                folder.set_status("interrupted", error=str(error))
+            else:
+                record_failure(folder, error)
+        raise
