@@ -38,6 +38,7 @@ from loracle.model.blocks import (
 )
 from loracle.model.head import as_float, target_nll
 from loracle.model.lora import Route, RoutedLinear, Router
+from loracle.model.norm import install_fast_norms
 from loracle.quiet import quiet_transformers
 
 # assumed: a fast head that differs from the model's own by more than rounding is another head
@@ -148,7 +149,7 @@ class FrozenBase:
         """Lends the model with ordinary batched attention, for decoding with a cache."""
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         try:
-            with self.router.following(routes, per_sequence=True), torch.inference_mode():
+            with self.router.following(routes), torch.inference_mode():
                 yield self.model
         finally:
             self.model.set_attn_implementation(PACKED)
@@ -195,6 +196,7 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype) -> Frozen
     # Transformers fills what a caller leaves open from here: penalties and sampling of the model's.
     model.generation_config = GenerationConfig()
     model = model.to(device).eval().requires_grad_(False)
+    install_fast_norms(model)
     base = FrozenBase(model=model, tokenizer=tokenizer, device=device, dtype=dtype)
     return _checked(base)
 

@@ -51,12 +51,12 @@ class _TargetNll(torch.autograd.Function):
         losses = []
         for start in range(0, len(hidden), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
-            logits = as_float(torch.nn.functional.linear(hidden[rows], weight, bias))
-            log_norm = logits.logsumexp(dim=1)
+            logits = torch.nn.functional.linear(hidden[rows], weight, bias)
+            log_probs = as_float(logits).log_softmax(dim=1)
             index = targets[rows, None]
-            losses.append(log_norm - logits.gather(1, index).squeeze(1))
+            losses.append(log_probs.gather(1, index).squeeze(1).neg_())
             if unit is not None:
-                excess = logits.sub_(log_norm[:, None]).exp_()
+                excess = log_probs.exp_()
                 excess.scatter_add_(1, index, excess.new_full(index.shape, -1.0))
                 unit[rows] = excess.to(hidden.dtype) @ weight
         ctx.save_for_backward(*([unit] if unit is not None else []))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,34 +48,15 @@ class Router:
 
     routes: tuple[Route, ...] | None = field(default=None)
     """None: PEFT's own forward. Empty: the base alone."""
-    per_sequence: bool = False
-    """Routes count the sequences of a padded batch, not the tokens of a row."""
 
     @contextmanager
-    def following(self, routes: Sequence[Route], *, per_sequence: bool = False) -> Iterator[None]:
-        """Sends every forward pass inside the block along ``routes``.
-
-        Args:
-            routes: Disjoint slices of the row, or of the batch.
-            per_sequence: ``start`` and ``stop`` count sequences of inputs of shape (B, T, I), as
-                in decoding, where T changes from pass to pass.
-        """
-        before = self.routes, self.per_sequence
-        self.routes, self.per_sequence = tuple(routes), per_sequence
+    def following(self, routes: Sequence[Route]) -> Iterator[None]:
+        """Sends every forward pass inside the block along ``routes``."""
+        before, self.routes = self.routes, tuple(routes)
         try:
             yield
         finally:
-            self.routes, self.per_sequence = before
-
-    def routes_for(self, shape: torch.Size) -> tuple[Route, ...] | None:
-        """Returns the routes in rows of an input of this shape, flattened to (rows, I)."""
-        if not self.routes or not self.per_sequence or len(shape) < 3:
-            return self.routes
-        each = shape[-2]
-        return tuple(
-            replace(r, start=r.start * each, stop=None if r.stop is None else r.stop * each)
-            for r in self.routes
-        )
+            self.routes = before
 
 
 class RoutedLinear(PeftLinear):  # type: ignore[misc]
@@ -91,7 +72,7 @@ class RoutedLinear(PeftLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the layer's output for ``x`` of shape (..., I)."""
-        routes = self.router.routes_for(x.shape) if self.router is not None else None
+        routes = self.router.routes if self.router is not None else None
         if routes is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         base = self.get_base_layer()
