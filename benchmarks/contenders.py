@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,6 +31,7 @@ from loracle.placement import peft_config_of
 from loracle.quiet import quiet_transformers
 from loracle.schedule import learning_rate
 from workload import (
+    Batch,
     FixedOrder,
     Workload,
     copy_initial,
@@ -55,6 +56,8 @@ class Contender:
     label: str
     """What a reader of the table needs to know of it."""
     loop: Loop
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """TRL alone: what differs from its ``SFTConfig`` as shipped."""
     grouped: bool = False
     """Takes length-grouped batches, so only seconds per real token can be compared."""
     system: bool = False
@@ -131,36 +134,42 @@ def trainer_loop(work: Workload) -> Rows:
         trainer = Trainer(
             model=model,
             args=TrainingArguments(output_dir=folder, **settings),
-            train_dataset=_dataset(work),
+            train_dataset=dataset_of(work.batches),
             data_collator=collate,
             processing_class=tokenizer,
         )
-        return _clocked(trainer, work)
+        return clocked(trainer, work)
 
 
 def trl_loop(**changes: Any) -> Loop:
     """Returns the loop of TRL's SFTTrainer as shipped, with ``changes`` to its ``SFTConfig``."""
 
     def loop(work: Workload) -> Rows:
-        from trl import SFTConfig, SFTTrainer
-
-        with _scratch() as folder:
-            chosen = _trl_settings(work, changes)
-            model: Any = str(work.folder)
-            if work.geometry is not None:
-                named = chosen.pop("model_init_kwargs", {}).get("dtype", "float32")
-                model = stock_model(work, dtype=getattr(torch, named))
-            with quiet_transformers():
-                trainer = SFTTrainer(
-                    model=model,
-                    args=SFTConfig(output_dir=folder, **chosen),
-                    train_dataset=_dataset(work),
-                    processing_class=tokenizer_of(work),
-                    peft_config=_peft_config(work),
-                )
-            return _clocked(trainer, work)
+        with trl_trainer(work, **changes) as trainer:
+            return clocked(trainer, work)
 
     return loop
+
+
+@contextmanager
+def trl_trainer(work: Workload, **changes: Any) -> Iterator[Trainer]:
+    """Lends TRL's SFTTrainer with the block's data, with ``changes`` to its ``SFTConfig``."""
+    from trl import SFTConfig, SFTTrainer
+
+    with _scratch() as folder:
+        chosen = _trl_settings(work, changes)
+        model: Any = str(work.folder)
+        if work.geometry is not None:
+            named = chosen.pop("model_init_kwargs", {}).get("dtype", "float32")
+            model = stock_model(work, dtype=getattr(torch, named))
+        with quiet_transformers():
+            yield SFTTrainer(
+                model=model,
+                args=SFTConfig(output_dir=folder, **chosen),
+                train_dataset=dataset_of(work.batches),
+                processing_class=tokenizer_of(work),
+                peft_config=_peft_config(work),
+            )
 
 
 def _trl_settings(work: Workload, changes: dict[str, Any]) -> dict[str, Any]:
@@ -171,39 +180,36 @@ def _trl_settings(work: Workload, changes: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def _trl(label: str, *, grouped: bool = False, **changes: Any) -> Contender:
+    return Contender(label, trl_loop(**changes), changes=changes, grouped=grouped)
+
+
+_NO_CHECKPOINTS = {"gradient_checkpointing": False}
+_HALF = _NO_CHECKPOINTS | {"model_init_kwargs": {"dtype": "bfloat16"}}
+
 CONTENDERS: dict[str, Contender] = {
     "loracle": Contender("LoRAcle", our_loop),
-    "trl-bf16": Contender("TRL bf16, checkpointing off", trl_loop(gradient_checkpointing=False)),
-    "trl-shipped": Contender("TRL as shipped (bf16, checkpointing on)", trl_loop()),
-    "trl-fp32": Contender(
-        "TRL `bf16=False`, checkpointing off", trl_loop(gradient_checkpointing=False, bf16=False)
-    ),
+    "trl-bf16": _trl("TRL bf16, checkpointing off", **_NO_CHECKPOINTS),
+    "trl-shipped": _trl("TRL as shipped (bf16, checkpointing on)"),
+    "trl-fp32": _trl("TRL `bf16=False`, checkpointing off", bf16=False, **_NO_CHECKPOINTS),
     "trainer": Contender("Trainer + PEFT, bf16", trainer_loop),
     "peft-loop": Contender("hand-written PEFT loop, bf16", peft_loop),
 }
 """Who is measured besides the tuned TRL, whose settings are found by trying them."""
 
-_HALF = {"model_init_kwargs": {"dtype": "bfloat16"}}
-
 TUNED: dict[str, Contender] = {
-    "grouped": Contender(
-        "group_by_length, base in fp32 under autocast",
-        trl_loop(gradient_checkpointing=False),
-        grouped=True,
+    "grouped": _trl(
+        "group_by_length, base in fp32 under autocast", grouped=True, **_NO_CHECKPOINTS
     ),
-    "grouped-half": Contender(
-        "group_by_length, base loaded in bf16, autocast",
-        trl_loop(gradient_checkpointing=False, **_HALF),
-        grouped=True,
-    ),
-    "grouped-half-plain": Contender(
+    "grouped-half": _trl("group_by_length, base loaded in bf16, autocast", grouped=True, **_HALF),
+    "grouped-half-plain": _trl(
         "group_by_length, base loaded in bf16, no autocast (bf16=False)",
-        trl_loop(gradient_checkpointing=False, bf16=False, **_HALF),
         grouped=True,
+        bf16=False,
+        **_HALF,
     ),
-    "padding-free-half": Contender(
-        "padding_free, base loaded in bf16, autocast",
-        trl_loop(gradient_checkpointing=False, padding_free=True, max_length=None, **_HALF),
+    "padding-free-half": _trl(
+        "padding_free, base loaded in bf16, autocast", padding_free=True, max_length=None, **_HALF
     ),
 }
 """What TRL's documentation advises for speed and this device can take, in its combinations."""
@@ -251,8 +257,9 @@ def _peft_config(work: Workload) -> LoraConfig:
     return LoraConfig(**peft_config_of(plan, dropout=work.config.lora.dropout))
 
 
-def _dataset(work: Workload) -> Dataset:
-    return Dataset.from_list([labelled(example) for batch in work.batches for example in batch])
+def dataset_of(batches: Iterable[Batch]) -> Dataset:
+    """Returns the batches' examples one after another, tokenised and labelled."""
+    return Dataset.from_list([labelled(example) for batch in batches for example in batch])
 
 
 def _padded_rows(rows: list[dict[str, list[int]]], *, pad: int) -> dict[str, torch.Tensor]:
@@ -315,7 +322,7 @@ class _Clock(TrainerCallback):
         control.should_training_stop = state.global_step >= self.num_steps
 
 
-def _clocked(trainer: Trainer, work: Workload) -> Rows:
+def clocked(trainer: Trainer, work: Workload) -> Rows:
     """Trains through the block; the loss is what the trainer's own step returns, unrounded."""
     copy_initial(trainer.model, seed=work.config.seed)
     clock = _Clock(work.device, len(work.batches))

@@ -13,6 +13,7 @@ import geometry
 import gpu
 import scaling
 import standings
+import study
 import workload
 from blocks import run_once
 from bundles import Point, measure_point, point_figures
@@ -434,6 +435,78 @@ def test_sources_that_change_between_blocks_stop_the_benchmark(tmp_path: Path):
     script.write_text('print(\'{"sources": "new", "rows": []}\')\n')
     with pytest.raises(SystemExit, match="sources changed"):
         run_once({"sources": "old"}, script=str(script), log=tmp_path / "log.jsonl")
+
+
+QUICK = [
+    "train.max_steps=2",
+    "eval.every_steps=1",
+    "eval.max_examples=8",
+    "eval.generate_examples=2",
+    "eval.max_new_tokens=3",
+    "audit.reload_examples=1",
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_our_study_is_run_for_real_and_every_part_of_it_is_counted(
+    source: workload.Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LORACLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(study, "ARMS", ("all-linear", "last-third"))
+    monkeypatch.setattr(study, "_SEEDS", (0,))
+    earlier = tmp_path / "runs/bench/study/abc/clock/1.txt"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("1000.0\n")
+    block_ = study.run_ours({"sources": "abc", "overrides": settings_of(source) + QUICK})
+    assert block_["error"] is None
+    assert set(block_["results"]) == {"all-linear-0", "last-third-0"}
+    assert all(result["status"] == "completed" for result in block_["results"].values())
+    assert block_["seconds"] > 1000.0
+
+
+@NEEDS_TRL
+@pytest.mark.filterwarnings("ignore")
+def test_an_arm_of_trl_is_sampled_and_its_whole_counted(source: workload.Source):
+    spec = {"arm": "attention", "contender": "trl-bf16", "overrides": settings_of(source) + QUICK}
+    block_ = study.sample_trl(spec)
+    assert len(block_["rows"]) == 3
+    order = workload.open_source(spec["overrides"]).order()
+    assert block_["train_positions"] == sum(
+        workload.counts_of(order.batch(step))["num_padded"] for step in range(2)
+    )
+    assert block_["evaluation"]["positions"] <= block_["evaluation"]["all_positions"]
+    assert (block_["answers"]["count"], block_["answers"]["all"]) == (2, 2)
+    assert study.extrapolated(block_)["run_s"] > 0
+
+
+def trl_block(arm: str) -> dict:
+    return {
+        "spec": {"arm": arm, "contender": "trl-bf16"},
+        "error": None,
+        "rows": [
+            {"warm_up": True, "step_time_s": 99.0, "num_padded": 1},
+            {"warm_up": False, "step_time_s": 2.0, "num_padded": 100},
+        ],
+        "start_s": 10.0,
+        "train_positions": 500,
+        "evaluation": {"seconds": 1.0, "positions": 50, "all_positions": 200},
+        "answers": {"seconds": 3.0, "count": 4, "all": 8},
+    }
+
+
+def test_a_trl_run_is_its_measured_parts_scaled_by_counts():
+    one = study.extrapolated(trl_block("all-linear"))
+    assert one == {
+        "start_s": 10.0, "steps_s": 10.0, "one_validation_s": 4.0, "answers_s": 6.0, "run_s": 34.0
+    }  # fmt: skip
+    ours = {"seconds": 41.8, "error": None, "environment": {}}
+    report = study.report_of(ours, [trl_block(arm) for arm in study.ARMS])
+    assert report["trl"]["seconds"] == 2 * 6 * 34.0 + 10.0
+    assert report["times_ours"] == pytest.approx(10.0)
+    assert "extrapolated" in study.markdown(report)
+    broken = study.report_of(ours, [trl_block(arm) for arm in study.ARMS[:5]])
+    assert broken["times_ours"] is None
 
 
 def test_a_contender_is_a_label_and_a_loop():
