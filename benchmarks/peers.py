@@ -24,7 +24,7 @@ from typing import Any
 
 _STARTED = time.perf_counter()
 _LOG = Path("runs/bench/peers.jsonl")
-_TUNING_STEPS = 2
+_TUNING_STEPS = 3
 
 Row = dict[str, Any]
 

@@ -117,18 +117,19 @@ def random_batches(source: Source, *, part: int, num_steps: int) -> list[Batch]:
 def grouped_batches(source: Source, *, part: int, num_parts: int, num_steps: int) -> list[Batch]:
     """Returns batches as ``group_by_length`` makes them, a systematic sample of one epoch.
 
-    Each block can take a few batches only, and a length-grouped one is all short or all long. So
-    the batches of all parts stand at equal distances in the epoch's order, which is sorted within
-    megabatches, and each part has some of every length. Lengths, and with them seconds per step,
-    differ from the other contenders'; seconds per real token can be compared.
+    A block can take a few batches only, and a length-grouped one is all short or all long. So the
+    epoch's batches are put in order of their tokens and taken at equal distances: every part has
+    some of every length, and all parts together are an epoch in small. Lengths, and with them
+    seconds per step, differ from the other contenders'; seconds per real token can be compared.
     """
     size = source.config.train.batch_size
     batches = _length_grouped(source.data.train, batch_size=size, seed=source.config.seed)
+    ordered = sorted(batches, key=lambda batch: -counts_of(batch)["num_tokens"])
     count = num_parts * num_steps
     places = [
-        int((step * num_parts + part + 0.5) * len(batches) / count) for step in range(num_steps)
+        int((step * num_parts + part + 0.5) * len(ordered) / count) for step in range(num_steps)
     ]
-    return [batches[len(batches) // 2], *(batches[place] for place in places)]
+    return [ordered[len(ordered) // 2], *(ordered[place] for place in places)]
 
 
 def _length_grouped(examples: Sequence[Example], *, batch_size: int, seed: int) -> list[Batch]:
