@@ -4,12 +4,14 @@ import json
 import random
 import shutil
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from loracle import lockstep, probe, runner, stages, workbench
+from loracle import bundle, lockstep, probe, runner, session, stages, workbench
+from loracle.bundle import StepMemory
 from loracle.configfile import load_config
 from loracle.errors import Interrupted, ModelError, NonFiniteError, UsageError
 from loracle.record import RunFolder
@@ -223,8 +225,6 @@ def test_a_run_whose_folder_fails_it_fails_alone(here, tmp_path, monkeypatch):
 
 
 def test_a_run_that_cannot_take_its_adapter_fails_alone(here, tmp_path, monkeypatch):
-    from loracle import session
-
     attach = session.attach_adapter
 
     def refuse(base, *, name, **kwargs):
@@ -341,6 +341,97 @@ def test_kept_states_change_no_figure_and_are_stated(trunk_studies, study, run):
     tokens = data["train"]["num_tokens"] + data["validation"]["num_tokens"]
     assert 0.8 * tokens <= trunk["kept_gib"] * 2**30 / (32 * 4) <= tokens
     assert load(trunk_studies / "off1" / run / "result.json")["efficiency"]["trunk"] is None
+
+
+def test_states_that_fit_into_memory_are_kept_there_else_on_disk_else_not(
+    here, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("LORACLE_CACHE", str(tmp_path / "cache"))
+    top = {"top": [*ARMS["top"], "train.max_steps=36"]}
+
+    def no_memory():
+        return SimpleNamespace(available=0, total=2**33)
+
+    monkeypatch.setattr(workbench.psutil, "virtual_memory", no_memory)
+    run_many(specs_of(here, tmp_path / "disk", top))
+    kept = sum(path.stat().st_size for path in (tmp_path / "cache" / "trunk").rglob("*.contents"))
+    stated = load(tmp_path / "disk" / "top" / "result.json")["efficiency"]["trunk"]
+    assert stated["kept_gib"] * 2**30 == kept > 0
+    run_many(specs_of(here, tmp_path / "again", top))
+    assert load(tmp_path / "again" / "top" / "result.json")["efficiency"]["trunk"] == {
+        **stated,
+        "fill_time_s": None,
+    }
+    assert facts(tmp_path / "again" / "top") == facts(tmp_path / "disk" / "top")
+    monkeypatch.setattr(workbench.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    run_many(specs_of(here, tmp_path / "nowhere", top))
+    found = load(tmp_path / "nowhere" / "top" / "result.json")["efficiency"]["trunk"]
+    assert found is None
+
+
+def test_where_more_tokens_are_faster_the_probe_of_the_first_arm_decides(
+    here, tmp_path, monkeypatch
+):
+    def on_a_gpu(*, rates, memory, device_type, **given):
+        assert device_type == "cpu"
+        assert all(rate > 0 for _, rate in rates())
+        found = memory()
+        assert found.base_gib > 0
+        assert found.step_gib > 0
+        assert found.free_gib > 0
+        seen.append(given["tokens_per_step"])
+        return bundle.choose_bundle_size(
+            rates=lambda: [(256, 1.0), (1024, 2.0)],
+            memory=lambda: StepMemory(base_gib=1.0, step_gib=2.0, free_gib=2.6),
+            device_type="cuda",
+            **given,
+        )
+
+    seen = []
+    monkeypatch.setattr(probe, "choose_bundle_size", on_a_gpu)
+    arms = {name: ARMS[name] for name in ("everything", "attention", "faster")}
+    run_many(specs_of(here, tmp_path, arms))
+    engine = load(tmp_path / "everything" / "environment.json")["engine"]
+    assert engine["bundle"]["size"] == 2
+    assert engine["bundle"]["reason"].endswith("limited by memory")
+    tokens = load(tmp_path / "everything" / "data.json")["train"]
+    assert seen == [pytest.approx(4 * tokens["num_tokens"] / tokens["num_examples"])]
+
+
+def test_memory_of_the_device_is_what_is_free_and_what_its_allocator_only_holds(monkeypatch):
+    gib = 2**30
+    fake = SimpleNamespace(
+        mem_get_info=lambda _: (10 * gib, 80 * gib),
+        memory_allocated=lambda _: 3 * gib,
+        memory_reserved=lambda _: 5 * gib,
+    )
+    monkeypatch.setattr(probe.torch, "cuda", fake)
+    assert probe.device_memory_gib(torch.device("cuda")) == (3.0, 12.0)
+
+
+def test_a_checkpoint_of_another_configuration_fails_its_run_and_no_other(
+    here, tmp_path, monkeypatch
+):
+    arms = {name: ARMS[name] for name in ("everything", "top")}
+    append = RunFolder.append_eval
+
+    def interrupted(folder, row):
+        append(folder, row)
+        if row["step"] == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "append_eval", interrupted)
+        with pytest.raises(Interrupted):
+            run_many(specs_of(here, tmp_path, arms), bundle_size=2)
+    digest = session.config_digest
+    monkeypatch.setattr(
+        session, "config_digest", lambda config: "0" * 12 if config.seed == 1 else digest(config)
+    )
+    outcomes = run_many(specs_of(here, tmp_path, arms), bundle_size=2)
+    assert outcomes[0].error is None
+    assert "top: its checkpoint belongs to another configuration" in str(outcomes[1].error)
+    assert load(tmp_path / "top" / "status.json")["status"] == "failed"
 
 
 def study_words(place, root, arms, *, size, common=()):

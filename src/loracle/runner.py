@@ -125,11 +125,15 @@ def _run(
     prober = Prober(bench)
     choice = prober.choose_size(members, asked=bundle_size)
     _say(bench, members, choice=choice)
-    for bundle in bundles_of(members, size=choice.size):
+    bundles = bundles_of(members, size=choice.size)
+    for number, bundle in enumerate(bundles, 1):
         waiting = [member for member in bundle if not member.folder.is_finished]
         if not waiting:
             continue
         stop.check()
+        if len(members) > 1:
+            names = ", ".join(member.folder.path.name for member in waiting)
+            screen.notice(f"bundle {number} of {len(bundles)}: {names}")
         # Also of a bundle of which one run is left: the others shared the steps it took.
         shared = len(bundle) > 1 or (len(members) > 1 and bundle[0].folder.failed_before)
         ended = run_bundle(

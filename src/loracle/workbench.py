@@ -5,6 +5,7 @@ Loaded, tokenised and scored once, however many runs there are.
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -115,6 +116,8 @@ class Workbench:
         if self.base.peft is not None:
             self.base.peft.unload()
             self.base.peft = None
+            # PEFT's view of the model refers to itself; the adapters go when it does.
+            gc.collect()
 
 
 def open_workbench(config: Config, *, screen: Screen, stop: StopRequest) -> Workbench:
