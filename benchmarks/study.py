@@ -155,8 +155,9 @@ def sample_trl(spec: Row) -> Row:
     """Returns the measured start-up, steps, validation and answers of one arm in TRL."""
     from datasets import disable_progress_bars
 
-    from contenders import CONTENDERS, clocked, trl_trainer
+    from contenders import CONTENDERS
     from figures import environment_of, peak_gib, sources_digest
+    from loops import clocked, trl_trainer
     from workload import counts_of, open_source, random_batches, workload_of
 
     source = open_source([*_SETTINGS, f"lora.placement={spec['arm']}", *spec["overrides"]])
@@ -185,7 +186,7 @@ def sample_trl(spec: Row) -> Row:
 
 def _evaluation(trainer: Any, source: Any) -> Row:
     """Times validation as ``trainer.evaluate`` does it, and counts what all of it would be."""
-    from contenders import dataset_of
+    from loops import dataset_of
     from workload import counts_of
 
     held, size = source.data.validation, trainer.args.per_device_eval_batch_size
