@@ -1,4 +1,4 @@
-"""Who is compared: contenders by name, the settings of TRL that are tried, and those not tried."""
+"""Who is compared: contenders by name; the settings of TRL that are tried and that are not."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from loracle.model.base import FrozenBase
-from loracle.model.lora import Route
+from loracle.model.route import Route
 
 CACHE_TOKENS = 16_384
 """Assumed: 0.4 GiB of bf16 keys and values for SmolLM2-135M, 8 GiB for LLaMA-2-7B."""

@@ -27,7 +27,7 @@ from loracle.decode import (
 from loracle.decode import greedy as greedy  # noqa: PLC0414 - part of what this module offers
 from loracle.errors import NonFiniteError
 from loracle.model.base import FrozenBase
-from loracle.model.lora import Route
+from loracle.model.route import Route
 
 if TYPE_CHECKING:
     from loracle.model.trunk import Trunk, TrunkStore

@@ -17,7 +17,7 @@ from torch import Tensor
 from loracle.data import Example
 from loracle.data.packing import batches_by_tokens, pack
 from loracle.model.base import FrozenBase
-from loracle.model.lora import Route
+from loracle.model.route import Route
 from loracle.model.trunk import Trunk, TrunkStore, lowest_layer
 from loracle.training_run import TrainingRun
 

@@ -14,7 +14,7 @@ from loracle.data import Example
 from loracle.model.adapters import Adapter
 from loracle.model.base import FrozenBase
 from loracle.model.dropout import DropoutStream, threshold_of
-from loracle.model.lora import Route
+from loracle.model.route import Route
 from loracle.schedule import DataOrder
 
 

@@ -37,8 +37,9 @@ from loracle.model.blocks import (
     states_entering,
 )
 from loracle.model.head import as_float, target_nll
-from loracle.model.lora import Route, RoutedLinear, Router
+from loracle.model.lora import RoutedLinear, Router
 from loracle.model.norm import install_fast_norms
+from loracle.model.route import Route
 from loracle.quiet import quiet_transformers
 
 # assumed: a fast head that differs from the model's own by more than rounding is another head

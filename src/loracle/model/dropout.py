@@ -23,11 +23,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int16, Int64
 from torch import Tensor
 
+from loracle.data.packing import to_device
 from loracle.seeds import stream_seed
 
 _LEVELS = 1 << 15
@@ -60,6 +62,11 @@ class DropoutStream:
     lengths: tuple[int, ...]
     """Tokens of each sequence."""
 
+    @classmethod
+    def keeping(cls, tokens: int) -> DropoutStream:
+        """Returns a stream that drops nothing, for tokens that only stand in between."""
+        return cls(threshold=0, seed=0, step=0, slots=(0,), lengths=(tokens,))
+
     @property
     def scale(self) -> float:
         """1 / (1 - p) for the probability that is realised."""
@@ -74,15 +81,32 @@ def threshold_of(probability: float) -> int:
 def keep_bits(
     stream: DropoutStream, *, module: str, features: int, device: torch.device
 ) -> Int16[Tensor, "T {features}"]:
-    """Returns -1 (all ones) where an element of the module's input is kept, 0 where it is dropped.
+    """Returns -1 (all ones) where an element of a module's input is kept, 0 where it is dropped."""
+    words = _words(_token_keys(stream, device), module=module, features=features)
+    return _lanes(words, features=features, threshold=stream.threshold)
+
+
+def keep_bits_of(
+    streams: tuple[DropoutStream, ...], *, module: str, features: int, device: torch.device
+) -> Int16[Tensor, "T {features}"]:
+    """Returns the bits of many runs below each other, in as many kernels as one run takes."""
+    words = _words(_stacked_keys(streams, device), module=module, features=features)
+    return _lanes(words, features=features, threshold=_stacked_thresholds(streams, device))
+
+
+def _words(keys: Int64[Tensor, " T"], *, module: str, features: int) -> Int64[Tensor, "T W"]:
+    counters = _counters((features + _LANES - 1) // _LANES, keys.device)
+    return _mixed((keys + _module_key(module))[:, None] + counters)
+
+
+def _lanes(words: Int64[Tensor, "T W"], *, features: int, threshold: Any) -> Int16[Tensor, "T I"]:
+    """Turns words into lanes of ones or zeros, in place.
 
     Forcing the lane's top bit on makes it negative; adding the threshold makes exactly the dropped
     ones non-negative; the arithmetic shift spreads the sign over the lane.
     """
-    tokens = _token_keys(stream, device) + _module_key(module)
-    words = _mixed(tokens[:, None] + _counters((features + _LANES - 1) // _LANES, device))
     lanes = words.view(torch.int16)
-    lanes.bitwise_or_(_SIGN).add_(stream.threshold).bitwise_right_shift_(15)
+    lanes.bitwise_or_(_SIGN).add_(threshold).bitwise_right_shift_(15)
     return lanes[:, :features]
 
 
@@ -114,11 +138,23 @@ _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 def _token_keys(stream: DropoutStream, device: torch.device) -> Int64[Tensor, " T"]:
     """Returns a key per token: the mixed counter of its place in its sequence."""
     keys = [
-        torch.arange(length, device=device) * _GAMMA
-        + stream_seed(stream.seed, "dropout", stream.step, slot)
+        torch.arange(length) * _GAMMA + stream_seed(stream.seed, "dropout", stream.step, slot)
         for slot, length in zip(stream.slots, stream.lengths, strict=True)
     ]
-    return _mixed(torch.cat(keys))
+    return to_device(_mixed(torch.cat(keys)), device=device)
+
+
+@lru_cache(maxsize=8)
+def _stacked_keys(streams: tuple[DropoutStream, ...], device: torch.device) -> Int64[Tensor, " T"]:
+    return torch.cat([_token_keys(stream, device) for stream in streams])
+
+
+@lru_cache(maxsize=8)
+def _stacked_thresholds(
+    streams: tuple[DropoutStream, ...], device: torch.device
+) -> Int16[Tensor, "T 1"]:
+    each = [torch.full((sum(s.lengths), 1), s.threshold, dtype=torch.int16) for s in streams]
+    return to_device(torch.cat(each), device=device)
 
 
 @lru_cache(maxsize=4096)

@@ -25,21 +25,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from loracle.model.dropout import DropoutStream, keep_bits, zero_dropped, zero_dropped_
-
-
-@dataclass(frozen=True)
-class Route:
-    """Which tokens of the row go through which adapter."""
-
-    adapter: str
-    """Adapter name in PEFT."""
-    start: int = 0
-    """First token."""
-    stop: int | None = None
-    """One past the last token; None: the end of the row."""
-    dropout: DropoutStream | None = None
-    """Names the masks; None: no dropout."""
+from loracle.model.dropout import keep_bits, zero_dropped, zero_dropped_
+from loracle.model.route import Route
+from loracle.model.stacked import stacked_product
 
 
 @dataclass
@@ -91,10 +79,15 @@ class RoutedLinear(PeftLinear):  # type: ignore[misc]
                 flat, weight, bias, self.module_name, tuple(mine), scales, *factors
             )
             return exact.view(*x.shape[:-1], -1)
-        out: Tensor = _RoutedProduct.apply(  # type: ignore[no-untyped-call]
-            flat, weight, bias, self.module_name, tuple(mine), scales, *factors
-        )
+        together = len(mine) > 1 and stacks_runs(x.device)
+        product = stacked_product if together else routed_product
+        out = product(flat, weight, bias, self.module_name, tuple(mine), scales, *factors)
         return out.view(*x.shape[:-1], -1)
+
+
+def stacks_runs(device: torch.device) -> bool:
+    """Returns True where many runs are multiplied at once rather than one after another."""
+    return device.type == "cuda"
 
 
 def _product_as_peft(
@@ -117,6 +110,12 @@ def _product_as_peft(
         rows = slice(route.start, route.stop)
         z = _dropped(x[rows], route, module).to(a.dtype) @ a.T
         out[rows] += (z @ b.T).mul_(scale * _inverse_keep(route))
+    return out
+
+
+def routed_product(x: Float[Tensor, "T I"], *rest: Any) -> Float[Tensor, "T O"]:
+    """Returns the layer's output, one run after another; the arguments are ``_RoutedProduct``'s."""
+    out: Tensor = _RoutedProduct.apply(x, *rest)  # type: ignore[no-untyped-call]
     return out
 
 
