@@ -155,12 +155,28 @@ def pefts_forward(base: FrozenBase) -> Iterator[None]:
             layer.lora_dropout.eval()
 
 
+@contextmanager
+def stock_norms(base: FrozenBase) -> Iterator[None]:
+    """The model's own RMSNorm under autograd."""
+    replaced = {
+        module: module.__dict__.pop("forward")
+        for module in base.model.modules()
+        if type(module).__name__.endswith("RMSNorm") and "forward" in module.__dict__
+    }
+    try:
+        yield
+    finally:
+        for module, forward in replaced.items():
+            module.forward = forward
+
+
 TRICKS: dict[str, Trick] = {
     "head in chunks": Trick("all logits at once", whole_logits),
     "head at targets only": Trick("head at every token", every_position),
     "attention by sequence": Trick("one call with a T x T mask", one_masked_attention),
     "attention's own gradient": Trick("PyTorch's, by sequence", stock_attention),
     "counted masks": Trick("F.dropout, forward and back", framework_dropout),
+    "RMSNorm's own gradient": Trick("the model's norm under autograd", stock_norms),
     "own LoRA product": Trick("PEFT's forward under autograd", pefts_forward),
     "(dropout)": Trick("no dropout at all", no_dropout),
 }

@@ -12,7 +12,9 @@ from loracle.device import (
     choose_dtype,
     cpu_multiplies_bf16,
     dtype_name,
+    faster_fp32,
     keep_large_blocks,
+    multiplies_in_fp32,
     synchronize,
 )
 from loracle.errors import ConfigError
@@ -126,3 +128,64 @@ def test_only_a_gpu_is_waited_for(monkeypatch):
     synchronize(CPU)
     synchronize(CUDA)
     assert waited == [CUDA]
+
+
+@pytest.fixture
+def fp32_setting():
+    """The switch as it was, whatever a test does to it."""
+    before = torch.get_float32_matmul_precision()
+    yield torch.get_float32_matmul_precision
+    torch.set_float32_matmul_precision(before)
+
+
+def test_fp32_products_are_fp32_with_and_without_the_switch(fp32_setting):
+    before = fp32_setting()
+    assert multiplies_in_fp32()
+    with faster_fp32(torch.device("cpu"), torch.float32) as by:
+        assert (by == "onednn") is (fp32_setting() == "medium")
+        assert multiplies_in_fp32()
+        draw = torch.Generator().manual_seed(0)
+        x, w = (torch.randn(200, 576, generator=draw) for _ in range(2))
+        exact = x.double() @ w.double().T
+        # bf16 inputs would be off by 2^-9 of a typical term, a hundred times as much
+        assert (x @ w.T - exact).abs().max() < 1e-5 * exact.std()
+    assert fp32_setting() == before
+
+
+def test_a_product_of_rounded_inputs_is_found_out(monkeypatch, fp32_setting):
+    before = fp32_setting()
+    monkeypatch.setattr(device, "multiplies_in_fp32", lambda: False)
+    with faster_fp32(torch.device("cpu"), torch.float32) as by:
+        assert by == "default"
+        assert fp32_setting() == before
+
+
+def test_the_test_product_tells_bf16_from_fp32(monkeypatch):
+    full = torch.full
+    monkeypatch.setattr(torch, "full", lambda *a: full(*a).bfloat16().float())
+    assert not multiplies_in_fp32()
+
+
+@pytest.mark.parametrize(
+    ("where", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16), ("cpu", torch.float16)]
+)
+def test_only_fp32_on_a_cpu_is_switched(fp32_setting, where, dtype):
+    before = fp32_setting()
+    with faster_fp32(torch.device(where), dtype) as by:
+        assert (by, fp32_setting()) == ("default", before)
+
+
+def test_the_switch_is_taken_back_after_an_error(fp32_setting):
+    before = fp32_setting()
+    with pytest.raises(KeyError), faster_fp32(torch.device("cpu"), torch.float32):
+        raise KeyError
+    assert fp32_setting() == before
+
+
+def test_free_memory_is_given_back_where_glibc_can(monkeypatch):
+    assert device.release_free_memory() in (True, False)
+    monkeypatch.setattr(device.sys, "platform", "darwin")
+    assert device.release_free_memory() is False
+    monkeypatch.setattr(device.sys, "platform", "linux")
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: object())
+    assert device.release_free_memory() is False

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from loracle.bundle import BundleChoice, group_runs
 from loracle.config import Config, flatten
-from loracle.device import dtype_name, keep_large_blocks
+from loracle.device import (
+    choose_device,
+    choose_dtype,
+    dtype_name,
+    faster_fp32,
+    keep_large_blocks,
+)
 from loracle.durable import disk_faults
 from loracle.errors import Interrupted, LoracleError, UsageError
 from loracle.lockstep import RunOutcome, run_bundle
@@ -74,9 +80,15 @@ def run_many(
             if folder.is_finished
         }
         if len(outcomes) < len(folders):
-            with _recording(folders, outcomes):
+            config = next(folder for folder in folders if not folder.is_finished).config
+            with _recording(folders, outcomes), _fp32_of(config):
                 _run(folders, outcomes, screen=screen, stop=stop, bundle_size=bundle_size)
     return [outcomes[spec.out] for spec in specs]
+
+
+def _fp32_of(config: Config) -> AbstractContextManager[str]:
+    device = choose_device(config.device)
+    return faster_fp32(device, choose_dtype(config.dtype, device=device))
 
 
 def require_agreement(specs: Sequence[RunSpec], *, bundle_size: int | None = None) -> None:

@@ -1,6 +1,6 @@
 """Packing keeps every token and target, and batches keep order and budget."""
 
-from itertools import pairwise
+from itertools import product
 
 import torch
 from hypothesis import given, settings
@@ -69,12 +69,28 @@ def test_batches_cover_everything_in_order_within_the_budget(lengths, budget):
         assert len(batch) > 0
 
 
+def fewest_then_smallest(lengths: list[int], budget: int) -> tuple[int, int]:
+    """Over every way to cut the list: the fewest batches, and then the smallest largest one."""
+    found = []
+    for cuts in product([False, True], repeat=len(lengths) - 1):
+        groups = [[lengths[0]]]
+        for length, cut in zip(lengths[1:], cuts, strict=True):
+            groups.append([length]) if cut else groups[-1].append(length)
+        if all(sum(group) <= budget or len(group) == 1 for group in groups):
+            found.append((len(groups), max(map(sum, groups))))
+    return min(found)
+
+
 @settings(deadline=None)
-@given(LENGTHS, st.integers(1, 60))
-def test_no_batch_could_have_taken_one_more(lengths, budget):
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 60))
+def test_batches_are_as_few_and_then_as_equal_as_they_can_be(lengths, budget):
     batches = batches_by_tokens(lengths, budget=budget)
-    for batch, after in pairwise(batches):
-        assert sum(lengths[index] for index in batch) + lengths[after[0]] > budget
+    largest = max(sum(lengths[index] for index in batch) for batch in batches)
+    assert (len(batches), largest) == fewest_then_smallest(lengths, budget)
+
+
+def test_the_last_batch_is_not_a_leftover():
+    assert batches_by_tokens([10] * 11, budget=100) == [range(6), range(6, 11)]
 
 
 def test_a_sequence_longer_than_the_budget_has_a_batch_to_itself():

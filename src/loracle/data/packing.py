@@ -5,6 +5,7 @@ Shapes: T tokens in the row, N target positions, S sequences.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -89,15 +90,29 @@ def to_device(tensor: Tensor, *, device: torch.device | str) -> Tensor:
 
 
 def batches_by_tokens(lengths: Sequence[int], *, budget: int) -> list[range]:
-    """Returns consecutive index ranges whose tokens stay within the budget.
+    """Returns consecutive index ranges whose tokens stay within the budget, as equal as they can be.
 
-    Order is kept, so that what is computed does not depend on the budget. A sequence longer than
-    the budget has a batch to itself.
+    As few batches as the budget allows, and of the largest of them as few tokens as that allows:
+    what is left over for a last small batch is better spread over all. Order is kept, so that what
+    is computed does not depend on the budget. A sequence longer than the budget has a batch to
+    itself.
 
     Args:
         lengths: Tokens of each sequence.
         budget: Tokens per batch.
     """
+    batches = _filled(lengths, budget=budget)
+    if len(batches) < 2:
+        return batches
+    sizes = range(-(-sum(lengths) // len(batches)), budget)
+    smallest = bisect_left(
+        sizes, True, key=lambda size: len(_filled(lengths, budget=size)) <= len(batches)
+    )
+    return _filled(lengths, budget=sizes.start + smallest) if smallest < len(sizes) else batches
+
+
+def _filled(lengths: Sequence[int], *, budget: int) -> list[range]:
+    """Returns batches of which each takes what still fits."""
     batches: list[range] = []
     start = total = 0
     for index, length in enumerate(lengths):
