@@ -90,7 +90,7 @@ def to_device(tensor: Tensor, *, device: torch.device | str) -> Tensor:
 
 
 def batches_by_tokens(lengths: Sequence[int], *, budget: int) -> list[range]:
-    """Returns consecutive index ranges whose tokens stay within the budget, as equal as they can be.
+    """Returns consecutive index ranges within the budget, as equal as they can be.
 
     As few batches as the budget allows, and of the largest of them as few tokens as that allows:
     what is left over for a last small batch is better spread over all. Order is kept, so that what
