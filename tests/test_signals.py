@@ -36,6 +36,15 @@ def test_signals_that_come_together_are_one_request():
         assert stop.received is signal.SIGTERM
 
 
+@pytest.fixture
+def interruptible():
+    """Python's own SIGINT; a shell starts its background jobs with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_later_signal_goes_to_the_callers_handler(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(signals.time, "monotonic", lambda: now[0])
