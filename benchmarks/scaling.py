@@ -1,6 +1,6 @@
 """What a step costs as runs, sequence length, batch and model grow, and what a placement saves.
 
-    python benchmarks/scaling.py [--steps 2]
+    python benchmarks/scaling.py [--steps 2] [--only placement]
 
 Random weights of published shapes, so it needs no model. Every point is a process of its own; a
 point that is done is not done again (``runs/bench/scaling.jsonl``). Writes
@@ -26,12 +26,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=2, help="counted steps of each point")
     parser.add_argument("--geometry", default="smollm2-135m")
+    parser.add_argument("--only", default="", metavar="WORD", help="series with it in their name")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
         print(json.dumps(measure_point(Point(**json.loads(given.worker)["point"]))))
     else:
-        run(series_of(given.geometry, steps=given.steps))
+        series = series_of(given.geometry, steps=given.steps)
+        run({name: points for name, points in series.items() if given.only in name})
 
 
 def series_of(geometry: str, *, steps: int) -> dict[str, list[Point]]:
