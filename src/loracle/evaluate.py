@@ -24,7 +24,6 @@ from loracle.decode import (
     generate_greedily,
     prompt_batches,
 )
-from loracle.decode import greedy as greedy  # noqa: PLC0414 - part of what this module offers
 from loracle.errors import NonFiniteError
 from loracle.model.base import FrozenBase
 from loracle.model.route import Route

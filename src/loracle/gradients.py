@@ -103,8 +103,8 @@ def _backward(
 ) -> list[tuple[int, Tensor]]:
     """Adds the gradients of one packed row; returns the targets' NLL by ``id(run)``."""
     row = pack([item.example for item in part], device=base.device)
-    nll = base.token_nll(row, routes=_routes(part), trunk=trunk)
     groups = [list(group) for _, group in groupby(part, key=lambda item: id(item.run))]
+    nll = base.token_nll(row, routes=_routes(groups), trunk=trunk)
     shares = nll.split([sum(item.example.num_targets for item in group) for group in groups])
     total = nll.new_zeros(())
     for (first, *_), share in zip(groups, shares, strict=True):
@@ -114,11 +114,10 @@ def _backward(
     return [(id(group[0].run), share.detach()) for group, share in zip(groups, shares, strict=True)]
 
 
-def _routes(part: Sequence[_Item]) -> list[Route]:
-    """Returns one route per run for items that stand run by run in the row."""
+def _routes(groups: Sequence[Sequence[_Item]]) -> list[Route]:
+    """Returns one route per run, for the items of each as they stand in the row."""
     routes, start = [], 0
-    for _, group in groupby(part, key=lambda item: id(item.run)):
-        mine = list(group)
+    for mine in groups:
         lengths = [item.example.num_tokens for item in mine]
         routes.append(
             mine[0].run.route(slots=[item.slot for item in mine], lengths=lengths, start=start)

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loracle.code_digest import code_digest
 from loracle.decode import CACHE_TOKENS
 from loracle.device import dtype_name
 from loracle.durable import read_json, write_durably
@@ -193,17 +194,7 @@ def source_digest(package: Path = Path(__file__).parent) -> str:
 
     Taken once per process: what runs is what was imported, not what is edited meanwhile.
     """
-    digest = hashlib.sha256()
-    for path in _sources(package):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(package).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()
-
-
-def _sources(package: Path) -> Iterator[Path]:
-    for pattern in _SOURCES:
-        yield from sorted(package.glob(pattern))
+    return code_digest(package, _SOURCES)
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -19,8 +19,9 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from loracle.decode import greedy
 from loracle.device import release_free_memory, synchronize
-from loracle.evaluate import Progress, greedy, routes_to
+from loracle.evaluate import Progress, routes_to
 from loracle.model.base import FrozenBase
 from loracle.model.lora import RoutedLinear
 

@@ -19,6 +19,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from loracle.code_digest import code_digest
 from loracle.data.packing import Tokens, to_device
 from loracle.model.base import FrozenBase
 from loracle.model.blocks import Trunk
@@ -163,7 +164,4 @@ def _origin_of(base: FrozenBase) -> dict[str, object]:
 
 def _source_digest() -> str:
     """Returns a digest of the code that computes, so that edited code reads no old states."""
-    digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()
+    return code_digest(Path(__file__).parent, ["*.py"])
