@@ -225,14 +225,14 @@ def test_a_run_whose_folder_fails_it_fails_alone(here, tmp_path, monkeypatch):
 
 
 def test_a_run_that_cannot_take_its_adapter_fails_alone(here, tmp_path, monkeypatch):
-    attach = session.attach_adapter
+    attach = workbench.attach_adapter
 
     def refuse(base, *, name, **kwargs):
         if name.endswith("top"):
             raise ModelError("PEFT put no adapter on it")
         return attach(base, name=name, **kwargs)
 
-    monkeypatch.setattr(session, "attach_adapter", refuse)
+    monkeypatch.setattr(workbench, "attach_adapter", refuse)
     arms = {name: ARMS[name] for name in ("everything", "top")}
     outcomes = run_many(specs_of(here, tmp_path, arms), bundle_size=2)
     assert outcomes[0].error is None

@@ -16,9 +16,8 @@ from loracle.data import Example
 from loracle.data.packing import batches_by_tokens
 from loracle.evaluate import score_examples
 from loracle.measure import Latency, MemoryMeter, measure_latency
-from loracle.model.adapters import attach_adapter
 from loracle.placement import ModulePlan
-from loracle.train import TrainingRun, new_run, train_bundle
+from loracle.train import TrainingRun, train_bundle
 from loracle.workbench import Workbench
 
 _SCRATCH = "default"
@@ -79,23 +78,9 @@ def measure_alone(
 
 
 def _scratch_run(bench: Workbench, *, config: Config, plan: ModulePlan) -> TrainingRun:
-    adapter = attach_adapter(
-        bench.base,
-        name=_SCRATCH,
-        plan=plan,
-        dropout=config.lora.dropout,
-        seed=config.seed,
-        model_source=bench.model.source,
-    )
     changes = {"max_steps": num_probed_steps(config), "learning_rate": _RATE}
-    return new_run(
-        bench.base,
-        adapter=adapter,
-        examples=bench.data.train,
-        train=config.train.model_copy(update=changes),
-        dropout=config.lora.dropout,
-        seed=config.seed,
-    )
+    train = config.train.model_copy(update=changes)
+    return bench.new_run(config, plan=plan, name=_SCRATCH, train=train)
 
 
 def _score_one_batch(bench: Workbench) -> None:

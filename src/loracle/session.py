@@ -17,11 +17,11 @@ from loracle.errors import LoracleError, RunFolderError
 from loracle.isolated import Isolated
 from loracle.measure import MemoryMeter
 from loracle.members import Member
-from loracle.model.adapters import Adapter, attach_adapter
+from loracle.model.adapters import Adapter
 from loracle.placement import ModulePlan
 from loracle.record import RunFolder
 from loracle.tracking import Tracker, open_tracker
-from loracle.train import TrainingRun, new_run, restore_state
+from loracle.train import TrainingRun, restore_state
 from loracle.workbench import TrunkUse, Workbench
 
 # PEFT saves an adapter of this name without a folder of its own.
@@ -143,28 +143,13 @@ def _open(
 ) -> Session:
     folder, config, plan = member.folder, member.config, member.plan
     environment = _record_inputs(bench, member, engine=engine)
-    adapter = attach_adapter(
-        bench.base,
-        name=name,
-        plan=plan,
-        dropout=config.lora.dropout,
-        seed=config.seed,
-        model_source=bench.model.source,
-    )
-    run = new_run(
-        bench.base,
-        adapter=adapter,
-        examples=bench.data.train,
-        train=config.train,
-        dropout=config.lora.dropout,
-        seed=config.seed,
-    )
+    run = bench.new_run(config, plan=plan, name=name)
     return Session(
         bench=bench,
         folder=folder,
         config=config,
         plan=plan,
-        adapter=adapter,
+        adapter=run.adapter,
         run=run,
         environment=environment,
         signature=signature(

@@ -15,19 +15,22 @@ from typing import Any
 
 import psutil
 
-from loracle.config import Config
+from loracle.config import Config, TrainConfig
 from loracle.data import Example, PreparedData, prepare_data
 from loracle.device import choose_device, choose_dtype, dtype_name
 from loracle.environment import capture_environment
 from loracle.evaluate import Answer, ExampleScore
 from loracle.known import Known, known_folder
 from loracle.measure import GIB, MemoryMeter
+from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase, load_base
 from loracle.model.trunk import TrunkStore
+from loracle.placement import ModulePlan
 from loracle.screen import Advance, Screen
 from loracle.signals import StopRequest
 from loracle.sources import ResolvedSource, resolve_data, resolve_model
 from loracle.sources.cache import cache_folder
+from loracle.training_run import TrainingRun, new_run
 
 # assumed: the other half is for the run itself
 _TRUNK_MEMORY_FRAC = 0.5
@@ -110,6 +113,35 @@ class Workbench:
             advance(count)
 
         return progress
+
+    def new_run(
+        self, config: Config, *, plan: ModulePlan, name: str, train: TrainConfig | None = None
+    ) -> TrainingRun:
+        """Returns a run at step 0, its new adapter on the base.
+
+        Args:
+            config: The run's configuration.
+            plan: The modules that its placement comes to.
+            name: Of the adapter on the base.
+            train: In place of ``config.train``; None: that.
+        """
+        lora = config.lora
+        adapter = attach_adapter(
+            self.base,
+            name=name,
+            plan=plan,
+            dropout=lora.dropout,
+            seed=config.seed,
+            model_source=self.model.source,
+        )
+        return new_run(
+            self.base,
+            adapter=adapter,
+            examples=self.data.train,
+            train=train or config.train,
+            dropout=lora.dropout,
+            seed=config.seed,
+        )
 
     def clear(self) -> None:
         """Takes every adapter off the base, which is then as it was loaded."""
