@@ -11,6 +11,7 @@ import ablation
 import floor
 import geometry
 import gpu
+import pieces
 import scaling
 import standings
 import study
@@ -512,3 +513,24 @@ def test_a_trl_run_is_its_measured_parts_scaled_by_counts():
 def test_a_contender_is_a_label_and_a_loop():
     named = CONTENDERS | TUNED
     assert all(isinstance(each, Contender) and each.label for each in named.values())
+
+
+def test_every_piece_is_timed_beside_what_it_replaces():
+    report = pieces.measure("tiny", tokens=90, repeats=2)
+    assert sum(report["lengths"]) == 90
+    found = report["pieces"]
+    assert {"attention", "RMSNorm", "head and its loss"} <= found.keys()
+    for name, each in found.items():
+        assert each["ms"]["median"] > 0, name
+        assert each["ms_per_pass"] == pytest.approx(each["calls_per_pass"] * each["ms"]["median"])
+        assert (each["times"] is None) == (each["instead_ms"] is None), name
+    # Three layers: two norms each and the last one.
+    assert found["RMSNorm"]["calls_per_pass"] == 7
+    assert pieces.markdown(report).count("\n") == len(found) + 1
+
+
+@pytest.mark.parametrize("tokens", [8, 90, 1280])
+def test_lengths_add_up_and_none_is_empty(tokens: int):
+    lengths = pieces.lengths_of(tokens)
+    assert sum(lengths) == tokens
+    assert min(lengths) >= 1

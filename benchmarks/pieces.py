@@ -1,0 +1,297 @@
+"""What the pieces of a layer cost beside what they replace, and what a step spends on each.
+
+    python benchmarks/pieces.py [--geometry smollm2-135m] [--tokens 1280]
+
+Random numbers at the default model's shapes, sequences as long as the demo's. Ours and what stands
+in for it take turns in one process. Forward and backward are timed together where a piece has both.
+Writes ``results/benchmarks/pieces-<date>-<device>.json``.
+
+Shapes: T tokens, H hidden, F feed-forward, D head size, V vocabulary, r rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, silu
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+)
+
+import loracle.model.attention as attention
+from figures import dated, environment_of, quartiles, sources_digest, table, write_report
+from geometry import GEOMETRIES
+from loracle.device import choose_device, choose_dtype, keep_large_blocks, synchronize
+from loracle.model.dropout import DropoutStream, keep_bits, threshold_of, zero_dropped
+from loracle.model.head import target_nll
+from loracle.model.norm import rms_norm
+
+_DROPOUT = 0.1
+_TARGET_SHARE = 0.6
+"""assumed: of the demo's tokens, those that belong to responses"""
+# The demo's examples, 203 tokens on average and 512 at most.
+_LENGTHS = (60, 84, 109, 132, 168, 210, 281, 400)
+_WARM_UPS = 2
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of the step at the shapes of one pass."""
+
+    ours: Call
+    instead: Call | None
+    """What it replaces; None: this is the model's own code."""
+    calls: float
+    """Times that a pass does it."""
+    what: str
+    """What stands in for it, in words."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--geometry", default="smollm2-135m")
+    parser.add_argument("--tokens", type=int, default=1280, help="of one pass")
+    parser.add_argument("--repeats", type=int, default=15)
+    given = parser.parse_args()
+    report = measure(given.geometry, tokens=given.tokens, repeats=given.repeats)
+    path = dated("pieces", report["environment"]["device"]["name"])
+    write_report(path, report)
+    print(f"{markdown(report)}\n\nwritten to {path}")
+
+
+def measure(geometry: str, *, tokens: int, repeats: int) -> dict[str, Any]:
+    """Returns the milliseconds of every piece, each beside what it replaces."""
+    keep_large_blocks()
+    device = choose_device("auto")
+    dtype = choose_dtype("auto", device=device)
+    given = {key: value for key, value in GEOMETRIES[geometry].items() if key != "model_type"}
+    shape = LlamaConfig(**given)
+    lengths = lengths_of(tokens)
+    torch.manual_seed(0)
+    pieces = pieces_of(shape, lengths=lengths, device=device, dtype=dtype)
+    figures = {}
+    for name, piece in pieces.items():
+        calls = [piece.ours] if piece.instead is None else [piece.ours, piece.instead]
+        times = alternating(calls, repeats=repeats, device=device)
+        ours = quartiles(times[0])
+        other = quartiles(times[1]) if piece.instead is not None else None
+        figures[name] = {
+            "ms": ours,
+            "instead": piece.what,
+            "instead_ms": other,
+            "times": other["median"] / ours["median"] if other else None,
+            "calls_per_pass": piece.calls,
+            "ms_per_pass": piece.calls * ours["median"],
+        }
+    return {
+        "schema": 1,
+        "what": "milliseconds of one call, forward and backward, ours beside what it replaces",
+        "sources": sources_digest(),
+        "environment": environment_of(device, dtype),
+        "geometry": geometry,
+        "lengths": lengths,
+        "repeats": repeats,
+        "pieces": figures,
+    }
+
+
+def lengths_of(tokens: int) -> tuple[int, ...]:
+    """Returns sequence lengths like the demo's that add up to ``tokens``."""
+    scaled = [max(1, length * tokens // sum(_LENGTHS)) for length in _LENGTHS]
+    return (*scaled[:-1], tokens - sum(scaled[:-1]))
+
+
+def pieces_of(
+    shape: LlamaConfig, *, lengths: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> dict[str, Piece]:
+    """Returns the pieces of a pass with adapters on every linear layer."""
+    tokens, layers = sum(lengths), shape.num_hidden_layers
+    hidden, inner = shape.hidden_size, shape.intermediate_size
+
+    def draw(*size: int) -> Tensor:
+        return torch.randn(*size, device=device).to(dtype)
+
+    x, wide = draw(tokens, hidden), draw(tokens, inner)
+    return {
+        # q, k, v, o, gate and up read the hidden size; each mask is drawn twice, never kept.
+        "mask of H features": _mask(x, lengths=lengths, calls=12 * layers),
+        "mask of F features": _mask(wide, lengths=lengths, calls=2 * layers),
+        "zeroing by a mask, H features": _zeroing(x, lengths=lengths, calls=18 * layers),
+        "attention": _attention(shape, lengths=lengths, draw=draw),
+        "RMSNorm": _norm(x, epsilon=shape.rms_norm_eps, calls=2 * layers + 1),
+        "rotation of q and k": _rotation(shape, lengths=lengths, draw=draw),
+        "SwiGLU": _swiglu(draw(tokens, inner), draw(tokens, inner), calls=layers),
+        "head and its loss": _head(shape, tokens=tokens, draw=draw),
+    }
+
+
+def _stream(lengths: tuple[int, ...]) -> DropoutStream:
+    return DropoutStream(
+        threshold=threshold_of(_DROPOUT),
+        seed=0,
+        step=0,
+        slots=tuple(range(len(lengths))),
+        lengths=lengths,
+    )
+
+
+def _mask(x: Tensor, *, lengths: tuple[int, ...], calls: float) -> Piece:
+    stream = _stream(lengths)
+
+    def ours() -> Tensor:
+        return keep_bits(stream, module="m", features=x.shape[1], device=x.device)
+
+    def drawn() -> Tensor:
+        return torch.rand(x.shape, device=x.device) >= _DROPOUT
+
+    return Piece(ours, drawn, calls, "torch.rand and a comparison")
+
+
+def _zeroing(x: Tensor, *, lengths: tuple[int, ...], calls: float) -> Piece:
+    bits = keep_bits(_stream(lengths), module="m", features=x.shape[1], device=x.device)
+    mask, nothing = bits.bool(), torch.zeros((), dtype=x.dtype, device=x.device)
+    return Piece(
+        lambda: zero_dropped(x, bits),
+        lambda: torch.where(mask, x, nothing),
+        calls,
+        "torch.where",
+    )
+
+
+def _attention(shape: LlamaConfig, *, lengths: tuple[int, ...], draw: Any) -> Piece:
+    size = shape.hidden_size // shape.num_attention_heads
+    heads, groups = shape.num_attention_heads, shape.num_key_value_heads
+    tokens, scale = sum(lengths), size**-0.5
+    query, key, value = (draw(1, n, tokens, size) for n in (heads, groups, groups))
+    gradient = draw(1, tokens, heads, size)
+    module = torch.nn.Module()
+    module.config = shape
+
+    def ours(*qkv: Tensor) -> Tensor:
+        return attention.packed_attention(module, *qkv, None, lengths=lengths, scaling=scale)[0]
+
+    def stock(*qkv: Tensor) -> Tensor:
+        return attention._attend_each(*qkv, lengths=lengths, scale=scale)
+
+    given = (query, key, value)
+    return Piece(
+        _both_ways(ours, given, gradient),
+        _both_ways(stock, given, gradient),
+        shape.num_hidden_layers,
+        "PyTorch's attention and its gradient, by sequence",
+    )
+
+
+def _norm(x: Tensor, *, epsilon: float, calls: float) -> Piece:
+    stock = LlamaRMSNorm(x.shape[1], eps=epsilon).to(x.device, x.dtype).requires_grad_(False)
+
+    def ours(rows: Tensor) -> Tensor:
+        return rms_norm(rows, weight=stock.weight, epsilon=epsilon)
+
+    ones = torch.ones_like(x)
+    return Piece(
+        _both_ways(ours, (x,), ones), _both_ways(stock, (x,), ones), calls, "Transformers' norm"
+    )
+
+
+def _rotation(shape: LlamaConfig, *, lengths: tuple[int, ...], draw: Any) -> Piece:
+    size, tokens = shape.hidden_size // shape.num_attention_heads, sum(lengths)
+    query, key = (
+        draw(1, n, tokens, size) for n in (shape.num_attention_heads, shape.num_key_value_heads)
+    )
+    rotary = LlamaRotaryEmbedding(shape).to(query.device)
+    places = torch.cat([torch.arange(n, device=query.device) for n in lengths])[None]
+    cos, sin = rotary(query, places)
+
+    def rotate(q: Tensor, k: Tensor) -> Tensor:
+        turned_q, turned_k = apply_rotary_pos_emb(q, k, cos, sin)
+        return torch.cat([turned_q, turned_k], dim=1)
+
+    run = _both_ways(rotate, (query, key), torch.cat([query, key], dim=1))
+    return Piece(run, None, shape.num_hidden_layers, "the model's own")
+
+
+def _swiglu(gate: Tensor, up: Tensor, *, calls: float) -> Piece:
+    run = _both_ways(lambda g, u: silu(g) * u, (gate, up), torch.ones_like(gate))
+    return Piece(run, None, calls, "the model's own")
+
+
+def _head(shape: LlamaConfig, *, tokens: int, draw: Any) -> Piece:
+    targets = int(_TARGET_SHARE * tokens)
+    # Logits as a trained model has them. With larger ones most probabilities are denormal numbers,
+    # whose exponential takes ten times as long.
+    hidden = draw(targets, shape.hidden_size) * (2.5 / shape.hidden_size**0.5)
+    weight = draw(shape.vocab_size, shape.hidden_size)
+    ids = torch.arange(targets, device=weight.device) * 7 % shape.vocab_size
+
+    def ours(rows: Tensor) -> Tensor:
+        return target_nll(rows, weight=weight, bias=None, targets=ids)
+
+    def stock(rows: Tensor) -> Tensor:
+        logits = linear(rows, weight).float()
+        return torch.nn.functional.cross_entropy(logits, ids, reduction="none")
+
+    ones = torch.ones(targets, device=weight.device)
+    return Piece(
+        _both_ways(ours, (hidden,), ones),
+        _both_ways(stock, (hidden,), ones),
+        1,
+        "all logits at once and autograd",
+    )
+
+
+def _both_ways(call: Callable[..., Tensor], given: Sequence[Tensor], gradient: Tensor) -> Call:
+    """Returns the call with its backward pass, on leaves of its own."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
+
+    def run() -> None:
+        torch.autograd.grad(call(*leaves), leaves, gradient)
+
+    return run
+
+
+def alternating(calls: Sequence[Call], *, repeats: int, device: torch.device) -> list[list[float]]:
+    """Returns the milliseconds of each call, the calls taking turns, after warm-ups."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(repeats + _WARM_UPS):
+        for call, mine in zip(calls, times, strict=True):
+            synchronize(device)
+            began = time.perf_counter()
+            call()
+            synchronize(device)
+            if turn >= _WARM_UPS:
+                mine.append(1000 * (time.perf_counter() - began))
+    return times
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """Returns the table of pieces."""
+    rows = []
+    for name, each in report["pieces"].items():
+        other, times = each["instead_ms"], each["times"]
+        rows.append(
+            (
+                name,
+                f"{each['ms']['median']:.2f}",
+                f"{other['median']:.2f}" if other else "n/a",
+                f"{times:.1f}" if times else "n/a",
+                f"{each['ms_per_pass']:.0f}",
+            )
+        )
+    header = ("piece", "ms", "instead, ms", "times", "ms per pass of ours")
+    return table(header, rows)
+
+
+if __name__ == "__main__":
+    main()
