@@ -263,13 +263,14 @@ def test_losses_stand_beside_each_other(report: dict):
     assert len(lines) == 5
 
 
-def test_the_readmes_table_is_that_of_the_committed_result():
+@pytest.mark.parametrize(("name", "bench"), [("peers", standings), ("study", study)])
+def test_the_readmes_tables_are_those_of_the_committed_results(name: str, bench):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.search(r"<!-- loracle bench (\S+) -->\n(.*?)\n<!-- end -->", text, re.S)
-    if found is None:
-        pytest.skip("no benchmark is committed yet")
+    pattern = rf"<!-- loracle bench (\S+/{name}-\S+) -->\n(.*?)\n<!-- end -->"
+    found = re.search(pattern, text, re.DOTALL)
+    assert found is not None
     report = json.loads((ROOT / found[1]).read_text(encoding="utf-8"))
-    assert found[2] == standings.markdown(report)
+    assert found[2] == bench.markdown(report)
 
 
 def settings_of(source: workload.Source) -> list[str]:
