@@ -224,19 +224,21 @@ def test_a_run_whose_folder_fails_it_fails_alone(here, tmp_path, monkeypatch):
     assert len(rows(tmp_path / "top" / "steps.jsonl")) == 2
 
 
-def test_a_run_that_cannot_take_its_adapter_fails_alone(here, tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_run_that_cannot_take_its_adapter_fails_alone(here, tmp_path, monkeypatch, size):
     attach = workbench.attach_adapter
 
-    def refuse(base, *, name, **kwargs):
-        if name.endswith("top"):
+    def refuse(base, *, seed, **kwargs):
+        if seed == 1:
             raise ModelError("PEFT put no adapter on it")
-        return attach(base, name=name, **kwargs)
+        return attach(base, seed=seed, **kwargs)
 
     monkeypatch.setattr(workbench, "attach_adapter", refuse)
-    arms = {name: ARMS[name] for name in ("everything", "top")}
-    outcomes = run_many(specs_of(here, tmp_path, arms), bundle_size=2)
+    arms = {name: ARMS[name] for name in ("everything", "top", "attention")}
+    outcomes = run_many(specs_of(here, tmp_path, arms), bundle_size=size)
     assert outcomes[0].error is None
     assert isinstance(outcomes[1].error, ModelError)
+    assert outcomes[2].error is None
     assert load(tmp_path / "top" / "status.json")["error"] == "PEFT put no adapter on it"
 
 

@@ -200,8 +200,8 @@ def _common_steps(sessions: Sequence[Session]) -> list[int | None]:
     A bundle that was killed between two checkpoints goes back to the step that all of them have:
     then it takes the same steps together as if nothing had happened, and ends with the same bits.
     """
-    if len(sessions) == 1:
-        return [None]
+    if len(sessions) <= 1:
+        return [None] * len(sessions)
     steps = [[0, *sound_steps(session.folder.path / "checkpoints")] for session in sessions]
     ends = [session.run.train.max_steps for session in sessions]
     unfinished = [have[-1] for have, end in zip(steps, ends, strict=True) if have[-1] < end]
