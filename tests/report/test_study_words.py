@@ -1,0 +1,137 @@
+"""What the report says in words: no more than the verdicts, with n, and what it cannot show."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from loracle.report.study.limits import limits
+from loracle.report.study.methods import methods_paragraphs
+from loracle.report.study.provenance import provenance_of
+from loracle.report.study.published import why_it_may_differ
+from loracle.report.study.tradeoff_panels import advice
+from loracle.report.study.words import answer, largest_smallest_effect, noise_words
+from loracle.verdicts import judge, published_orderings
+from stats.simulated import ARMS, Noise, simulated_study
+
+
+def test_the_answer_counts_the_verdicts(contents):
+    first, on_bleu, untuned = contents.answer
+    losses = [c for c in contents.verdicts.comparisons if c.metric == "loss_nats_per_token"]
+    for verdict in ("better", "worse"):
+        for comparison in losses:
+            if comparison.verdict == verdict:
+                assert comparison.arm in first
+    assert "of 8 placements compared with all-linear" in first
+    assert on_bleu.startswith("By BLEU")
+    assert untuned == "Every arm has a lower loss than the untuned model (9 of 9)."
+
+
+def test_one_seed_establishes_nothing(bare_contents):
+    (sentence,) = bare_contents.answer
+    assert "without a second seed there is no interval" in sentence
+    assert "better or worse" in sentence
+    assert largest_smallest_effect(bare_contents.verdicts) is None
+    assert any(limit.startswith("One seed") for limit in bare_contents.limits)
+
+
+def test_a_lone_reference_has_nothing_to_compare_with(tmp_path):
+    study = simulated_study(tmp_path, arms=ARMS[:1], seeds=(0, 1), num_answers=0)
+    assert answer(judge(study))[0] == "No placement has a completed run to compare with all-linear."
+
+
+def test_an_arm_that_did_not_learn_is_not_said_to_have(tmp_path):
+    lost = replace(ARMS[1], effect_nats=0.2)
+    study = simulated_study(tmp_path, arms=(ARMS[0], lost), num_answers=0)
+    assert "1 of 2 arms can be told" in answer(judge(study))[-1]
+
+
+def test_noise_is_told_with_its_n(tmp_path, bare_contents, contents):
+    exact, seeds, *_ = contents.noise
+    assert exact == (
+        "Noise floor in nats per token: zero; 1 repeat with the same seed gave exactly the same."
+    )
+    assert seeds.startswith("Over 5 seeds of all-linear, the standard deviation is 0.0")
+    assert bare_contents.noise == (
+        "Noise floor in nats per token: not measured, no run was repeated.",
+    )
+    noisy = simulated_study(tmp_path, arms=ARMS[:2], num_answers=0, noise=Noise(repeat=0.01))
+    assert "the largest difference between a run and 1 repeat" in noise_words(judge(noisy))[0]
+
+
+def test_advice_sets_limits_that_keep_some_arms_out(study, contents):
+    free, memory, time = advice(study, contents.verdicts)
+    assert free == contents.advice[0]
+    assert memory.startswith("Within 3.9 GiB: ")
+    assert re.match(r"Within (2.9|3) s per step: ", time)
+
+
+def test_without_a_difference_in_cost_there_is_no_limit_to_advise(bare_contents):
+    assert len(bare_contents.advice) == 1
+
+
+def test_methods_are_written_from_the_configuration(study, contents):
+    text = " ".join(methods_paragraphs(study, provenance_of(study)))
+    config = study.study["config"]
+    for part in (
+        f"{config['train']['max_steps']} optimizer steps of 8 examples",
+        "learning rate of 0.0003 in every arm",
+        "alpha / r is 2 in every arm",
+        "seeds 0, 1, 2",
+        "799 training and 60 scored validation examples",
+        "9 arms: all-linear (r 16)",
+        "20 greedy answers",
+        "comes closest to that of all-linear",
+        "Holm",
+    ):
+        assert part in text, part
+    assert len(contents.methods) == 5
+
+
+def test_methods_say_when_each_arm_has_its_own_learning_rate(study):
+    runs = tuple(
+        replace(run, learning_rate=1e-3) if run.arm == "attention" else run for run in study.runs
+    )
+    text = " ".join(methods_paragraphs(replace(study, runs=runs), provenance_of(study)))
+    assert "its own per arm, 0.0003 (all-linear), 0.001 (attention)" in text
+
+
+def test_limits_follow_from_the_size_of_the_study(study, contents):
+    text = " ".join(contents.limits)
+    assert "One base model of 135 million parameters" in text
+    assert "799 training examples" in text
+    assert "3 seeds: the spread between seeds" in text
+    assert "BLEU rests on 20 short answers" in text
+    assert f"{largest_smallest_effect(contents.verdicts):.4f} nats per token" in text
+    assert "One learning rate for all arms" in text
+    large = replace(study.inventory, total_params=7_000_000_000)
+    other = limits(replace(study, inventory=large), contents.provenance, smallest_effect_nats=None)
+    assert not any("million parameters" in sentence for sentence in other)
+    assert not any("often go unseen" in sentence for sentence in other)
+
+
+def test_without_answers_nothing_is_said_of_bleu(bare_contents):
+    assert any("No answers were generated" in sentence for sentence in bare_contents.limits)
+
+
+def test_provenance_has_n_device_date_and_commit(contents):
+    assert contents.provenance.line == (
+        f"3 seeds, 60 validation examples, {contents.provenance.num_targets:,} target tokens, "
+        "simulated CPU, 2026-11-23, commit 0000000"
+    )
+
+
+@pytest.mark.parametrize("outcome", ["contradicted", "not distinguishable", "reproduced"])
+def test_a_published_ordering_is_never_explained_with_certainty(outcome, study, contents):
+    found = [replace(published_orderings(study, contents.verdicts)[0], outcome=outcome)]
+    sentence = why_it_may_differ(found, study, contents.provenance)
+    assert "135 million parameters" in sentence
+    assert "3 seeds" in sentence
+
+
+def test_what_was_not_tested_is_not_explained(bare_study, bare_contents):
+    orderings = published_orderings(bare_study, bare_contents.verdicts)
+    assert {found.outcome for found in orderings} == {"not tested"}
+    assert (
+        bare_contents.orderings_note == "No ordering could be tested with the arms of this study."
+    )
