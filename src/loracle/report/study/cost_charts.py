@@ -98,7 +98,7 @@ def _bar_layers(costs: Mapping[str, Cost], *, label: str) -> list[Spec]:
         *(quantity(key, key, format=f",.{decimals}f") for key in ("median", "low", "high")),
     ]
     bar: Spec = {
-        "mark": {"type": "bar", "color": SHADE, "opacity": 0.55, "height": {"band": 0.62}},
+        "mark": {"type": "bar", "color": SHADE, "fillOpacity": 0.55, "height": {"band": 0.62}},
         "encoding": {"y": arm, "x": quantity("median", label), "tooltip": tooltip},
     }
     spread: Spec = {

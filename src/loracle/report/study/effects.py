@@ -85,7 +85,7 @@ def _noise_layers(noise_floor: float | None, axis: str) -> list[Spec]:
     return [
         {
             "data": {"values": [{"low": -noise_floor, "high": noise_floor}]},
-            "mark": {"type": "rect", "color": INK, "opacity": 0.1},
+            "mark": {"type": "rect", "color": INK, "fillOpacity": 0.1},
             "encoding": {"x": quantity("low", axis), "x2": {"field": "high"}},
         }
     ]

@@ -114,7 +114,7 @@ def _map(arm: ArmRecord, *, grid: Grid, inventory: Inventory, highest: int) -> S
     }
     floor: Spec = {
         "data": values(_unique(empty)),
-        "mark": {"type": "rect", "color": INK, "opacity": 0.07},
+        "mark": {"type": "rect", "color": INK, "fillOpacity": 0.07},
         "encoding": position,
     }
     shades: Spec = {
@@ -122,7 +122,7 @@ def _map(arm: ArmRecord, *, grid: Grid, inventory: Inventory, highest: int) -> S
         "mark": {"type": "rect", "color": SHADE},
         "encoding": {
             **position,
-            "opacity": quantity(
+            "fillOpacity": quantity(
                 "rank",
                 None,
                 scale={"domain": [0, highest], "range": list(_RANK_OPACITY)},
@@ -221,7 +221,7 @@ def _heat_map(scores: Mapping[str, float], *, inventory: Inventory) -> Spec:
         "encoding": {
             "x": category("layer", "layer", sort=None, scale={"domain": layers}, axis=_axis()),
             "y": category("kind", None, scale={"domain": kinds}, axis={"ticks": False}),
-            "opacity": quantity(
+            "fillOpacity": quantity(
                 "above", "share of modules scoring lower", scale={"range": [0.05, 1]}
             ),
             "tooltip": [
