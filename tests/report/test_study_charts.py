@@ -214,3 +214,13 @@ def test_examples_that_got_worse_are_counted(study):
     rows = rows_of(figure.spec, "tokens")
     worse = sum(row["tuned"] > row["untuned"] for row in rows)
     assert f"{worse} of {len(rows)}" in figure.caption
+
+
+def test_a_chart_of_the_notebook_can_be_drawn(contents):
+    import altair
+
+    with altair.renderers.enable("svg"):
+        for figure in (contents.figures.forest, *contents.figures.losses):
+            bundle = as_altair(figure)._repr_mimebundle_(None, None)
+            data = bundle[0] if isinstance(bundle, tuple) else bundle
+            assert "<svg" in data["image/svg+xml"]

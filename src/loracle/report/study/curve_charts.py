@@ -11,6 +11,13 @@ from loracle.report.study.vega import Figure, Rows, Spec, category, missing, qua
 from loracle.study_record import StudyRecord
 
 _WIDTH_PX, _HEIGHT_PX = 560, 300
+# Which arms are shown; named with its layer, because each layer would define it once more.
+_PICKED: Spec = {
+    "name": "picked",
+    "select": {"type": "point", "fields": ["arm"], "toggle": "true"},
+    "bind": "legend",
+    "views": ["lines"],
+}
 _NAMES = {
     "loss-training": "Training loss",
     "loss-gap": "Training loss beside the reference",
@@ -100,6 +107,7 @@ def _validation(study: StudyRecord, *, looks: Mapping[str, Look]) -> Figure:
         spec={
             "width": _WIDTH_PX,
             "height": _HEIGHT_PX,
+            "params": [_PICKED],
             "layer": [*_band_layers(rows, title, looks), _line(rows, title, looks), points],
         },
     )
@@ -116,21 +124,15 @@ def _panel(below: list[Spec], rows: Rows, title: str, looks: Mapping[str, Look])
     return {
         "width": _WIDTH_PX,
         "height": _HEIGHT_PX,
+        "params": [_PICKED],
         "layer": [*below, _line(rows, title, looks), hover],
     }
 
 
 def _line(rows: Rows, title: str, looks: Mapping[str, Look]) -> Spec:
-    """Returns the lines; clicks in their legend pick arms."""
+    """Returns the lines, in whose legend clicks pick arms."""
     return {
         "name": "lines",
-        "params": [
-            {
-                "name": "picked",
-                "select": {"type": "point", "fields": ["arm"], "toggle": "true"},
-                "bind": "legend",
-            }
-        ],
         "data": values(rows),
         "mark": {"type": "line", "strokeWidth": 1.8},
         "encoding": {
