@@ -4,7 +4,7 @@ Importing PyTorch takes seconds and a fork takes none, so a test can kill one ru
 one life per line as JSON (``argv``, ``folder``, ``log``, ``end``), answers its exit code, negative
 for the signal that ended it, and how many events there were.
 
-``argv`` is a command of ours, or ``study`` and what ``run_study`` takes.
+``argv`` is a command of ours, or ``many`` and what ``run_runs`` takes.
 
 Ends: ``{"events": n}`` is SIGKILL before the n-th time that the life opens, renames, makes or
 removes something in the run folder; ``{"step": n, "delay_s": s}`` is SIGKILL so long after the
@@ -114,7 +114,7 @@ def live(life: dict) -> int:
         shut_every_way_out()
     watch(life["folder"], end=end, counted=counted)
     first, *rest = life["argv"]
-    command = partial(run_study, rest[0]) if first == "study" else partial(app, args=[first, *rest])
+    command = partial(run_runs, rest[0]) if first == "many" else partial(app, args=[first, *rest])
     code = run(command)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -122,7 +122,7 @@ def live(life: dict) -> int:
     return code
 
 
-def run_study(given: str, *, standalone_mode: bool) -> int:
+def run_runs(given: str, *, standalone_mode: bool) -> int:
     """Runs many; ``given`` is JSON: ``config``, ``runs`` (folder: overrides), ``bundle_size``."""
     from loracle.configfile import load_config
     from loracle.runner import RunSpec, run_many

@@ -444,7 +444,7 @@ def study_words(place, root, arms, *, size, common=()):
         },
         "bundle_size": size,
     }
-    return ["study", json.dumps(given)]
+    return ["many", json.dumps(given)]
 
 
 LONG = ["train.max_steps=12", "checkpoint.every_steps=2"]

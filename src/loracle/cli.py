@@ -105,11 +105,54 @@ def baseline(
 
 
 @app.command()
+def study(
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="A study's YAML file, or a shipped one's name.")
+    ],
+    overrides: SetOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Study folder; default: runs/<config>. It is gone on with.")
+    ] = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Show arms, ranks, counts and runs; run nothing.")
+    ] = False,
+) -> None:
+    """Compare placements under identical conditions over several seeds, then report."""
+    from loracle.study_config import load_study
+
+    name = find_config(config).stem
+    resolved, base = load_study(config, overrides=overrides or ())
+    from loracle.study import prepare_study
+    from loracle.study_view import plan_view
+
+    folder = out or RUNS / name
+    planned = prepare_study(resolved, base=base, name=name, out=folder)
+    console = Console()
+    console.print(plan_view(planned, maps=plan))
+    if plan:
+        return
+    from loracle.study_session import conduct_study
+
+    failed = conduct_study(planned, out=folder, console=console)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run, or a folder of runs.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A study, a run, or a folder of runs.")
+    ],
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
 ) -> None:
-    """Print the table of a finished run, or of runs that differ in their seed only."""
+    """Write a study's report; print the table of a run, or of runs that differ in their seed."""
+    from loracle.study_record import STUDY
+
+    if (folder / STUDY).is_file():
+        from loracle.study_session import report_study
+
+        report_study(folder, console=Console())
+        return
     from loracle.report.markdown import baseline_table, read_results
     from loracle.report.terminal import result_view
 

@@ -25,12 +25,33 @@ def load_config(config: str | Path = "base_config", *, overrides: Sequence[str] 
     Raises:
         ConfigError: Listing every unknown key, wrong type and value out of range at once.
     """
-    base = read_yaml(shipped_config("base_config"))
+    return resolve_config(
+        config,
+        changes=[parse_override(override) for override in overrides],
+        origin=find_config(config).name + (" with --set" if overrides else ""),
+    )
+
+
+def resolve_config(
+    config: str | Path, *, changes: Sequence[Mapping[str, Any]], origin: str
+) -> Config:
+    """Returns a configuration: the table of defaults, a file over it, and changes over both.
+
+    Args:
+        config: A YAML file, or the name of a shipped one.
+        changes: Each as a file would hold it; the last counts.
+        origin: Names it in messages.
+
+    Raises:
+        ConfigError: Listing every fault.
+    """
     path = find_config(config)
-    tree = _merge(base, read_yaml(path))
-    for override in overrides:
-        tree = _merge(tree, _parse_override(override))
-    origin = path.name + (" with --set" if overrides else "")
+    given = read_yaml(path)
+    if "arms" in given:
+        raise ConfigError(f"{path.name}: is a study, not a run; use: loracle study {config}")
+    tree = read_yaml(shipped_config("base_config"))
+    for change in [given, *changes]:
+        tree = merge(tree, change)
     return parse_config(tree, origin=origin)
 
 
@@ -43,9 +64,20 @@ def parse_config(tree: Mapping[str, Any], *, origin: str) -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        faults = [_describe(fault, tree) for fault in error.errors()]
-        listed = "; ".join(dict.fromkeys(fault for fault in faults if fault))
-        raise ConfigError(f"{origin}: {' '.join(listed.split())}") from None
+        raise ConfigError(f"{origin}: {faults_of(error, tree, root=Config)}") from None
+
+
+def faults_of(error: ValidationError, tree: Mapping[str, Any], *, root: type[BaseModel]) -> str:
+    """Returns every fault of ``tree`` in one line.
+
+    Args:
+        error: What pydantic found.
+        tree: What it was given.
+        root: The model that it was given for.
+    """
+    faults = [_describe(fault, tree, root=root) for fault in error.errors()]
+    listed = "; ".join(dict.fromkeys(fault for fault in faults if fault))
+    return " ".join(listed.split())
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -152,16 +184,25 @@ def _parse_mapping(text: str, *, origin: str) -> dict[str, Any]:
     return tree
 
 
-def _parse_override(override: str) -> dict[str, Any]:
+def parse_override(override: str) -> dict[str, Any]:
+    """Returns ``a.b=value`` as a file would hold it, the value read as YAML.
+
+    Raises:
+        ConfigError: If it is not of that form.
+    """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {override}: must be key=value, e.g. train.max_steps=100")
-    value = _load_yaml(text, origin=f"--set {key}")
-    for part in reversed(parts):
+    return nested(key, _load_yaml(text, origin=f"--set {key}"))
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """Returns a dotted key and its value as a file would hold them."""
+    first, *others = key.strip().split(".")
+    for part in reversed(others):
         value = {part: value}
-    assert isinstance(value, dict)
-    return value
+    return {first: value}
 
 
 # Keys that take a word or a mapping. The mapping is one value: a config that gives it gives all of
@@ -172,19 +213,22 @@ _WHOLE = {
 }
 
 
-def _merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns ``base`` with the keys of ``overlay`` over its own, section by section."""
     merged = dict(base)
     for key, value in overlay.items():
         below = merged.get(key)
         if isinstance(below, dict) and isinstance(value, dict) and key not in _WHOLE:
-            merged[key] = _merge(below, value)
+            merged[key] = merge(below, value)
         else:
             merged[key] = value
     return merged
 
 
-def _describe(fault: Any, tree: Mapping[str, Any]) -> str | None:
+def _describe(fault: Any, tree: Mapping[str, Any], *, root: type[BaseModel]) -> str | None:
     """Returns one fault as ``key: what is allowed, what was given``; None if another says it."""
+    if not fault["loc"]:
+        return str(fault["msg"].removeprefix("Value error, "))
     *parents, given = fault["loc"]
     is_unknown = fault["type"] == "extra_forbidden"
     location = [part for part in parents if not _is_union_label(part)]
@@ -192,7 +236,7 @@ def _describe(fault: Any, tree: Mapping[str, Any]) -> str | None:
     key, last = ".".join(str(part) for part in location), str(location[-1])
     value = _value_at(location, tree)
     if is_unknown:
-        return f"{key}: unknown key{did_you_mean(last, _siblings(location))}"
+        return f"{key}: unknown key{did_you_mean(last, _siblings(location, root=root))}"
     if fault["type"] == "missing":
         return f"{key}: missing"
     if last in _WHOLE and fault["type"] in ("string_type", "literal_error", "model_type"):
@@ -212,10 +256,13 @@ def _is_union_label(part: str | int) -> bool:
     return isinstance(part, str) and bool(re.search(r"[\[(]|^(str|int|list)$|Config$", part))
 
 
-def _siblings(location: Sequence[str | int]) -> Iterable[str]:
-    section: Any = Config
-    for part in location[:-1]:
+def _siblings(location: Sequence[str | int], *, root: type[BaseModel]) -> Iterable[str]:
+    section: Any = root
+    parts = iter(location[:-1])
+    for part in parts:
         annotation = section.model_fields[part].annotation
+        if getattr(annotation, "__origin__", None) is dict:
+            next(parts)  # the name that the entry has in the file
         options = [annotation, *getattr(annotation, "__args__", ())]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return section.model_fields  # type: ignore[no-any-return]

@@ -16,6 +16,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from loracle import __version__
+from loracle.code_digest import code_digest
 from loracle.config import Config, config_digest, flatten
 
 _PACKAGES = (
@@ -26,8 +27,17 @@ _PACKAGES = (
 # The parts of the checkout that can change a number; a changed README does not make it dirty.
 _SOURCES = ("src", "experiments", "pyproject.toml")
 
+# The code that can change a number, below the package: two commits that agree in it are one engine.
+_ENGINE = (
+    "audit.py", "bundle.py", "data/*.py", "decode.py", "device.py", "evaluate.py", "gradients.py",
+    "isolated.py", "lockstep.py", "measure.py", "members.py", "model/*.py", "placement/adapters.py",
+    "probe.py", "result.py", "schedule.py", "seeds.py", "session.py", "stages.py", "train.py",
+    "training_run.py", "workbench.py",
+)  # fmt: skip
+
 # What must agree before two runs' numbers share a table, as dotted keys or their sections.
 _COMPARED = ("loracle", "python", "device", "torch_settings", "cuda", "versions")
+_SAID_BY_ENGINE = ("loracle.version", "loracle.commit", "loracle.dirty")
 
 _GIB = 2**30
 
@@ -46,7 +56,11 @@ def capture_environment(*, device: str, dtype: str) -> dict[str, Any]:
     return {
         "schema": 1,
         "captured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "loracle": {"version": __version__, **_checkout(Path(__file__).parents[2])},
+        "loracle": {
+            "version": __version__,
+            **_checkout(Path(__file__).parents[2]),
+            "engine": code_digest(Path(__file__).parent, _ENGINE)[:12],
+        },
         "python": platform.python_version(),
         "platform": {
             "system": platform.system(),
@@ -114,8 +128,8 @@ def _settings_digest(config: Config) -> str:
 def environment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Returns ``key: one's value -> other's value`` wherever two numbers stop being comparable.
 
-    Versions, commit, device, dtype, threads and PyTorch's switches; not the date, the memory or
-    how many cores lay idle.
+    Versions, the engine's code, device, dtype, threads and PyTorch's switches; not the date, the
+    memory, how many cores lay idle, or a commit that changed nothing of the engine.
     """
     ours, theirs = _compared(one), _compared(other)
     return [
@@ -131,7 +145,11 @@ def without_folder(source: str) -> str:
 
 
 def _compared(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return flatten({key: environment.get(key) for key in _COMPARED})
+    found = flatten({key: environment.get(key) for key in _COMPARED})
+    if "loracle.engine" in found:
+        # Says what the commit says, and nothing of what does not count.
+        found = {key: value for key, value in found.items() if key not in _SAID_BY_ENGINE}
+    return found
 
 
 def _commit(loracle: Mapping[str, Any]) -> str:

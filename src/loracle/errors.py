@@ -5,6 +5,7 @@
     LoracleError                  1
     ├── UsageError                2   what a user or a file can put right
     │   ├── ConfigError               unknown key, wrong type, value out of range
+    │   │   └── ConfoundError             arms of a study that differ in more than placement
     │   ├── SourceError               missing, gated, unreachable, hash mismatch, unsafe archive
     │   ├── DataError                 rows, columns, encodings, limits
     │   ├── PlacementError            a module or layer that does not exist
@@ -39,6 +40,10 @@ class UsageError(LoracleError):
 
 class ConfigError(UsageError):
     """A configuration that is not valid; all faults are listed at once."""
+
+
+class ConfoundError(ConfigError):
+    """Arms of a study that differ in more than their placement."""
 
 
 class SourceError(UsageError):

@@ -242,6 +242,7 @@ def _conclude(session: Session, *, digest_after: str) -> None:
         config=session.config,
         signature=session.signature,
         environment=session.environment,
+        arm=session.arm,
         plan=session.plan,
         train_examples=len(bench.data.train),
         measured=measured,

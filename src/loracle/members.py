@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from loracle.config import Config
 from loracle.data import Example
@@ -26,6 +27,8 @@ class Member:
 
     folder: RunFolder
     config: Config
+    arm: str
+    """What its results call its placement."""
     plan: ModulePlan
     lowest_layer: int
     """First decoder layer with an adapter."""
@@ -33,8 +36,15 @@ class Member:
     """The same if states below it are kept; 0: they are not."""
 
 
-def enlist(bench: Workbench, folders: Sequence[RunFolder]) -> list[Member]:
+def enlist(
+    bench: Workbench, folders: Sequence[RunFolder], *, arms: Mapping[Path, str | None]
+) -> list[Member]:
     """Returns the runs of these folders.
+
+    Args:
+        bench: The base and its data.
+        folders: One per run.
+        arms: What their results call their placements; None: by the placement's label.
 
     Raises:
         UsageError: If a placement is not one of this model, or a run to go on with would not see
@@ -50,7 +60,14 @@ def enlist(bench: Workbench, folders: Sequence[RunFolder]) -> list[Member]:
     if layers := {layer for layer in begins if layer > 0}:
         open_trunk(bench, num_layers=len(layers))
     found = [
-        Member(folder, folder.config, plan, layer, begin if bench.trunk else 0)
+        Member(
+            folder=folder,
+            config=folder.config,
+            arm=arms.get(folder.path) or plan.placement,
+            plan=plan,
+            lowest_layer=layer,
+            trunk_layer=begin if bench.trunk else 0,
+        )
         for folder, plan, layer, begin in zip(folders, plans, lowest, begins, strict=True)
     ]
     for member in found:

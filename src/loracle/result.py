@@ -53,6 +53,7 @@ def build_result(
     config: Config,
     signature: str,
     environment: Mapping[str, Any],
+    arm: str,
     plan: ModulePlan,
     train_examples: int,
     measured: Measured,
@@ -64,6 +65,7 @@ def build_result(
         config: The run's configuration.
         signature: What the result is a result of.
         environment: Where it was measured.
+        arm: What the placement is called.
         plan: The modules that trained.
         train_examples: Size of the training set, for the time of an epoch.
         measured: What was measured.
@@ -74,7 +76,7 @@ def build_result(
         "schema": SCHEMA,
         "status": "failed" if measured.audit.faults() else "completed",
         "signature": signature,
-        "arm": plan.placement,
+        "arm": arm,
         "placement": plan.placement,
         "seed": config.seed,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -7,9 +7,9 @@ recorded as failed while the others go on.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loracle.bundle import BundleChoice, group_runs
@@ -45,6 +45,16 @@ class RunSpec:
     """The resolved configuration."""
     out: Path
     """Its folder."""
+    arm: str | None = None
+    """What its results call its placement; None: the placement's label."""
+
+
+Ended = Callable[[Sequence[RunOutcome]], None]
+"""Takes the outcomes of runs as they end."""
+
+
+def _say_nothing(_outcomes: Sequence[RunOutcome]) -> None:
+    """Takes the outcomes of runs and drops them."""
 
 
 def run_many(
@@ -53,6 +63,7 @@ def run_many(
     resume: bool = True,
     screen: Screen | None = None,
     bundle_size: int | None = None,
+    ended: Ended = _say_nothing,
 ) -> list[RunOutcome]:
     """Returns how each run ended, in the order given.
 
@@ -62,6 +73,7 @@ def run_many(
             must be new.
         screen: Where progress is shown; None: standard error.
         bundle_size: Runs that train together; None: as many as the device gains from.
+        ended: Takes the outcomes of each bundle when it has ended.
 
     Raises:
         UsageError: If something the user or a file gave cannot be used; nothing is left behind.
@@ -69,7 +81,7 @@ def run_many(
         Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run in progress.
     """
     screen = screen or Screen()
-    specs = [RunSpec(portable_config(spec.config), spec.out) for spec in specs]
+    specs = [replace(spec, config=portable_config(spec.config)) for spec in specs]
     require_agreement(specs, bundle_size=bundle_size)
     keep_large_blocks()
     with ExitStack() as opened, StopRequest() as stop:
@@ -82,7 +94,15 @@ def run_many(
         if len(outcomes) < len(folders):
             config = next(folder for folder in folders if not folder.is_finished).config
             with _recording(folders, outcomes), _fp32_of(config):
-                _run(folders, outcomes, screen=screen, stop=stop, bundle_size=bundle_size)
+                _run(
+                    folders,
+                    outcomes,
+                    arms={spec.out: spec.arm for spec in specs},
+                    screen=screen,
+                    stop=stop,
+                    bundle_size=bundle_size,
+                    ended=ended,
+                )
     return [outcomes[spec.out] for spec in specs]
 
 
@@ -124,16 +144,18 @@ def _run(
     folders: Sequence[RunFolder],
     outcomes: dict[Path, RunOutcome],
     *,
+    arms: Mapping[Path, str | None],
     screen: Screen,
     stop: StopRequest,
     bundle_size: int | None,
+    ended: Ended,
 ) -> None:
     """Does the runs of these folders that are not finished, bundle by bundle."""
     for folder in folders:
         if not folder.is_finished:
             folder.set_status("running", phase="prepare")
     bench = open_workbench(folders[0].config, screen=screen, stop=stop)
-    members = enlist(bench, folders)
+    members = enlist(bench, folders, arms=arms)
     prober = Prober(bench)
     choice = prober.choose_size(members, asked=bundle_size)
     _say(bench, members, choice=choice)
@@ -148,13 +170,14 @@ def _run(
             screen.notice(f"bundle {number} of {len(bundles)}: {names}")
         # Also of a bundle of which one run is left: the others shared the steps it took.
         shared = len(bundle) > 1 or (len(members) > 1 and bundle[0].folder.failed_before)
-        ended = run_bundle(
+        found = run_bundle(
             bench, waiting, choice=choice, isolated=prober.measure if shared else None
         )
-        outcomes |= {outcome.out: outcome for outcome in ended}
-        for outcome in ended:
+        outcomes |= {outcome.out: outcome for outcome in found}
+        for outcome in found:
             if outcome.error is not None and len(members) > 1:
                 screen.notice(f"{outcome.out.name}: failed, the others go on: {outcome.error}")
+        ended(found)
 
 
 def bundles_of(members: Sequence[Member], *, size: int) -> list[list[Member]]:

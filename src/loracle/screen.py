@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -25,10 +26,22 @@ Advance = Callable[..., None]
 
 
 class Screen:
-    """Progress and notices of one run on one console."""
+    """Progress and notices of one run, or of many, on one console.
 
-    def __init__(self, console: Console | None = None) -> None:
+    Args:
+        console: Where it is shown; None: standard error.
+        above: Returns what stands above the bar on a terminal, asked anew several times a second;
+            None: nothing.
+    """
+
+    def __init__(
+        self,
+        console: Console | None = None,
+        *,
+        above: Callable[[], RenderableType] | None = None,
+    ) -> None:
         self.console = console or Console(stderr=True)
+        self._above = above
 
     def notice(self, text: str) -> None:
         """Prints one line."""
@@ -38,13 +51,25 @@ class Screen:
     def phase(self, title: str, *, total: int, done: int = 0) -> Iterator[Advance]:
         """Shows a bar for ``total`` items, ``done`` of which were done before."""
         if self.console.is_terminal:
-            with self._bar() as bar:
-                task = bar.add_task(title, total=total, completed=done, detail="")
+            bar = self._bar()
+            task = bar.add_task(title, total=total, completed=done, detail="")
+            with self._shown(bar):
                 yield lambda count=1, detail="": bar.update(task, advance=count, detail=detail)
             return
         lines = _Lines(self, title=title, total=total, done=done)
         yield lines.advance
         lines.close()
+
+    def _shown(self, bar: Progress) -> AbstractContextManager[object]:
+        """Returns a block in which the bar is on the terminal, with what stands above it."""
+        above = self._above
+        if above is None:
+            return bar
+        return Live(
+            get_renderable=lambda: Group(above(), bar.get_renderable()),
+            console=self.console,
+            transient=True,
+        )
 
     def _bar(self) -> Progress:
         return Progress(

@@ -35,6 +35,7 @@ class Session:
     bench: Workbench
     folder: RunFolder
     config: Config
+    arm: str
     plan: ModulePlan
     adapter: Adapter
     run: TrainingRun
@@ -148,6 +149,7 @@ def _open(
         bench=bench,
         folder=folder,
         config=config,
+        arm=member.arm,
         plan=plan,
         adapter=run.adapter,
         run=run,

@@ -1,0 +1,95 @@
+"""A study's verdicts on the terminal: one line per arm, the largest gain first."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from loracle.comparison import Comparison
+from loracle.costs import Axis, arm_costs
+from loracle.report.study.numbers import LOSS_DECIMALS, fixed, interval, signed
+from loracle.report.study.words import answer
+from loracle.study_record import ArmRecord, StudyRecord
+from loracle.verdicts import Verdicts
+
+_STYLES = {"better": "green", "worse": "red", "not distinguishable": "yellow"}
+
+
+def verdict_view(study: StudyRecord, verdicts: Verdicts) -> RenderableType:
+    """Returns the verdict table, what it says in words, and what it rests on."""
+    return Group(
+        Text(str(study.study["question"]), style="bold"),
+        _table(study, verdicts),
+        Text(" ".join(answer(verdicts))),
+        Text(_basis(study, verdicts), style="dim"),
+    )
+
+
+def _table(study: StudyRecord, verdicts: Verdicts) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("arm", no_wrap=True)
+    for header in (
+        "r",
+        "params",
+        "perplexity",
+        "loss difference,\nnats per token",
+        "95% interval",
+        "p (Holm)",
+        "s per\nstep",
+        "GiB",
+    ):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for arm in sorted(study.arms, key=lambda arm: _place(arm, verdicts)):
+        table.add_row(*_cells(study, verdicts, arm))
+    return table
+
+
+def _place(arm: ArmRecord, verdicts: Verdicts) -> float:
+    """Orders arms by their loss; those without a completed run come last."""
+    summary = verdicts.summary(arm.name)
+    loss = summary and summary.loss_nats_per_token
+    return loss.mean if loss else float("inf")
+
+
+def _cells(study: StudyRecord, verdicts: Verdicts, arm: ArmRecord) -> list[str | Text]:
+    summary, found = verdicts.summary(arm.name), verdicts.comparison(arm.name)
+    perplexity = summary and summary.perplexity
+    low, high = (found.interval if found else None) or (None, None)
+    return [
+        arm.name,
+        str(arm.rank or "n/a"),
+        f"{arm.trainable_params:,}",
+        fixed(perplexity.mean if perplexity else None, decimals=3),
+        signed(found.difference, decimals=LOSS_DECIMALS) if found else "",
+        interval(low, high, decimals=LOSS_DECIMALS) if found else "",
+        fixed(found.p_holm, decimals=3) if found else "",
+        _cost(study, arm, "step_time_s"),
+        _cost(study, arm, "peak_memory_gib"),
+        _verdict(arm, verdicts, found),
+    ]
+
+
+def _cost(study: StudyRecord, arm: ArmRecord, axis: Axis) -> str:
+    cost = arm_costs(study, arm.name).get(axis)
+    return fixed(cost.median if cost else None, decimals=2)
+
+
+def _verdict(arm: ArmRecord, verdicts: Verdicts, found: Comparison | None) -> Text:
+    if arm.name == verdicts.reference:
+        return Text("reference", style="dim")
+    if found is None or found.interval is None:
+        return Text("n/a", style="dim")
+    return Text(found.verdict, style=_STYLES[found.verdict])
+
+
+def _basis(study: StudyRecord, verdicts: Verdicts) -> str:
+    noise = verdicts.noise["loss_nats_per_token"].floor
+    floor = "not measured" if noise is None else f"{noise:.1g} nats per token"
+    left = f"; {len(study.unfinished)} runs did not complete" if study.unfinished else ""
+    return (
+        f"n: {len(verdicts.seeds)} seeds, {verdicts.num_examples} examples, "
+        f"{verdicts.num_tokens:,} tokens; noise floor: {floor}{left}"
+    )

@@ -1,0 +1,242 @@
+"""The configuration of a study: a question, a base, arms that differ in placement, seeds.
+
+A study file holds what differs from the base configuration once, for all arms (``config``), and
+of each arm its placement. Anything else that an arm changes is a confound and is refused by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from loracle.config import Config, Fraction, Natural, PlacementConfig, Positive, difference
+from loracle.configfile import (
+    faults_of,
+    find_config,
+    merge,
+    nested,
+    parse_config,
+    parse_override,
+    read_yaml,
+    resolve_config,
+)
+from loracle.errors import ConfigError, ConfoundError, did_you_mean
+from loracle.placement.budget import Budget
+from loracle.placement.selection import Score
+
+# What an arm may change, provided that alpha / r stays.
+_PLACEMENT_KEYS = frozenset({"lora.placement", "lora.rank", "lora.alpha"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+@-]{0,39}")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class StrategicConfig(_Section):
+    """The modules that score best on a few training batches of the frozen base."""
+
+    strategic: Score
+    """How modules are scored; see `loracle.model.scores`."""
+    keep_frac: Fraction
+    """Fraction of the linear layers that get an adapter."""
+
+
+class RandomConfig(_Section):
+    """Modules drawn at random: the control that tells a good choice from a lucky one."""
+
+    random: Natural
+    """Seed of the draw."""
+    keep_frac: Fraction
+    """Fraction of the linear layers that get an adapter."""
+
+
+class NoiseConfig(_Section):
+    """Runs of the reference arm that measure noise and count in no comparison."""
+
+    repeats: Natural = 0
+    """Times that its first seed is run again."""
+    extra_seeds: list[Natural] = []
+    """Seeds that only it has."""
+
+
+class SearchConfig(_Section):
+    """A grid of learning rates, tried for every arm before the comparison."""
+
+    learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)]
+    """Peak rates; of each arm the one with the lowest validation loss is taken."""
+    seed: Natural
+    """Seed of the trial runs; none of the study's."""
+
+
+class ArmConfig(_Section):
+    """A placement under test."""
+
+    placement: str | PlacementConfig | StrategicConfig | RandomConfig
+    """A preset, modules and layers, or how they are chosen."""
+    rank: Positive | None = None
+    """r, where the budget is not to decide it; null: the budget decides."""
+    config: dict[str, Any] = {}
+    """Anything else that it would change, as dotted keys; refused if it changes something."""
+
+
+class StudyConfig(_Section):
+    """A study as its file states it."""
+
+    question: Annotated[str, Field(min_length=1)]
+    """What it is to answer, in one sentence."""
+    base: str = "base_config"
+    """A configuration file beside the study's or anywhere, or the name of a shipped one."""
+    config: dict[str, Any] = {}
+    """What all runs have different from the base, as a configuration file would say it."""
+    reference: str
+    """The arm that the others are compared with."""
+    budget: Budget
+    """What the arms have in common: the rank, or the number of trainable parameters."""
+    seeds: Annotated[list[Natural], Field(min_length=1)]
+    """Seeds of every arm."""
+    interval: Annotated[float, Field(gt=0.5, lt=1)] | None = 0.95
+    """Coverage of the intervals, over seeds and examples; null: none, for a single seed."""
+    noise: NoiseConfig = NoiseConfig()
+    """Runs that measure noise."""
+    search: SearchConfig | None = None
+    """A grid of learning rates; null: every arm has the base's."""
+    arms: Annotated[dict[str, ArmConfig], Field(min_length=2)]
+    """The placements under test, by name."""
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _spelled_out(cls, arms: Any) -> Any:
+        """Takes ``name: preset`` and ``name:`` (its own preset) for the long form."""
+        if not isinstance(arms, Mapping):
+            return arms
+        return {name: _arm(name, given) for name, given in arms.items()}
+
+    @model_validator(mode="after")
+    def _is_sound(self) -> StudyConfig:
+        faults = [*self._bad_names(), *self._bad_seeds()]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+    def _bad_names(self) -> list[str]:
+        faults = [
+            f"arms.{name}: an arm's name has 1 to 40 letters, digits, blanks and _ . , + @ -"
+            for name in self.arms
+            if not _NAME.fullmatch(name)
+        ]
+        slugs = [slug_of(name) for name in self.arms]
+        faults += [
+            f"arms.{name}: another arm's name differs from it in punctuation only"
+            for name, slug in zip(self.arms, slugs, strict=True)
+            if slugs.count(slug) > 1
+        ]
+        if self.reference not in self.arms:
+            hint = did_you_mean(self.reference, self.arms)
+            faults.append(f"reference: no arm is called '{self.reference}'{hint}")
+        return faults
+
+    def _bad_seeds(self) -> list[str]:
+        named = {"seeds": self.seeds, "noise.extra_seeds": self.noise.extra_seeds}
+        faults = [f"{key}: a seed is given twice" for key, s in named.items() if len({*s}) < len(s)]
+        if self.interval is not None and len(self.seeds) == 1:
+            faults.append(
+                "seeds: an interval over seeds needs at least 2; give more, or 'interval: null'"
+            )
+        taken = sorted(set(self.seeds) & set(self.noise.extra_seeds))
+        if taken:
+            faults.append(f"noise.extra_seeds: {taken[0]} is one of seeds already")
+        if self.search and self.search.seed in {*self.seeds, *self.noise.extra_seeds}:
+            faults.append("search.seed: the comparison uses it; choose another")
+        return faults
+
+
+def _arm(name: Any, given: Any) -> Any:
+    if given is None:
+        return {"placement": name}
+    if isinstance(given, str):
+        return {"placement": given}
+    if not isinstance(given, Mapping):
+        return given
+    known = {key: value for key, value in given.items() if key in ("placement", "rank")}
+    dotted = {key: value for key, value in given.items() if key not in known and "." in str(key)}
+    rest = {key: value for key, value in given.items() if key not in known and key not in dotted}
+    return {"placement": name, **known, **({"config": dotted} if dotted else {}), **rest}
+
+
+def slug_of(name: str) -> str:
+    """Returns a name as part of a folder's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
+
+
+def load_study(study: str | Path, *, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Config]:
+    """Returns a study and the configuration that its arms share.
+
+    Args:
+        study: A YAML file, or the name of a shipped one.
+        overrides: ``key=value`` each: keys of the study, or of the configuration.
+
+    Raises:
+        ConfigError: Listing every fault of the file.
+        ConfoundError: If an arm changes more than its placement.
+    """
+    path = find_config(study)
+    tree = read_yaml(path)
+    if "arms" not in tree:
+        raise ConfigError(f"{path.name}: not a study, it has no arms (for a run: loracle baseline)")
+    given = [parse_override(override) for override in overrides]
+    of_study = [change for change in given if next(iter(change)) in StudyConfig.model_fields]
+    for change in of_study:
+        tree = merge(tree, change)
+    config = parse_study(tree, origin=path.name)
+    beside = path.parent / config.base
+    base = resolve_config(
+        beside if beside.is_file() else config.base,
+        changes=[config.config, *(change for change in given if change not in of_study)],
+        origin=path.name + (" with --set" if given else ""),
+    )
+    for name, arm in config.arms.items():
+        require_no_confound(name, arm, base=base, origin=path.name)
+    return config, base
+
+
+def parse_study(tree: Mapping[str, Any], *, origin: str) -> StudyConfig:
+    """Returns ``tree`` validated.
+
+    Raises:
+        ConfigError: Listing every fault.
+    """
+    try:
+        return StudyConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {faults_of(error, tree, root=StudyConfig)}") from None
+
+
+def require_no_confound(name: str, arm: ArmConfig, *, base: Config, origin: str) -> None:
+    """Checks that an arm differs from the base in its placement and the rank it implies only.
+
+    Raises:
+        ConfigError: If it sets a key that does not exist, or a value out of range.
+        ConfoundError: If it changes anything else, naming the keys.
+    """
+    tree: Mapping[str, Any] = base.model_dump(mode="json")
+    for key, value in arm.config.items():
+        tree = merge(tree, nested(key, value))
+    changes = difference(base, parse_config(tree, origin=f"{origin}, arms.{name}"))
+    if not changes:
+        return
+    if any(line.partition(":")[0] in _PLACEMENT_KEYS for line in changes):
+        raise ConfoundError(
+            f"{origin}: arm '{name}': its placement and rank are keys of their own, not lora.*; "
+            "alpha follows from the rank, so that alpha / r is the same for all arms"
+        )
+    raise ConfoundError(
+        f"{origin}: arm '{name}' differs from the others in more than its placement "
+        f"({'; '.join(changes)}); give it to all arms under 'config', or leave it out"
+    )

@@ -1,0 +1,52 @@
+"""A study as a person sees it: run with a live table, then judged and reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+
+from loracle.lockstep import RunOutcome
+from loracle.screen import Screen
+from loracle.study import run_study
+from loracle.study_plan import StudyPlan
+from loracle.study_view import StudyProgress, ended_line
+
+
+def conduct_study(plan: StudyPlan, *, out: Path, console: Console) -> list[RunOutcome]:
+    """Runs what is left of a study, prints its verdicts and returns the runs that failed.
+
+    Args:
+        plan: The study.
+        out: Its folder.
+        console: Where the verdicts are printed; progress goes to standard error.
+    """
+    progress = StudyProgress(plan, out)
+    screen = Screen(above=progress.view)
+
+    def ended(outcomes: Sequence[RunOutcome]) -> None:
+        for outcome in outcomes:
+            screen.notice(ended_line(outcome, progress=progress))
+
+    outcome = run_study(plan, out=out, screen=screen, ended=ended, decided=progress.follow)
+    report_study(out, console=console)
+    return outcome.failed
+
+
+def report_study(folder: Path, *, console: Console) -> None:
+    """Writes a study's report and prints its verdicts.
+
+    Raises:
+        RunFolderError: If the folder holds no study, or none of its runs completed.
+    """
+    from loracle.report.study import write_report
+    from loracle.report.verdict_view import verdict_view
+    from loracle.study_record import read_study
+    from loracle.verdicts import judge
+
+    study = read_study(folder)
+    console.print(verdict_view(study, judge(study)))
+    page = write_report(folder)
+    console.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
