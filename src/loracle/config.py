@@ -79,12 +79,23 @@ class DataConfig(_Section):
 
 
 class PlacementConfig(_Section):
-    """A placement by hand: these module kinds, in these layers."""
+    """A placement by hand: these module kinds, in these layers, at these ranks."""
 
     modules: Annotated[list[str], Field(min_length=1)]
-    """Last name components (``q_proj``) or full module names."""
+    """Last name components (``q_proj``), full module names, or patterns of full names.
+
+    ``*`` alone is every linear layer except the head, as ``all-linear``.
+    """
     layers: Annotated[list[Natural], Field(min_length=1)] | None = None
     """Layer indices, from 0; null or absent: every layer."""
+    # Not written when not given, so that runs from before it existed keep their digest.
+    ranks: Annotated[dict[str, Positive], Field(min_length=1)] | None = Field(
+        default=None, exclude_if=lambda ranks: ranks is None
+    )
+    """r of some modules, by full name, pattern, kind or ``layers:0-3,7``; null: all have ``rank``.
+
+    The most specific key wins, in that order. alpha / r is the same for all modules.
+    """
 
 
 class LoraConfig(_Section):

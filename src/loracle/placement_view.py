@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -15,28 +14,19 @@ from rich.table import Table
 from rich.text import Text
 
 from loracle.errors import PlacementError
-from loracle.placement import Inventory, LinearModule, ModulePlan, Role, resolve_placement
+from loracle.module_rows import Row, rows_of, ruler
+from loracle.placement import Inventory, ModulePlan, Role, resolve_placement
+from loracle.placement.names import layer_ranges
 from loracle.placement.presets import PRESETS, counted_names
-from loracle.placement.resolve import layer_ranges
+from loracle.placement_map import placement_map
+
+__all__ = ["placement_map", "placements_table"]
 
 _BYTES_PER_PARAM = 4  # fp32: adapters are trained and saved in it
 _MIB = 1024**2
 _COLUMNS = 80
 _MAX_RANGES_CHARS = 9  # longer ones leave no room for the counts
 _ROLES: tuple[Role, ...] = ("attention", "feed-forward", "other", "head")
-
-
-@dataclass(frozen=True)
-class _Row:
-    """The modules that share a kind, a role and a shape."""
-
-    label: str
-    role: Role
-    modules: tuple[LinearModule, ...]
-
-    @property
-    def layers(self) -> list[int]:
-        return [module.layer for module in self.modules if module.layer is not None]
 
 
 def placements_table(
@@ -50,7 +40,7 @@ def placements_table(
         alpha: Shown with the rank; it changes no count.
         model_name: Shown in the heading.
     """
-    rows = _rows(inventory)
+    rows = rows_of(inventory)
     return Group(
         _heading(inventory, rank=rank, alpha=alpha, model_name=model_name),
         *_section("Linear modules", _kinds_table(rows, rank=rank)),
@@ -74,24 +64,7 @@ def _heading(inventory: Inventory, *, rank: int, alpha: float, model_name: str) 
     )
 
 
-def _rows(inventory: Inventory) -> list[_Row]:
-    groups: dict[tuple[str, Role, int, int], list[LinearModule]] = defaultdict(list)
-    for module in inventory.modules:
-        key = (module.kind, module.role, module.in_features, module.out_features)
-        groups[key].append(module)
-    uses = Counter(kind for kind, *_ in groups)
-    return [
-        _Row(_label(modules[0], ambiguous=uses[kind] > 1), role, tuple(modules))
-        for (kind, role, *_), modules in groups.items()
-    ]
-
-
-def _label(module: LinearModule, *, ambiguous: bool) -> str:
-    """Returns the kind, with its parent where the kind alone names several things."""
-    return ".".join(module.name.split(".")[-2:]) if ambiguous else module.kind
-
-
-def _kinds_table(rows: Sequence[_Row], *, rank: int) -> Table:
+def _kinds_table(rows: Sequence[Row], *, rank: int) -> Table:
     table = _table()
     table.add_column("module", overflow="fold")
     _add_numbers(table, "features\nin x out", "layers", "count", "params\neach", "adapter\nparams")
@@ -104,7 +77,7 @@ def _kinds_table(rows: Sequence[_Row], *, rank: int) -> Table:
     return table
 
 
-def _kind_cells(row: _Row, *, rank: int) -> tuple[str, ...]:
+def _kind_cells(row: Row, *, rank: int) -> tuple[str, ...]:
     first = row.modules[0]
     each = rank * (first.in_features + first.out_features)
     return (
@@ -153,7 +126,7 @@ def _costs(plan: ModulePlan) -> tuple[str, str, str, str]:
     )
 
 
-def _layer_map(rows: Sequence[_Row], *, num_layers: int) -> Iterator[RenderableType]:
+def _layer_map(rows: Sequence[Row], *, num_layers: int) -> Iterator[RenderableType]:
     """Yields module kinds against layers, in chunks that fit, and the legend."""
     inside = [row for row in rows if row.layers]
     width = max((len(row.label) for row in inside), default=0)
@@ -164,9 +137,8 @@ def _layer_map(rows: Sequence[_Row], *, num_layers: int) -> Iterator[RenderableT
     yield Text("# one module   2-9 so many   + ten or more   . none", style="dim")
 
 
-def _map_lines(rows: Sequence[_Row], *, layers: range, width: int) -> Iterator[str]:
-    ruler = "".join(f"{layer:<5}" for layer in layers if layer % 5 == 0)
-    yield f"{'layer':<{width}}  {ruler}".rstrip()
+def _map_lines(rows: Sequence[Row], *, layers: range, width: int) -> Iterator[str]:
+    yield f"{'layer':<{width}}  {ruler(layers)}".rstrip()
     for row in rows:
         counts = Counter(row.layers)
         yield f"{row.label:<{width}}  " + "".join(_mark(counts[layer]) for layer in layers)

@@ -11,9 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from geometries import TINY
 from loracle.config import PlacementConfig
 from loracle.model.inventory import inventory_of
-from loracle.placement import ModulePlan, peft_config_of, presets, resolve_placement
+from loracle.placement import ModulePlan, fit, peft_config_of, presets, resolve_placement
 
-SPLIT = ["llama", "qwen2", "mistral", "gemma", "phi"]
+QWEN3 = {"qwen3": TINY["qwen2"] | {"model_type": "qwen3", "head_dim": 8}}
+SPLIT = ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi"]
 FUSED = ["gpt2", "gpt_neox"]
 NEEDS_SPLIT = ("attention-qv", "attention-qkv")
 FIXED = [name for name in presets() if "N" not in name and name != "lm-head"]
@@ -23,7 +24,7 @@ CASES = [(family, placement) for family in SPLIT for placement in FIXED] + [
 
 
 def tiny_model(family: str) -> torch.nn.Module:
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**TINY[family]))
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(**(TINY | QWEN3)[family]))
 
 
 def planned(plan: ModulePlan) -> dict[str, tuple[int, float]]:
@@ -105,3 +106,41 @@ def test_a_uniform_plan_needs_no_patterns():
         "rank_pattern": {},
         "alpha_pattern": {},
     }
+
+
+@pytest.mark.parametrize(("family", "placement"), CASES)
+def test_under_a_budget_peft_counts_what_the_plan_does(family, placement):
+    model = tiny_model(family)
+    inventory = inventory_of(model)
+    whole = resolve_placement("all-linear", inventory=inventory, rank=16, alpha=32)
+    plan = fit(placement, inventory=inventory, reference_plan=whole, budget="equal-parameters")
+    assert adapt(model, plan) == planned(plan)
+    assert trainable_params(model) == plan.trainable_params
+    step = plan.trainable_params // plan.modules[0].rank
+    assert 2 * abs(plan.trainable_params - whole.trainable_params) <= step
+
+
+@pytest.mark.parametrize("family", [*SPLIT, *FUSED])
+def test_counted_presets_and_single_kinds_reach_peft_in_every_family(family):
+    inventory = inventory_of(tiny_model(family))
+    kinds = dict.fromkeys(module.kind for module in inventory.modules if module.role != "head")
+    for placement in ("first-1", "last-2", "every-2nd", *kinds):
+        model = tiny_model(family)
+        plan = resolve_placement(placement, inventory=inventory, rank=2, alpha=4)
+        assert adapt(model, plan) == planned(plan)
+        assert trainable_params(model) == plan.trainable_params
+
+
+@pytest.mark.parametrize("family", [*SPLIT, *FUSED])
+def test_ranks_by_kind_layer_and_name_reach_peft_in_every_family(family):
+    model = tiny_model(family)
+    inventory = inventory_of(model)
+    first, *_, last = (module for module in inventory.modules if module.role != "head")
+    ranks = {last.kind: 2, "layers:1": 5, first.name: 7}
+    placement = PlacementConfig(modules=["*"], ranks=ranks)
+    plan = resolve_placement(placement, inventory=inventory, rank=4, alpha=8)
+    adapted = adapt(model, plan)
+    assert adapted == planned(plan)
+    assert {rank for rank, _ in adapted.values()} == {2, 4, 5, 7}
+    assert {scaling for _, scaling in adapted.values()} == {2.0}
+    assert trainable_params(model) == plan.trainable_params

@@ -51,6 +51,13 @@ def test_kinds_full_names_and_globs_combine_and_duplicates_collapse():
     ]
 
 
+def test_everything_is_every_linear_layer_but_the_head():
+    assert resolve(custom("*")).modules == resolve("all-linear").modules
+    assert names(resolve(custom("*", layers=[1]))) == names(resolve(custom("*.1.*")))
+    assert names(resolve(custom("*", "lm_head")))[-1] == "lm_head"
+    assert names(resolve(custom("**")))[-1] == "lm_head"
+
+
 def test_layers_restrict_every_entry():
     plan = resolve(custom("q_proj", "*mlp.up*", layers=[2, 0, 2]))
     assert {(module.kind, module.layer) for module in plan.modules} == {

@@ -36,6 +36,15 @@ class PlannedModule:
         """Elements of A (rank x in) and B (out x rank)."""
         return self.rank * (self.in_features + self.out_features)
 
+    @property
+    def is_overranked(self) -> bool:
+        """True if r exceeds what the update B A of this layer can have: its smaller side.
+
+        Such an adapter is wasteful and still allowed: a budget counts parameters, and an arm of
+        narrow layers may reach it in no other way. That its surplus buys nothing is then a finding.
+        """
+        return self.rank > min(self.in_features, self.out_features)
+
 
 @dataclass(frozen=True)
 class ModulePlan:
@@ -52,6 +61,11 @@ class ModulePlan:
     def trainable_params(self) -> int:
         """Adapter parameters in all."""
         return sum(module.trainable_params for module in self.modules)
+
+    @property
+    def overranked(self) -> tuple[PlannedModule, ...]:
+        """Modules whose r exceeds what their update can have; not an error."""
+        return tuple(module for module in self.modules if module.is_overranked)
 
     @property
     def total_params(self) -> int:

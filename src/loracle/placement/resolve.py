@@ -6,45 +6,49 @@ each is an error with the nearest choice, before a weight is loaded.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 from loracle.config import PlacementConfig
 from loracle.errors import PlacementError, did_you_mean
 from loracle.placement.inventory import Inventory, LinearModule
+from loracle.placement.names import layer_ranges, matching, nearest_name
 from loracle.placement.plan import ModulePlan, PlannedModule
 from loracle.placement.presets import PATTERNS, PRESETS, counted_names, counted_preset, in_layers
+from loracle.placement.ranks import module_ranks
 
 # assumed: a label is a column of a table and part of a file name.
 _MAX_LABEL_CHARS = 60
+
+T = TypeVar("T")
 
 
 def resolve_placement(
     placement: str | PlacementConfig, *, inventory: Inventory, rank: int, alpha: float
 ) -> ModulePlan:
-    """Returns the modules that ``placement`` adapts, each with ``rank`` and ``alpha``.
+    """Returns the modules that ``placement`` adapts, each with its rank and alpha.
 
     Args:
-        placement: A preset, a module kind (``q_proj``), or modules and layers.
+        placement: A preset, a module kind (``q_proj``), or modules, layers and ranks.
         inventory: The model's linear layers.
-        rank: r of every adapter.
-        alpha: Every update is scaled by alpha / rank.
+        rank: r of every adapter that the placement gives none of its own.
+        alpha: Updates of rank ``rank`` are scaled by alpha / rank, and all others by the same.
 
     Raises:
-        PlacementError: If a name matches no linear layer, a layer does not exist, or the rank or
-            alpha is not positive.
+        PlacementError: If a name matches no linear layer, a layer does not exist, ranks contradict
+            each other, or the rank or alpha is not positive.
     """
     if rank < 1 or not alpha > 0:
         raise PlacementError(f"rank {rank}, alpha {alpha:g}: both must be positive")
-    label = placement_label(placement)
+    modules = select_modules(placement, inventory=inventory)
+    own = own_ranks(placement, modules=modules, inventory=inventory)
     return ModulePlan(
-        placement=label,
+        placement=placement_label(placement),
         modules=tuple(
-            _planned(module, rank=rank, alpha=alpha)
-            for module in select_modules(placement, inventory=inventory)
+            _planned(module, rank=own.get(module.name, rank), like=(rank, alpha))
+            for module in modules
         ),
         base_params=inventory.total_params,
     )
@@ -58,28 +62,45 @@ def select_modules(
     Raises:
         PlacementError: As ``resolve_placement``.
     """
-    # One line, whatever a quoted name contains.
-    where = " ".join(f"placement '{placement_label(placement)}'".split())
-    try:
+
+    def chosen() -> tuple[LinearModule, ...]:
         if isinstance(placement, str):
-            chosen = _named(placement, inventory=inventory)
+            found = _named(placement, inventory=inventory)
         else:
-            chosen = _custom(placement, inventory=inventory)
-    except PlacementError as error:
-        raise PlacementError(f"{where}: {' '.join(str(error).split())}") from None
-    if not chosen:
-        kinds = ", ".join(inventory.kinds()) or "none"
-        raise PlacementError(f"{where}: the model has no such linear layer (there are {kinds})")
-    return chosen
+            found = _custom(placement, inventory=inventory)
+        if not found:
+            kinds = ", ".join(inventory.kinds()) or "none"
+            raise PlacementError(f"the model has no such linear layer (there are {kinds})")
+        return found
+
+    return _blaming(placement, chosen)
+
+
+def own_ranks(
+    placement: str | PlacementConfig, *, modules: Sequence[LinearModule], inventory: Inventory
+) -> dict[str, int]:
+    """Returns r by full name, of those ``modules`` to which the placement gives one of their own.
+
+    Raises:
+        PlacementError: If a key of its ranks matches none of them, or keys contradict each other.
+    """
+    if isinstance(placement, str) or placement.ranks is None:
+        return {}
+    ranks = placement.ranks
+    return _blaming(
+        placement,
+        lambda: module_ranks(ranks, modules=modules, num_layers=inventory.num_layers),
+    )
 
 
 def placement_label(placement: str | PlacementConfig) -> str:
-    """Returns a stable name for a placement, e.g. ``q_proj+v_proj@0-3,7``."""
+    """Returns a stable name for a placement, e.g. ``q_proj+v_proj@0-3,7`` or ``*:q_proj=8``."""
     if isinstance(placement, str):
         return placement
     modules = sorted(set(placement.modules))
     layers = f"@{layer_ranges(placement.layers)}" if placement.layers else ""
-    label = "+".join(modules) + layers
+    ranks = ",".join(f"{key}={rank}" for key, rank in sorted((placement.ranks or {}).items()))
+    label = "+".join(modules) + layers + (f":{ranks}" if ranks else "")
     if len(label) <= _MAX_LABEL_CHARS:
         return label
     digest = hashlib.sha256(label.encode()).hexdigest()[:6]
@@ -87,22 +108,25 @@ def placement_label(placement: str | PlacementConfig) -> str:
     return f"{modules[0][:40]}{more}~{digest}"
 
 
-def layer_ranges(layers: Iterable[int]) -> str:
-    """Returns layer indices as runs, e.g. ``0-3,7``."""
-    runs: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+def _blaming(placement: str | PlacementConfig, find: Callable[[], T]) -> T:
+    """Returns what ``find`` does; its error says which placement is at fault.
+
+    In one line, whatever a quoted name contains.
+    """
+    try:
+        return find()
+    except PlacementError as error:
+        told = f"placement '{placement_label(placement)}': {error}"
+        raise PlacementError(" ".join(told.split())) from None
 
 
-def _planned(module: LinearModule, *, rank: int, alpha: float) -> PlannedModule:
+def _planned(module: LinearModule, *, rank: int, like: tuple[int, float]) -> PlannedModule:
+    """Returns a module with its rank, and the alpha that scales it as ``like`` (rank, alpha)."""
+    common, alpha = like
     return PlannedModule(
         name=module.name,
         rank=rank,
-        alpha=float(alpha),
+        alpha=float(alpha) if rank == common else rank * alpha / common,
         in_features=module.in_features,
         out_features=module.out_features,
         layer=module.layer,
@@ -118,7 +142,7 @@ def _named(placement: str, *, inventory: Inventory) -> tuple[LinearModule, ...]:
     if counted is not None:
         return counted
     if placement in inventory.kinds():
-        return _matching(placement, inventory.modules)
+        return matching(placement, inventory.modules)
     if "." in placement or "*" in placement:
         raise PlacementError(
             f"a full name or pattern goes in a list: placement: {{modules: ['{placement}']}}"
@@ -142,22 +166,13 @@ def _custom(placement: PlacementConfig, *, inventory: Inventory) -> tuple[Linear
         candidates = in_layers(candidates, layers=placement.layers)
     chosen: set[str] = set()
     for entry in placement.modules:
-        matches = _matching(entry, candidates)
+        matches = matching(entry, candidates)
         if not matches:
             raise PlacementError(_unmatched(entry, inventory=inventory))
         chosen.update(module.name for module in matches)
     modules = tuple(module for module in candidates if module.name in chosen)
     _require_use(placement.layers or (), modules=modules)
     return modules
-
-
-def _matching(entry: str, modules: Iterable[LinearModule]) -> tuple[LinearModule, ...]:
-    """Returns the modules whose kind or full name is ``entry``, or whose full name it globs."""
-    return tuple(
-        module
-        for module in modules
-        if entry in (module.kind, module.name) or fnmatchcase(module.name, entry)
-    )
 
 
 def _require_layers(layers: Sequence[int], *, num_layers: int) -> None:
@@ -177,7 +192,7 @@ def _require_use(layers: Iterable[int], *, modules: Sequence[LinearModule]) -> N
 
 def _unmatched(entry: str, *, inventory: Inventory) -> str:
     """Returns why ``entry`` matches nothing: wrong layers, a preset, a suffix, or a wrong name."""
-    elsewhere = _matching(entry, inventory.modules)
+    elsewhere = matching(entry, inventory.modules)
     if elsewhere:
         layers = layer_ranges(module.layer for module in elsewhere if module.layer is not None)
         place = f"only in layers {layers}" if layers else "outside the layers"
@@ -188,12 +203,4 @@ def _unmatched(entry: str, *, inventory: Inventory) -> str:
     if any(module.name.endswith(f".{entry}") for module in inventory.modules):
         return f"{problem}; did you mean '*.{entry}'?"
     kinds = ", ".join(inventory.kinds())
-    return f"{problem} (kinds: {kinds}){_nearest_name(entry, inventory)}"
-
-
-def _nearest_name(entry: str, inventory: Inventory) -> str:
-    if "." not in entry:
-        return did_you_mean(entry, inventory.kinds())
-    names = [module.name for module in inventory.modules]
-    nearest = difflib.get_close_matches(entry, names, n=1, cutoff=0.6)
-    return f"; did you mean '{nearest[0]}'?" if nearest else ""
+    return f"{problem} (kinds: {kinds}){nearest_name(entry, inventory.modules)}"

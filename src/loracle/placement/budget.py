@@ -1,0 +1,112 @@
+"""What the arms of a study have in common: the rank, or the number of trainable parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from loracle.config import PlacementConfig
+from loracle.errors import PlacementError
+from loracle.placement.inventory import Inventory, LinearModule
+from loracle.placement.plan import ModulePlan, most_common_rank
+from loracle.placement.resolve import (
+    own_ranks,
+    placement_label,
+    resolve_placement,
+    select_modules,
+)
+
+Budget = Literal["equal-rank", "equal-parameters"]
+
+
+def params_per_rank(modules: Iterable[LinearModule]) -> int:
+    """Returns the adapter parameters of ``modules`` at rank 1: one rank step."""
+    return sum(module.in_features + module.out_features for module in modules)
+
+
+def rank_for(modules: Iterable[LinearModule], *, target_params: int) -> int:
+    """Returns the rank at which the adapters of ``modules`` come closest to ``target_params``.
+
+    Half a rank step from it at most, the smaller rank of two equally close. It may exceed what the
+    update of a narrow layer can have (`PlannedModule.is_overranked`).
+
+    Args:
+        modules: At least one.
+        target_params: Trainable parameters to come close to.
+
+    Raises:
+        PlacementError: If rank 1 already exceeds the target by more than half a rank step.
+    """
+    step = params_per_rank(modules)
+    if 2 * target_params < step:
+        raise PlacementError(
+            f"a budget of {max(target_params, 0):,} parameters is too small for one rank, "
+            f"which takes {step:,}; adapt fewer modules, or give the reference a larger rank"
+        )
+    below, rest = divmod(target_params, step)
+    return max(1, below + (2 * rest > step))
+
+
+def rank_under(
+    placement: str | PlacementConfig,
+    *,
+    inventory: Inventory,
+    reference_plan: ModulePlan,
+    budget: Budget,
+) -> tuple[int, float]:
+    """Returns the (rank, alpha) with which a run of ``placement`` meets the budget.
+
+    Ranks that the placement itself gives to some modules stay; the others share what is left. If it
+    gives all of them, there is nothing to choose, and the gap is what it is.
+
+    Args:
+        placement: The arm's.
+        inventory: The model's linear layers.
+        reference_plan: What sets the budget, and alpha / r.
+        budget: ``equal-rank``: the reference's rank. ``equal-parameters``: its parameters, as
+            closely as a whole rank can.
+
+    Raises:
+        PlacementError: If the placement does not resolve, or the budget is too small for one rank.
+    """
+    rank, alpha = most_common_rank(reference_plan)
+    if budget == "equal-rank":
+        return rank, alpha
+    modules = select_modules(placement, inventory=inventory)
+    own = own_ranks(placement, modules=modules, inventory=inventory)
+    free = [module for module in modules if module.name not in own]
+    taken = sum(own[m.name] * params_per_rank([m]) for m in modules if m.name in own)
+    if not free:
+        return rank, alpha
+    try:
+        fitted = rank_for(free, target_params=reference_plan.trainable_params - taken)
+    except PlacementError as error:
+        where = f"placement '{placement_label(placement)}'"
+        note = f" (the ranks it gives itself take {taken:,})" if taken else ""
+        raise PlacementError(f"{where}: {error}{note}") from None
+    return fitted, alpha if fitted == rank else fitted * alpha / rank
+
+
+def fit(
+    placement: str | PlacementConfig,
+    *,
+    inventory: Inventory,
+    reference_plan: ModulePlan,
+    budget: Budget,
+) -> ModulePlan:
+    """Returns the plan of ``placement`` under the budget; alpha / r is the reference's.
+
+    The arguments and errors are those of ``rank_under``.
+    """
+    rank, alpha = rank_under(
+        placement, inventory=inventory, reference_plan=reference_plan, budget=budget
+    )
+    return resolve_placement(placement, inventory=inventory, rank=rank, alpha=alpha)
+
+
+def gap_frac(plan: ModulePlan, *, reference_plan: ModulePlan) -> float:
+    """Returns how far a plan is from the reference's parameters, as a fraction of them.
+
+    Positive: it has more.
+    """
+    return plan.trainable_params / reference_plan.trainable_params - 1

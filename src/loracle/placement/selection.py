@@ -1,0 +1,113 @@
+"""Strategic placements: the modules that score best, as many as a share or a budget allows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+from loracle.config import PlacementConfig
+from loracle.errors import PlacementError, did_you_mean
+from loracle.placement.budget import params_per_rank
+from loracle.placement.inventory import Inventory, LinearModule
+
+Score = Literal["gradient-energy", "feature-norm", "weight-gradient"]
+
+SCORES: dict[Score, str] = {
+    "gradient-energy": "how fast an adapter's parameters would lower the loss at the start",
+    "feature-norm": "how little of the task the layer already responds to",
+    "weight-gradient": "how much the loss hangs on the layer's own weights",
+}
+"""How modules can be scored, each with its meaning in one line; larger: adapt."""
+
+
+def select_modules_by_score(
+    scores: Mapping[str, float], *, inventory: Inventory, keep_frac: float
+) -> tuple[str, ...]:
+    """Returns the best fraction of the modules, in the model's order; of equal ones the earlier.
+
+    Args:
+        scores: By full name; modules without one are not candidates.
+        inventory: The model's linear layers.
+        keep_frac: Fraction of the candidates, in (0, 1]; rounded, at least one.
+
+    Raises:
+        PlacementError: If a score is of no module or not a number, or the fraction is out of range.
+    """
+    ranking = _ranking(scores, inventory=inventory)
+    best = ranking[: num_kept(len(ranking), keep_frac=keep_frac)]
+    return in_model_order(best, inventory=inventory)
+
+
+def select_modules_within(
+    scores: Mapping[str, float], *, inventory: Inventory, target_params: int, rank: int
+) -> tuple[str, ...]:
+    """Returns the best modules that a budget holds at ``rank``, in the model's order.
+
+    Greedy by score, which already compares modules of different size (`loracle.model.scores`). It
+    stops at the first module that does not fit rather than fill up with smaller ones: no module is
+    ever taken before a better one. What is left of the budget, less than one module, is for the
+    rank to make up (`loracle.placement.budget`).
+
+    Args:
+        scores: By full name; modules without one are not candidates.
+        inventory: The model's linear layers.
+        target_params: Trainable parameters not to exceed.
+        rank: r at which they are counted.
+
+    Raises:
+        PlacementError: If a score is of no module or not a number, or the budget does not hold the
+            best module.
+    """
+    taken: list[LinearModule] = []
+    left = target_params
+    for module in _ranking(scores, inventory=inventory):
+        needed = rank * params_per_rank([module])
+        if needed > left:
+            break
+        left -= needed
+        taken.append(module)
+    if not taken:
+        raise PlacementError(
+            f"a budget of {target_params:,} parameters is too small for the best module, "
+            f"{module.name}, which takes {needed:,} at rank {rank}"
+        )
+    return in_model_order(taken, inventory=inventory)
+
+
+def num_kept(candidates: int, *, keep_frac: float) -> int:
+    """Returns how many of ``candidates`` a fraction is: the nearest number, at least one.
+
+    Raises:
+        PlacementError: If the fraction is not in (0, 1].
+    """
+    if not 0 < keep_frac <= 1:
+        raise PlacementError(f"keep_frac {keep_frac:g}: must be above 0 and at most 1")
+    return max(1, math.floor(candidates * keep_frac + 0.5))
+
+
+def named_placement(names: Collection[str]) -> PlacementConfig:
+    """Returns the placement of exactly these modules: it means the same without their scores."""
+    return PlacementConfig(modules=list(names))
+
+
+def _ranking(scores: Mapping[str, float], *, inventory: Inventory) -> list[LinearModule]:
+    known = {module.name for module in inventory.modules}
+    for name, score in scores.items():
+        if name not in known:
+            raise PlacementError(
+                f"scores: '{name}' is no linear layer{did_you_mean(name, sorted(known))}"
+            )
+        if not math.isfinite(score):
+            raise PlacementError(f"scores: '{name}' has {score}, which cannot be compared")
+    candidates = [module for module in inventory.modules if module.name in scores]
+    if not candidates:
+        raise PlacementError("scores: no module has one")
+    # Python's sort keeps equal ones in their order.
+    return sorted(candidates, key=lambda module: -scores[module.name])
+
+
+def in_model_order(modules: Collection[LinearModule], *, inventory: Inventory) -> tuple[str, ...]:
+    """Returns the names of ``modules`` as the model orders them."""
+    names = {module.name for module in modules}
+    return tuple(module.name for module in inventory.modules if module.name in names)
