@@ -1,0 +1,104 @@
+"""What an arm costs: parameters, memory, time, latency and size on the disk, over its runs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from loracle.study_record import RunRecord, StudyRecord
+
+Axis = Literal[
+    "trainable_params", "peak_memory_gib", "step_time_s", "latency_ms_per_token", "adapter_mib"
+]
+
+AXES: dict[Axis, tuple[str, str]] = {
+    "trainable_params": ("trainable parameters", ""),
+    "peak_memory_gib": ("peak memory in training", "GiB"),
+    "step_time_s": ("step time", "s"),
+    "latency_ms_per_token": ("latency of the unmerged adapter", "ms per token"),
+    "adapter_mib": ("adapter size", "MiB"),
+}
+"""What each axis measures, and its unit."""
+
+# assumed: one clock or one resident set, read again, agrees no better than this.
+_RESOLUTION_FRAC = 0.01
+_COUNTED: tuple[Axis, ...] = ("trainable_params", "adapter_mib")
+_BYTES_PER_PARAM = 4  # adapters are trained and saved in fp32
+_MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an arm costs on one axis, over its completed runs."""
+
+    axis: Axis
+    """What was measured, with its unit."""
+    median: float
+    """Over the runs."""
+    low: float
+    """Of the cheapest run."""
+    high: float
+    """Of the dearest run."""
+    num_runs: int
+    """Runs in which it was measured."""
+
+    @property
+    def spread(self) -> float:
+        """What two costs must differ by: the range of the runs, at least 1% where measured."""
+        if self.axis in _COUNTED:
+            return 0.0
+        return max(self.high - self.low, _RESOLUTION_FRAC * self.median)
+
+
+def ties_with(ours: Cost, theirs: Cost) -> bool:
+    """Returns whether two costs differ by no more than the spread of either."""
+    return abs(ours.median - theirs.median) <= max(ours.spread, theirs.spread)
+
+
+def costs_no_more(ours: Cost, theirs: Cost) -> bool:
+    """Returns whether ours is lower or ties."""
+    return ours.median < theirs.median or ties_with(ours, theirs)
+
+
+def arm_costs(study: StudyRecord, arm: str) -> dict[Axis, Cost]:
+    """Returns the costs of an arm; an axis on which no run was measured is left out."""
+    runs = list(study.runs_of(arm).values())
+    found: dict[Axis, Cost] = {}
+    for axis, read in _READERS.items():
+        values = [value for run in runs if (value := read(run)) is not None]
+        if values:
+            middle = statistics.median(values)
+            found[axis] = Cost(axis, middle, min(values), max(values), len(values))
+    return found
+
+
+def amount_words(axis: Axis, value: float) -> str:
+    """Returns a cost with its unit, e.g. ``4.73 GiB`` or ``4,884,480 trainable parameters``."""
+    name, unit = AXES[axis]
+    if not unit:
+        return f"{value:,.0f} {name}"
+    return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
+
+
+def _efficiency(run: RunRecord) -> Mapping[str, Any]:
+    efficiency: Mapping[str, Any] = run.result["efficiency"]
+    return efficiency
+
+
+def _adapter_mib(run: RunRecord) -> float:
+    """Returns the size of the adapter's file, or of its parameters where it was not kept."""
+    file = run.path / "adapter" / "adapter_model.safetensors"
+    if file.is_file():
+        return file.stat().st_size / _MIB
+    return float(_efficiency(run)["trainable_params"] * _BYTES_PER_PARAM / _MIB)
+
+
+_READERS: dict[Axis, Callable[[RunRecord], float | None]] = {
+    "trainable_params": lambda run: _efficiency(run)["trainable_params"],
+    "peak_memory_gib": lambda run: _efficiency(run)["peak_memory_gib"]["train"],
+    "step_time_s": lambda run: _efficiency(run)["step_time_s"]["median"],
+    "latency_ms_per_token": lambda run: _efficiency(run)["latency_ms_per_token"]["unmerged"],
+    "adapter_mib": _adapter_mib,
+}

@@ -1,0 +1,102 @@
+"""What an arm's loss costs: the Pareto set with its uncertainty, and a recommendation in words.
+
+An arm is dominated only if another one costs no more and is established to be better. Two costs
+that differ by no more than the runs of an arm do tie. Where a cheaper arm, or one at the same cost,
+cannot be told from it, the arm is undecided: whether its price buys anything is not known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from loracle.comparison import Comparison
+from loracle.costs import AXES, Axis, Cost, amount_words, arm_costs, costs_no_more
+from loracle.recommendation import Evidence, Recommendation, recommend
+from loracle.study_record import StudyRecord
+from loracle.verdicts import Verdicts
+
+__all__ = [
+    "AXES",
+    "Axis",
+    "Evidence",
+    "ParetoArm",
+    "Recommendation",
+    "State",
+    "pareto",
+    "recommend",
+]
+
+State = Literal["efficient", "dominated", "undecided"]
+
+
+@dataclass(frozen=True)
+class ParetoArm:
+    """An arm on one axis of cost."""
+
+    arm: str
+    """Its name."""
+    cost: Cost
+    """Over its runs."""
+    loss_nats_per_token: float
+    """Mean over its seeds."""
+    comparison: Comparison | None
+    """With the reference arm: the loss difference and its interval; None: it is the reference."""
+    state: State
+    """``efficient``: every arm that costs no more is established to be worse."""
+    rivals: tuple[str, ...]
+    """Arms that dominate it; of an undecided arm, those that cost no more and cannot be told from
+    it."""
+    reason: str
+    """The state in one sentence."""
+
+
+def pareto(study: StudyRecord, verdicts: Verdicts, axis: Axis) -> tuple[ParetoArm, ...]:
+    """Returns every arm whose loss and cost were measured, in the study's order.
+
+    Args:
+        study: The study.
+        verdicts: What `loracle.verdicts.judge` found in it: direct comparisons of all pairs.
+        axis: What the loss is weighed against.
+    """
+    costs = {
+        arm.name: cost
+        for arm in study.arms
+        if (cost := arm_costs(study, arm.name).get(axis)) and verdicts.summary(arm.name)
+    }
+    return tuple(_placed(arm, costs=costs, verdicts=verdicts) for arm in costs)
+
+
+def _placed(arm: str, *, costs: dict[str, Cost], verdicts: Verdicts) -> ParetoArm:
+    cheaper = [other for other in costs if other != arm and costs_no_more(costs[other], costs[arm])]
+    better = [other for other in cheaper if _verdict(verdicts, other, arm) == "better"]
+    alike = [other for other in cheaper if _verdict(verdicts, other, arm) == "not distinguishable"]
+    state: State = "dominated" if better else "undecided" if alike else "efficient"
+    summary = verdicts.summary(arm)
+    assert summary is not None, "only arms with a completed run are placed"
+    assert summary.loss_nats_per_token is not None, "a completed run has a loss"
+    return ParetoArm(
+        arm=arm,
+        cost=costs[arm],
+        loss_nats_per_token=summary.loss_nats_per_token.mean,
+        comparison=verdicts.comparison(arm),
+        state=state,
+        rivals=tuple(better or alike),
+        reason=_reason(state, costs[arm], rivals=better or alike, is_cheapest=not cheaper),
+    )
+
+
+def _verdict(verdicts: Verdicts, arm: str, other: str) -> str:
+    found = verdicts.pair(arm, other)
+    return found.verdict if found else "not distinguishable"
+
+
+def _reason(state: State, cost: Cost, *, rivals: list[str], is_cheapest: bool) -> str:
+    price, named = amount_words(cost.axis, cost.median), ", ".join(rivals)
+    if state == "dominated":
+        return f"{price}: {named} costs no more and has a lower loss."
+    if state == "undecided":
+        return f"{price}: {named} costs no more and cannot be told from it."
+    if is_cheapest:
+        return f"{price}: no arm costs as little."
+    return f"{price}: every arm that costs no more has a higher loss."

@@ -1,0 +1,199 @@
+"""The Pareto set and the recommendation claim no more than was established."""
+
+from dataclasses import replace
+
+import pytest
+
+from loracle.costs import AXES, Cost, amount_words, arm_costs, costs_no_more, ties_with
+from loracle.tradeoffs import pareto, recommend
+from loracle.verdicts import judge
+from stats.simulated import ARMS, SimulatedArm, simulated_study
+
+# Cheap and bad, dear and good, as good and dear, dear and bad.
+CHEAP = SimulatedArm("cheap", 0.1, step_time_s=1.0, peak_memory_gib=2.0, latency_ms=40.0)
+GOOD = SimulatedArm("good", 0.0, step_time_s=3.0, peak_memory_gib=6.0, latency_ms=60.0)
+ALIKE = SimulatedArm("alike", 0.0, step_time_s=2.0, peak_memory_gib=5.0, latency_ms=50.0)
+BAD = SimulatedArm("bad", 0.1, step_time_s=4.0, peak_memory_gib=8.0, latency_ms=70.0)
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    arms = (GOOD, CHEAP, ALIKE, BAD)
+    return simulated_study(tmp_path_factory.mktemp("study"), arms=arms, num_examples=100)
+
+
+@pytest.fixture(scope="module")
+def verdicts(study):
+    return judge(study)
+
+
+def cost(median: float, *, spread: float = 0.0) -> Cost:
+    return Cost("step_time_s", median, median - spread / 2, median + spread / 2, 3)
+
+
+def test_costs_within_the_spread_of_either_arms_runs_tie():
+    assert ties_with(cost(3.0, spread=0.5), cost(3.4))
+    assert ties_with(cost(3.4), cost(3.0, spread=0.5))
+    assert not ties_with(cost(3.0, spread=0.5), cost(3.6))
+    assert costs_no_more(cost(3.4, spread=0.5), cost(3.0))
+    assert costs_no_more(cost(2.0), cost(3.0))
+    assert not costs_no_more(cost(3.6, spread=0.5), cost(3.0))
+
+
+def test_a_measured_cost_is_resolved_to_one_percent_and_a_counted_one_exactly():
+    assert ties_with(cost(3.0), cost(3.02))
+    ours, theirs = (Cost("trainable_params", n, n, n, 3) for n in (1000, 1001))
+    assert not ties_with(ours, theirs)
+
+
+def test_a_cost_is_the_median_over_the_runs_with_their_range(study):
+    found = arm_costs(study, "good")
+    times = [
+        r.result["efficiency"]["step_time_s"]["median"] for r in study.runs_of("good").values()
+    ]
+    assert found["step_time_s"] == Cost(
+        "step_time_s", sorted(times)[1], min(times), max(times), num_runs=3
+    )
+    assert list(found) == list(AXES)
+    assert found["adapter_mib"].median == found["trainable_params"].median * 4 / 2**20
+
+
+def test_an_adapter_that_was_kept_has_the_size_of_its_file(tmp_path):
+    record = simulated_study(tmp_path, arms=ARMS[:2], repeats=0, extra_seeds=())
+    for run in record.runs_of("attention").values():
+        (run.path / "adapter").mkdir()
+        (run.path / "adapter" / "adapter_model.safetensors").write_bytes(b"x" * 2**19)
+    assert arm_costs(record, "attention")["adapter_mib"].median == 0.5
+
+
+def test_what_was_not_measured_has_no_cost(tmp_path):
+    unclocked = replace(GOOD, step_time_s=None)
+    record = simulated_study(tmp_path, arms=(unclocked, CHEAP), repeats=0, extra_seeds=())
+    found = judge(record)
+    assert "step_time_s" not in arm_costs(record, "good")
+    assert [place.arm for place in pareto(record, found, "step_time_s")] == ["cheap"]
+    assert recommend(record, found, max_step_time_s=9.0).excluded == ("good",)
+    # Memory alone tells them apart where time was not measured of all.
+    assert recommend(record, found).arm == "good"
+
+
+def test_amounts_are_told_with_their_unit():
+    assert amount_words("trainable_params", 4_884_480) == "4,884,480 trainable parameters"
+    assert amount_words("peak_memory_gib", 4.7319) == "4.73 GiB"
+    assert amount_words("latency_ms_per_token", 1234.5) == "1,234 ms per token"
+
+
+def test_an_arm_is_dominated_only_by_an_established_difference(study, verdicts):
+    found = {place.arm: place for place in pareto(study, verdicts, "step_time_s")}
+    assert {arm: place.state for arm, place in found.items()} == {
+        "good": "undecided",
+        "cheap": "efficient",
+        "alike": "efficient",
+        "bad": "dominated",
+    }
+    assert found["good"].rivals == ("alike",)
+    assert set(found["bad"].rivals) == {"good", "alike"}
+    assert found["cheap"].rivals == ()
+
+
+def test_places_carry_the_loss_with_its_interval_and_a_sentence(study, verdicts):
+    found = {place.arm: place for place in pareto(study, verdicts, "peak_memory_gib")}
+    assert found["good"].comparison is None
+    assert found["bad"].comparison == verdicts.comparison("bad")
+    assert found["bad"].loss_nats_per_token == verdicts.summary("bad").loss_nats_per_token.mean
+    assert found["cheap"].reason.endswith("GiB: no arm costs as little.")
+    assert found["alike"].reason.endswith("GiB: every arm that costs no more has a higher loss.")
+    assert found["good"].reason.endswith("GiB: alike costs no more and cannot be told from it.")
+    assert found["bad"].reason.endswith("costs no more and has a lower loss.")
+
+
+@pytest.mark.parametrize("axis", AXES)
+def test_every_axis_places_every_arm(study, verdicts, axis):
+    found = pareto(study, verdicts, axis)
+    assert [place.arm for place in found] == ["good", "cheap", "alike", "bad"]
+    assert {place.cost.axis for place in found} == {axis}
+
+
+def test_at_the_same_cost_the_better_arm_dominates_and_like_arms_are_undecided(study, verdicts):
+    found = {place.arm: place.state for place in pareto(study, verdicts, "trainable_params")}
+    assert found == {
+        "good": "undecided", "alike": "undecided", "cheap": "dominated", "bad": "dominated",
+    }  # fmt: skip
+
+
+def test_of_the_arms_that_cannot_be_told_from_the_best_the_cheapest_is_taken(study, verdicts):
+    found = recommend(study, verdicts)
+    assert found.arm == "alike"
+    assert {found.lowest, *found.alike} == {"good", "alike"}
+    assert found.excluded == ()
+    standings = {row.arm: row.standing for row in found.evidence}
+    assert standings == {
+        "good": "alike", "alike": "recommended", "cheap": "worse", "bad": "worse",
+    }  # fmt: skip
+    assert found.words.endswith("take alike.")
+
+
+def test_a_constraint_leaves_out_what_does_not_fit(study, verdicts):
+    found = recommend(study, verdicts, max_memory_gib=3)
+    assert found.arm == found.lowest == "cheap"
+    assert set(found.excluded) == {"good", "alike", "bad"}
+    assert found.words.startswith("Within 3 GiB: only cheap fits (")
+
+
+def test_a_constraint_holds_for_the_dearest_run(study, verdicts):
+    highest = arm_costs(study, "alike")["peak_memory_gib"].high
+    assert recommend(study, verdicts, max_memory_gib=highest).arm == "alike"
+    assert recommend(study, verdicts, max_memory_gib=highest - 1e-9).arm == "cheap"
+
+
+def test_nothing_is_recommended_if_nothing_fits(study, verdicts):
+    found = recommend(study, verdicts, max_trainable_params=1000, max_step_time_s=0.5)
+    assert found.arm is found.lowest is None
+    assert found.words == (
+        "Within 1,000 trainable parameters and 0.5 s per step: no arm was measured to fit."
+    )
+    assert {row.standing for row in found.evidence} == {"excluded"}
+    assert {row.versus_lowest for row in found.evidence} == {None}
+
+
+def told(folder, *arms: SimulatedArm, **limits: float) -> str:
+    record = simulated_study(folder, arms=arms, num_examples=100, repeats=0, extra_seeds=())
+    return recommend(record, judge(record), **limits).words
+
+
+def test_the_words_say_what_the_cheaper_arm_saves(tmp_path):
+    words = told(tmp_path, GOOD, replace(ALIKE, effect_nats=0.008), BAD, max_memory_gib=10)
+    assert words.startswith("Within 10 GiB: good has the lowest mean loss (")
+    assert "; alike cannot be told apart from it and costs least (" in words
+    assert words.endswith("GiB): take alike.")
+
+
+def test_the_words_say_that_the_best_is_established(tmp_path):
+    words = told(tmp_path, GOOD, CHEAP)
+    assert words.startswith("good has the lowest mean loss (")
+    assert words.endswith(", and every other arm is established to be worse: take good.")
+
+
+def test_the_words_say_that_what_is_alike_costs_no_less(tmp_path):
+    arms = (replace(GOOD, effect_nats=0.004), replace(ALIKE, name="low"))
+    words = told(tmp_path, *arms)
+    assert words.endswith(
+        "; good cannot be told apart from it and does not cost less memory, time or parameters: "
+        "take low."
+    )
+
+
+def test_without_intervals_no_arm_is_dominated_and_the_cheapest_is_taken(tmp_path):
+    record = simulated_study(tmp_path, arms=(GOOD, CHEAP, BAD), seeds=(0,), repeats=0)
+    found = judge(record)
+    assert "dominated" not in {place.state for place in pareto(record, found, "step_time_s")}
+    assert recommend(record, found).arm == "cheap"
+
+
+def test_an_arm_without_a_completed_run_is_left_out(tmp_path):
+    missing = [("cheap", seed) for seed in (0, 1, 2)]
+    record = simulated_study(tmp_path, arms=(GOOD, CHEAP), unfinished=missing)
+    found = judge(record)
+    assert [place.arm for place in pareto(record, found, "step_time_s")] == ["good"]
+    assert recommend(record, found).arm == "good"
+    assert [row.arm for row in recommend(record, found).evidence] == ["good"]
