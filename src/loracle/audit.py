@@ -16,6 +16,7 @@ from loracle.errors import AuditError
 from loracle.evaluate import ExampleScore
 from loracle.model.adapters import PEFT_PREFIX, Adapter
 from loracle.model.base import FrozenBase
+from loracle.model.whole import moved_weights, stored_weights
 from loracle.quiet import quiet_transformers
 
 # assumed: packed rows and single sequences may round differently in 16 bits; 0.1 % is the promise
@@ -27,9 +28,10 @@ class Audit:
     """What was checked, and with what outcome."""
 
     updated_modules: int
-    """Modules whose lora_B is nonzero and finite."""
+    """Modules whose lora_B is nonzero and finite; of full fine-tuning, tensors that moved."""
     planned_modules: int
-    frozen_weights_unchanged: bool
+    frozen_weights_unchanged: bool | None
+    """None: nothing is frozen in full fine-tuning."""
     trainable_params: int
     planned_params: int
     saved_tensors_exact: bool
@@ -47,23 +49,28 @@ class Audit:
         recorded = self.recorded_loss_nats_per_token
         return abs(self.reloaded_loss_nats_per_token - recorded) / recorded
 
+    @property
+    def _what_moves(self) -> str:
+        return "weights" if self.frozen_weights_unchanged is None else "lora_B"
+
     def faults(self) -> list[str]:
         """Returns one sentence for each claim that does not hold."""
         found = []
         if self.updated_modules != self.planned_modules:
             found.append(
-                f"lora_B moved in {self.updated_modules} of {self.planned_modules} modules"
+                f"{self._what_moves} moved in {self.updated_modules} of "
+                f"{self.planned_modules} modules"
             )
-        if not self.frozen_weights_unchanged:
+        if self.frozen_weights_unchanged is False:
             found.append("frozen weights changed")
         if self.trainable_params != self.planned_params:
             found.append(f"{self.trainable_params} trainable, {self.planned_params} planned")
         if not self.saved_tensors_exact:
-            found.append("the saved tensors are not the adapter's")
+            found.append("the saved tensors are not the trained ones")
         if not self.reload_difference <= self.relative_tolerance:
             found.append(
-                f"the saved adapter gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
-                f"through stock PEFT, the run recorded {self.recorded_loss_nats_per_token:.6f}"
+                f"what was saved gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
+                f"through stock libraries, the run recorded {self.recorded_loss_nats_per_token:.6f}"
             )
         return found
 
@@ -119,6 +126,50 @@ def audit_run(
     )
 
 
+def audit_whole(
+    base: FrozenBase,
+    *,
+    trained: Adapter,
+    saved: Path,
+    model_folder: Path,
+    examples: Sequence[Example],
+    scores: Sequence[ExampleScore],
+    progress: Callable[[int], None] = lambda _: None,
+) -> Audit:
+    """Returns the audit of a finished full fine-tuning; the arguments are `audit_run`'s.
+
+    Args:
+        base: The model that trained.
+        trained: Its weights.
+        saved: Folder of the saved model.
+        model_folder: Folder of the weights that it began with.
+        examples: Validation examples to score again.
+        scores: The run's final scores of the same examples.
+        progress: Called after each example.
+    """
+    stored = stored_weights(saved)
+    exact = all(
+        torch.equal(stored[name], value.detach().cpu()) if name in stored else False
+        for name, value in trained.parameters.items()
+    )
+    reloaded = stock_nll_sums(
+        None, model_folder=saved, examples=examples, like=base, progress=progress
+    )
+    tokens = sum(score.num_targets for score in scores)
+    return Audit(
+        updated_modules=moved_weights(trained, model_folder=model_folder),
+        planned_modules=len(trained.parameters),
+        frozen_weights_unchanged=None,
+        trainable_params=count_trainable(base, adapter=trained.name),
+        planned_params=trained.plan.trainable_params,
+        saved_tensors_exact=exact,
+        reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
+        recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
+        reloaded_examples=len(examples),
+        relative_tolerance=RELATIVE_TOLERANCE[base.dtype],
+    )
+
+
 def require_sound(audit: Audit) -> None:
     """Raises AuditError if any claim does not hold."""
     if faults := audit.faults():
@@ -148,7 +199,7 @@ def _moved(adapter: Adapter, module: str) -> bool:
 
 
 def stock_nll_sums(
-    saved: Path,
+    saved: Path | None,
     *,
     model_folder: Path,
     examples: Sequence[Example],
@@ -159,19 +210,29 @@ def stock_nll_sums(
 
     A fresh base, the adapter from its file, stock attention, PEFT's own forward, one example at a
     time: nothing of ours but the token ids.
+
+    Args:
+        saved: Folder of the adapter; None: the model itself is what was trained.
+        model_folder: Folder of the model's weights.
+        examples: What is scored.
+        like: Whose dtype and device are used.
+        progress: Called after each example.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
+    dtype = torch.float32 if like.trains else like.dtype
     with quiet_transformers():
-        fresh = AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=like.dtype, use_safetensors=True, trust_remote_code=False
-        )
-        model = PeftModel.from_pretrained(fresh.to(like.device), str(saved)).eval()
+        model = AutoModelForCausalLM.from_pretrained(
+            model_folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        ).to(like.device)
+        if saved is not None:
+            model = PeftModel.from_pretrained(model, str(saved))
+    model.eval()
     sums = []
     for example in examples:
         ids = torch.as_tensor(example.input_ids, dtype=torch.int64, device=like.device)[None]
-        with torch.inference_mode():
+        with torch.inference_mode(), like.precision():
             logits = model(input_ids=ids).logits[0, :-1].float()
         nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         sums.append(nll[max(example.num_prompt, 1) - 1 :].double().sum().item())

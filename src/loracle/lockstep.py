@@ -31,6 +31,7 @@ from loracle.stages import (
     guarded,
     recorded_answers,
     recorded_scores,
+    saved_weights,
     session_latency,
     text_score,
     validate_due,
@@ -236,7 +237,7 @@ def _conclude(session: Session, *, digest_after: str) -> None:
         memory=isolated.memory if isolated else session.memory,
         latency=latency,
         audit=audit,
-        adapter_sha256=sha256_of(folder.path / "adapter" / "adapter_model.safetensors"),
+        adapter_sha256=sha256_of(saved_weights(folder.path, plan=session.plan)),
     )
     result = build_result(
         config=session.config,

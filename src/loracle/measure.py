@@ -33,14 +33,14 @@ class Parameters:
     """Parameter counts of a run."""
 
     trainable: int
-    """Of the adapter."""
+    """Of the adapter; of full fine-tuning, of the model."""
     base: int
-    """Of the frozen model, tied weights once; full fine-tuning would train these."""
+    """Of the model, tied weights once; full fine-tuning would train these."""
 
     @property
     def total(self) -> int:
-        """Base and adapter."""
-        return self.base + self.trainable
+        """Base and adapter; without an adapter, the base."""
+        return self.base + (self.trainable if self.trainable != self.base else 0)
 
     @property
     def trainable_frac(self) -> float:

@@ -52,9 +52,9 @@ def enlist(
     """
     inventory = inventory_of(bench.base.model)
     plans = [_plan(folder.config, inventory=inventory) for folder in folders]
-    lowest = [lowest_layer(plan, base=bench.base) for plan in plans]
+    lowest = [0 if plan.is_full else lowest_layer(plan, base=bench.base) for plan in plans]
     begins = [
-        layer if bench.base.has_trunk and trunk_pays(bench, folder.config) else 0
+        layer if layer and bench.base.has_trunk and trunk_pays(bench, folder.config) else 0
         for folder, layer in zip(folders, lowest, strict=True)
     ]
     if layers := {layer for layer in begins if layer > 0}:

@@ -31,7 +31,10 @@ from loracle.screen import Screen
 from loracle.session import record_failure
 from loracle.signals import StopRequest
 from loracle.sources.spec import parse_source
+from loracle.stages import know_untuned
 from loracle.workbench import Workbench, open_workbench
+
+_ALONE = BundleChoice(1, "full fine-tuning trains alone")
 
 # What runs on one base share, as keys or sections of the configuration.
 _SHARED = ("model", "dtype", "device", "data", "eval", "measure")
@@ -157,21 +160,31 @@ def _run(
     bench = open_workbench(folders[0].config, screen=screen, stop=stop)
     members = enlist(bench, folders, arms=arms)
     prober = Prober(bench)
-    choice = prober.choose_size(members, asked=bundle_size)
+    adapted = [member for member in members if not member.plan.is_full]
+    choice = prober.choose_size(adapted, asked=bundle_size) if adapted else _ALONE
     _say(bench, members, choice=choice)
-    bundles = bundles_of(members, size=choice.size)
+    # Full fine-tuning comes last: it takes the base that all others share.
+    whole = [[member] for member in members if member.plan.is_full]
+    bundles = bundles_of(adapted, size=choice.size) + whole
     for number, bundle in enumerate(bundles, 1):
         waiting = [member for member in bundle if not member.folder.is_finished]
         if not waiting:
             continue
         stop.check()
+        if waiting[0].plan.is_full:
+            know_untuned(bench)
+            bench.thaw()
         if len(members) > 1:
             names = ", ".join(member.folder.path.name for member in waiting)
             screen.notice(f"bundle {number} of {len(bundles)}: {names}")
         # Also of a bundle of which one run is left: the others shared the steps it took.
         shared = len(bundle) > 1 or (len(members) > 1 and bundle[0].folder.failed_before)
+        alone = waiting[0].plan.is_full or not shared
         found = run_bundle(
-            bench, waiting, choice=choice, isolated=prober.measure if shared else None
+            bench,
+            waiting,
+            choice=_ALONE if waiting[0].plan.is_full else choice,
+            isolated=None if alone else prober.measure,
         )
         outcomes |= {outcome.out: outcome for outcome in found}
         for outcome in found:

@@ -11,11 +11,12 @@ from loracle.durable import read_json
 from loracle.errors import RunFolderError
 from loracle.evaluate import Answer, answer_prompts
 from loracle.model.adapters import load_adapter
-from loracle.model.base import load_base
+from loracle.model.base import FrozenBase, load_base
 from loracle.placement import ModulePlan
 from loracle.record import recorded_config
 from loracle.session import ADAPTER
 from loracle.sources import resolve_model
+from loracle.stages import saved_weights
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,32 @@ def sample_run(
         RunFolderError: If there is no run, or it has no adapter yet.
     """
     config = recorded_config(run)
-    saved = run / "adapter" / "adapter_model.safetensors"
+    if not (run / "modules.json").is_file():
+        raise RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
+    plan = ModulePlan.from_json(read_json(run / "modules.json"))
+    saved = saved_weights(run, plan=plan)
     if not saved.is_file():
         raise RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
     device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device=device)
     model = resolve_model(config.model)
-    base = load_base(model.path, device=device, dtype=choose_dtype(config.dtype, device=device))
-    plan = ModulePlan.from_json(read_json(run / "modules.json"))
-    load_adapter(base, name=ADAPTER, plan=plan, saved=saved, model_source=model.source)
+    base = load_base(model.path, device=device, dtype=dtype)
     record = Record(row=0, instruction=instruction, input=input_text, output="")
     prompt = template_of(config.data.template).render(record)
     (ids,) = encode_prompts([prompt], tokenizer=base.tokenizer)
-    base_answer, tuned_answer = (
-        answer_prompts(
-            base,
+
+    def answered(by: FrozenBase, adapter: str | None) -> Answer:
+        return answer_prompts(
+            by,
             [ids],
             adapter=adapter,
             max_new_tokens=max_new_tokens or config.eval.max_new_tokens,
             batch_size=1,
         )[0]
-        for adapter in (None, ADAPTER)
-    )
-    return Answers(prompt, base=base_answer, tuned=tuned_answer)
+
+    untuned = answered(base, None)
+    if plan.is_full:
+        tuned = load_base(saved.parent, device=device, dtype=dtype, trains=True)
+        return Answers(prompt, base=untuned, tuned=answered(tuned, None))
+    load_adapter(base, name=ADAPTER, plan=plan, saved=saved, model_source=model.source)
+    return Answers(prompt, base=untuned, tuned=answered(base, ADAPTER))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loracle.audit import Audit, audit_run
+from loracle.audit import Audit, audit_run, audit_whole
 from loracle.bundle import bundle_budget
 from loracle.durable import disk_faults, plain_os_errors
 from loracle.errors import Interrupted, LoracleError, NonFiniteError
@@ -27,6 +27,8 @@ from loracle.isolated import latency_of
 from loracle.known import answer_key, score_key
 from loracle.measure import Latency, MemoryMeter
 from loracle.model.adapters import save_adapter
+from loracle.model.whole import WEIGHTS, save_whole
+from loracle.placement import ModulePlan
 from loracle.record import RunFolder
 from loracle.session import Session
 from loracle.workbench import Workbench
@@ -194,6 +196,14 @@ def untuned_answers(bench: Workbench, *, memory: MemoryMeter) -> tuple[list[Answ
     return bench.untuned_answers
 
 
+def know_untuned(bench: Workbench) -> None:
+    """Scores the untuned base and has it answer, while there is one."""
+    memory = bench.meter()
+    untuned_scores(bench, memory=memory)
+    if bench.prompts:
+        untuned_answers(bench, memory=memory)
+
+
 def answer(sessions: Sequence[Session]) -> None:
     """Leaves the greedy answers of base and tuned model in each run's ``answers.json``."""
     todo = [s for s in sessions if s.is_open and not (s.folder.path / "answers.json").exists()]
@@ -239,7 +249,9 @@ def text_score(session: Session, answers: Sequence[Answer]) -> TextScore | None:
 
 
 def session_latency(session: Session) -> dict[str, Latency | None]:
-    """Returns the latency of the arm alone."""
+    """Returns the latency of the arm alone; of full fine-tuning none, it is the base's."""
+    if session.plan.is_full:
+        return dict.fromkeys(("base", "unmerged", "merged"))
     if session.isolated is not None:
         return dict(session.isolated.latency)
     return latency_of(session.bench, adapter=session.adapter.name)
@@ -257,23 +269,40 @@ def audit_of(session: Session, scores: Sequence[ExampleScore], *, digest_after: 
     saved = _save(session)
     examples = bench.scored[: session.config.audit.reload_examples]
     with bench.screen.phase(f"{session.label}audit", total=len(examples)) as advance:
+        given: dict[str, Any] = {
+            "saved": saved,
+            "model_folder": bench.model.path,
+            "examples": examples,
+            "scores": scores[: len(examples)],
+            "progress": bench.stopping(advance),
+        }
+        if session.plan.is_full:
+            return audit_whole(bench.base, trained=session.adapter, **given)
         return audit_run(
             bench.base,
             adapter=session.adapter,
-            saved=saved,
-            model_folder=bench.model.path,
             digest_before=bench.weights_digest,
             digest_after=digest_after,
-            examples=examples,
-            scores=scores[: len(examples)],
-            progress=bench.stopping(advance),
+            **given,
         )
 
 
+def saved_weights(run: Path, *, plan: ModulePlan) -> Path:
+    """Returns the file of what a run trained: its adapter's, or the whole model's."""
+    if plan.is_full:
+        return run / "model" / WEIGHTS
+    return run / "adapter" / "adapter_model.safetensors"
+
+
 def _save(session: Session) -> Path:
-    """Writes the adapter to ``adapter`` of the run's folder, whatever it is called on the base."""
-    folder = session.folder.path / "adapter"
+    """Writes what was trained to ``adapter`` or ``model`` of the run's folder, and returns that.
+
+    The adapter's files lie there whatever it is called on the base.
+    """
+    folder = saved_weights(session.folder.path, plan=session.plan).parent
     with disk_faults(folder), plain_os_errors():
+        if session.plan.is_full:
+            return save_whole(session.bench.base, folder=folder)
         written = save_adapter(session.bench.base, name=session.adapter.name, folder=folder)
         if written != folder:
             for file in written.iterdir():

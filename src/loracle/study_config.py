@@ -26,6 +26,7 @@ from loracle.configfile import (
 )
 from loracle.errors import ConfigError, ConfoundError, did_you_mean
 from loracle.placement.budget import Budget
+from loracle.placement.plan import FULL
 from loracle.placement.selection import Score
 
 # What an arm may change, provided that alpha / r stays.
@@ -75,6 +76,13 @@ class SearchConfig(_Section):
     """Seed of the trial runs; none of the study's."""
 
 
+class FullConfig(_Section):
+    """Full fine-tuning, a reference beside the arms."""
+
+    learning_rate: Annotated[float, Field(gt=0)]
+    """Its peak rate; about a tenth of LoRA's (Schulman et al. 2025, LoRA Without Regret)."""
+
+
 class ArmConfig(_Section):
     """A placement under test."""
 
@@ -107,6 +115,8 @@ class StudyConfig(_Section):
     """Runs that measure noise."""
     search: SearchConfig | None = None
     """A grid of learning rates; null: every arm has the base's."""
+    full: FullConfig | None = None
+    """What full fine-tuning has different; needed if an arm's placement is ``full``."""
     arms: Annotated[dict[str, ArmConfig], Field(min_length=2)]
     """The placements under test, by name."""
 
@@ -120,7 +130,7 @@ class StudyConfig(_Section):
 
     @model_validator(mode="after")
     def _is_sound(self) -> StudyConfig:
-        faults = [*self._bad_names(), *self._bad_seeds()]
+        faults = [*self._bad_names(), *self._bad_seeds(), *self._bad_full()]
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -141,6 +151,17 @@ class StudyConfig(_Section):
             hint = did_you_mean(self.reference, self.arms)
             faults.append(f"reference: no arm is called '{self.reference}'{hint}")
         return faults
+
+    def _bad_full(self) -> list[str]:
+        names = [name for name, arm in self.arms.items() if arm.placement == FULL]
+        if len(names) > 1:
+            return [f"arms.{names[1]}: the same as arms.{names[0]}"]
+        if names and self.full is None:
+            missing = "full: missing; full fine-tuning needs a learning rate of its own, about a "
+            return [missing + "tenth of LoRA's: full: {learning_rate: ...}"]
+        if names == [self.reference]:
+            return [f"reference: '{self.reference}' has no adapters to match; choose another arm"]
+        return []
 
     def _bad_seeds(self) -> list[str]:
         named = {"seeds": self.seeds, "noise.extra_seeds": self.noise.extra_seeds}

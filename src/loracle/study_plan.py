@@ -14,6 +14,7 @@ from loracle.config import Config, PlacementConfig, config_digest
 from loracle.errors import PlacementError, UsageError
 from loracle.placement import Inventory, ModulePlan, resolve_placement
 from loracle.placement.budget import gap_frac, rank_under
+from loracle.placement.plan import FULL
 from loracle.placement.random_choice import random_share
 from loracle.placement.selection import named_placement, select_modules_by_score
 from loracle.study_config import ArmConfig, RandomConfig, StrategicConfig, StudyConfig, slug_of
@@ -32,9 +33,11 @@ class PlannedArm:
     placement: str | PlacementConfig
     """As its runs' configuration states it: without a choice left to make."""
     rank: int
-    """r as its runs' configuration states it."""
+    """r as its runs' configuration states it; full fine-tuning has no use for it."""
     alpha: float
     """The same of alpha."""
+    learning_rate: float | None
+    """Its own peak rate, of full fine-tuning; None: the base's."""
     plan: ModulePlan
     """Its modules and ranks."""
     budget_gap_frac: float | None
@@ -45,8 +48,8 @@ class PlannedArm:
         return {
             "name": self.name,
             "placement": self.plan.placement,
-            "rank": self.rank,
-            "alpha": self.alpha,
+            "rank": None if self.plan.is_full else self.rank,
+            "alpha": None if self.plan.is_full else self.alpha,
             "trainable_params": self.plan.trainable_params,
             "budget_gap_frac": self.budget_gap_frac,
             "modules": self.plan.to_json()["modules"],
@@ -203,20 +206,21 @@ def _resolve(
 ) -> PlannedArm:
     rank, alpha = _with_scaling(arm.rank or base.lora.rank, base=base)
     try:
-        if arm.rank is None and name != study.reference:
+        if arm.rank is None and name != study.reference and placement != FULL:
             rank, alpha = rank_under(
                 placement, inventory=inventory, reference_plan=reference, budget=study.budget
             )
         plan = resolve_placement(placement, inventory=inventory, rank=rank, alpha=alpha)
     except PlacementError as error:
         raise PlacementError(f"arm '{name}': {error}") from None
-    matched = study.budget == "equal-parameters"
+    matched = study.budget == "equal-parameters" and not plan.is_full
     gap = gap_frac(plan, reference_plan=reference) if matched else None
     return PlannedArm(
         name=name,
         placement=placement,
         rank=rank,
         alpha=alpha,
+        learning_rate=study.full.learning_rate if study.full and plan.is_full else None,
         plan=plan,
         budget_gap_frac=gap,
     )
@@ -266,12 +270,11 @@ def planned_run(
         base: What all runs share.
         seed: Its seed.
         role: What it is for.
-        learning_rate: In place of the base's; None: that.
+        learning_rate: In place of the arm's own or the base's; None: that.
     """
     changes = {"placement": arm.placement, "rank": arm.rank, "alpha": arm.alpha}
-    train = base.train
-    if learning_rate is not None:
-        train = train.model_copy(update={"learning_rate": learning_rate})
+    rate = learning_rate or arm.learning_rate
+    train = base.train if rate is None else base.train.model_copy(update={"learning_rate": rate})
     config = base.model_copy(
         update={"seed": seed, "lora": base.lora.model_copy(update=changes), "train": train}
     )
@@ -286,7 +289,7 @@ def with_learning_rates(plan: StudyPlan, rates: Mapping[str, float]) -> StudyPla
         UsageError: If an arm has none.
     """
     arms = {arm.name: arm for arm in plan.arms}
-    missing = [name for name in arms if name not in rates]
+    missing = [arm.name for arm in plan.arms if arm.name not in rates and not arm.plan.is_full]
     if missing:
         raise UsageError(f"search: no learning rate of arm '{missing[0]}' came to an end")
     runs = []
@@ -296,7 +299,7 @@ def with_learning_rates(plan: StudyPlan, rates: Mapping[str, float]) -> StudyPla
             base=plan.base,
             seed=run.seed,
             role=run.role,
-            learning_rate=rates[run.arm],
+            learning_rate=rates.get(run.arm),
         )
         suffix = run.id.partition("-repeat")
         runs.append(replace(new, id=new.id + suffix[1] + suffix[2]))
@@ -311,5 +314,6 @@ def search_runs(plan: StudyPlan) -> list[PlannedRun]:
     return [
         planned_run(arm, base=plan.base, seed=search.seed, role="search", learning_rate=rate)
         for arm in plan.arms
+        if not arm.plan.is_full
         for rate in search.learning_rates
     ]

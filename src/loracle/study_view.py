@@ -32,7 +32,7 @@ def plan_view(plan: StudyPlan, *, maps: bool = True) -> RenderableType:
 
     parts: list[RenderableType] = [_heading(plan), _arms_table(plan.arms), _runs_line(plan)]
     if maps:
-        for arm in plan.arms:
+        for arm in (arm for arm in plan.arms if not arm.plan.is_full):
             parts += [Text(f"\n{arm.name}", style="bold"), placement_map(arm.plan, plan.inventory)]
     return Group(*parts)
 
@@ -57,8 +57,8 @@ def _arms_table(arms: Sequence[PlannedArm]) -> Table:
         table.add_row(
             arm.name,
             f"{len(arm.plan.modules):,}",
-            str(arm.rank),
-            f"{arm.alpha:g}",
+            "n/a" if arm.plan.is_full else str(arm.rank),
+            "n/a" if arm.plan.is_full else f"{arm.alpha:g}",
             f"{arm.plan.trainable_params:,}",
             "n/a" if gap is None else f"{100 * gap:+.2f} %",
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 from loracle.config import Config, TrainConfig
 from loracle.data import Example, PreparedData, prepare_data
@@ -25,6 +26,7 @@ from loracle.measure import GIB, MemoryMeter
 from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase, load_base
 from loracle.model.trunk import TrunkStore
+from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
 from loracle.screen import Advance, Screen
 from loracle.signals import StopRequest
@@ -126,22 +128,41 @@ class Workbench:
             train: In place of ``config.train``; None: that.
         """
         lora = config.lora
-        adapter = attach_adapter(
-            self.base,
-            name=name,
-            plan=plan,
-            dropout=lora.dropout,
-            seed=config.seed,
-            model_source=self.model.source,
-        )
+        if plan.is_full:
+            trained = whole_model(self.base, name=name, plan=plan)
+        else:
+            trained = attach_adapter(
+                self.base,
+                name=name,
+                plan=plan,
+                dropout=lora.dropout,
+                seed=config.seed,
+                model_source=self.model.source,
+            )
         return new_run(
             self.base,
-            adapter=adapter,
+            adapter=trained,
             examples=self.data.train,
             train=train or config.train,
             dropout=lora.dropout,
             seed=config.seed,
         )
+
+    def thaw(self) -> None:
+        """Loads the weights anew, all to be trained; what was loaded before is let go.
+
+        Every full fine-tuning begins with this. The scores and answers of the untuned model must
+        be known by then: there is no frozen base any more that could give them.
+        """
+        before = self.base
+        self.trunk = None
+        # Not two models at a time: the old one's memory goes first.
+        before.model.to_empty(device=torch.device("meta"))
+        self.loading = MemoryMeter(before.device)
+        with self.loading.phase("load"):
+            self.base = load_base(
+                self.model.path, device=before.device, dtype=before.dtype, trains=True
+            )
 
     def clear(self) -> None:
         """Takes every adapter off the base, which is then as it was loaded."""

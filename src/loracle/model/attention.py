@@ -10,6 +10,7 @@ Shapes: B = 1, H query heads, K key-value heads, T tokens, D head size.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -62,11 +63,21 @@ def packed_attention(
             f"window of {window}; set data.max_tokens to at most {window}"
         )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value = _autocast(query, key, value)
     if attends_variable_length(query.device, query.dtype):
         return attend_variable_length(query, key, value, lengths=lengths, scale=scale), None
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return attend_on_cpu(query, key, value, lengths=lengths, scale=scale), None
     return _attend_each(query, key, value, lengths=lengths, scale=scale), None
+
+
+def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
+    """Yields the tensors as autocast would hand them to PyTorch's attention."""
+    device = tensors[0].device.type
+    on = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if on else None
+    for tensor in tensors:
+        yield tensor if dtype is None else tensor.to(dtype)
 
 
 def _attend_each(

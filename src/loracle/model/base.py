@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -36,7 +36,7 @@ from loracle.model.blocks import (
     replaying,
     states_entering,
 )
-from loracle.model.head import as_float, target_nll
+from loracle.model.head import as_float, target_nll, trained_target_nll
 from loracle.model.lora import RoutedLinear, Router
 from loracle.model.norm import install_fast_norms
 from loracle.model.route import Route
@@ -62,6 +62,8 @@ class FrozenBase:
     """PEFT's view of the same model, once it has an adapter."""
     plain_head: bool = True
     """The logits are hidden states times one matrix, nothing else."""
+    trains: bool = False
+    """Its own weights train, in fp32, and are used in ``dtype``: full fine-tuning."""
 
     def token_nll(
         self, row: PackedRow, *, routes: Sequence[Route], trunk: Trunk | None = None
@@ -87,10 +89,17 @@ class FrozenBase:
                 f"{type(self.model).__name__}: its logits are more than one matrix product, so its "
                 "output head cannot take an adapter; leave lm_head out of lora.placement"
             )
-        with self.router.following(routes):
+        with self.router.following(routes), self.precision():
             if not self.plain_head:
                 return self._nll_from_logits(row)
             hidden = self.model.get_decoder()(**_inputs(row)).last_hidden_state[0, row.source]
+            if self.trains:
+                return trained_target_nll(
+                    hidden,
+                    weight=head.weight,
+                    bias=getattr(head, "bias", None),
+                    targets=row.targets,
+                )
         if adapted:
             with self.router.following(_at_targets(row, routes)):
                 return _cross_entropy(head(hidden), row.targets)
@@ -99,8 +108,17 @@ class FrozenBase:
         )
 
     def _nll_from_logits(self, row: PackedRow) -> Float[Tensor, " N"]:
-        logits = self.model(**_inputs(row), logits_to_keep=row.source).logits[0]
+        with self.precision():
+            logits = self.model(**_inputs(row), logits_to_keep=row.source).logits[0]
         return _cross_entropy(logits, row.targets)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """Returns a block in which products are in ``dtype``, whatever the weights are in."""
+        return torch.autocast(
+            self.device.type,
+            dtype=self.dtype,
+            enabled=self.trains and self.dtype in (torch.bfloat16, torch.float16),
+        )
 
     @cached_property
     def blocks_name(self) -> str:
@@ -150,7 +168,7 @@ class FrozenBase:
         """Lends the model with ordinary batched attention, for decoding with a cache."""
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         try:
-            with self.router.following(routes), torch.inference_mode():
+            with self.router.following(routes), self.precision(), torch.inference_mode():
                 yield self.model
         finally:
             self.model.set_attn_implementation(PACKED)
@@ -170,13 +188,16 @@ class FrozenBase:
         return digest.hexdigest()
 
 
-def load_base(path: Path, *, device: torch.device, dtype: torch.dtype) -> FrozenBase:
+def load_base(
+    path: Path, *, device: torch.device, dtype: torch.dtype, trains: bool = False
+) -> FrozenBase:
     """Returns the model in ``path``, frozen, in evaluation mode, with packed attention.
 
     Args:
         path: A folder that stock Transformers loads (safetensors only, no remote code).
         device: Where it computes.
         dtype: dtype of every weight; cast once, here.
+        trains: All weights train instead: they stay in fp32, and products are in ``dtype``.
 
     Raises:
         ModelError: If Transformers cannot load it, or it cannot be run on packed rows.
@@ -187,7 +208,7 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype) -> Frozen
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
             model = AutoModelForCausalLM.from_pretrained(
                 path,
-                dtype=dtype,
+                dtype=torch.float32 if trains else dtype,
                 attn_implementation=PACKED,
                 use_safetensors=True,
                 trust_remote_code=False,
@@ -196,9 +217,9 @@ def load_base(path: Path, *, device: torch.device, dtype: torch.dtype) -> Frozen
         raise ModelError(f"{path.name}: {_why_not_loaded(error, path=path)}") from None
     # Transformers fills what a caller leaves open from here: penalties and sampling of the model's.
     model.generation_config = GenerationConfig()
-    model = model.to(device).eval().requires_grad_(False)
+    model = model.to(device).eval().requires_grad_(trains)
     install_fast_norms(model)
-    base = FrozenBase(model=model, tokenizer=tokenizer, device=device, dtype=dtype)
+    base = FrozenBase(model=model, tokenizer=tokenizer, device=device, dtype=dtype, trains=trains)
     return _checked(base)
 
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 # measured (2-core CPU, V 49152): 128 to 512 rows are equally fast, fewer keep less in memory
 CHUNK_ROWS = 256
@@ -33,6 +34,34 @@ def target_nll(
     """
     nll: Tensor = _TargetNll.apply(hidden, weight, bias, targets)  # type: ignore[no-untyped-call]
     return nll
+
+
+def trained_target_nll(
+    hidden: Float[Tensor, "N H"],
+    *,
+    weight: Float[Tensor, "V H"],
+    bias: Float[Tensor, " V"] | None,
+    targets: Int64[Tensor, " N"],
+) -> Float[Tensor, " N"]:
+    """Returns what `target_nll` does, for a head that trains too.
+
+    Its gradient is autograd's; the logits of a chunk are made again for it rather than kept.
+    """
+    chunks = [
+        checkpoint(_chunk_nll, hidden[rows], weight, bias, targets[rows], use_reentrant=False)
+        for rows in (slice(k, k + CHUNK_ROWS) for k in range(0, len(hidden), CHUNK_ROWS))
+    ]
+    return torch.cat(chunks) if chunks else as_float(hidden).new_zeros(0)
+
+
+def _chunk_nll(
+    hidden: Float[Tensor, "n H"],
+    weight: Float[Tensor, "V H"],
+    bias: Float[Tensor, " V"] | None,
+    targets: Int64[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    logits = as_float(torch.nn.functional.linear(hidden, weight, bias))
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 class _TargetNll(torch.autograd.Function):

@@ -9,6 +9,9 @@ from typing import Any
 
 from loracle.errors import PlacementError
 
+FULL = "full"
+"""The placement without adapters: every weight of the model itself trains."""
+
 
 @dataclass(frozen=True)
 class PlannedModule:
@@ -58,8 +61,15 @@ class ModulePlan:
     """Parameters of the base model; tied ones are counted once."""
 
     @property
+    def is_full(self) -> bool:
+        """True of full fine-tuning: no adapters, all weights train."""
+        return self.placement == FULL
+
+    @property
     def trainable_params(self) -> int:
-        """Adapter parameters in all."""
+        """Adapter parameters in all; of full fine-tuning, the model's."""
+        if self.is_full:
+            return self.base_params
         return sum(module.trainable_params for module in self.modules)
 
     @property
@@ -70,7 +80,7 @@ class ModulePlan:
     @property
     def total_params(self) -> int:
         """Base and adapter parameters together."""
-        return self.base_params + self.trainable_params
+        return self.base_params + (0 if self.is_full else self.trainable_params)
 
     @property
     def lowest_layer(self) -> int | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 
 from loracle.errors import PlacementError
 from loracle.placement.inventory import Inventory, LinearModule, Role
+from loracle.placement.plan import FULL
 
 Modules = tuple[LinearModule, ...]
 Selector = Callable[[Inventory], Modules]
@@ -110,7 +111,8 @@ PATTERNS: dict[str, str] = {
 
 def presets() -> dict[str, str]:
     """Returns each preset's name, or pattern of names, with its meaning in one line."""
-    return {name: meaning for name, (meaning, _) in PRESETS.items()} | PATTERNS
+    named = {name: meaning for name, (meaning, _) in PRESETS.items()}
+    return named | PATTERNS | {FULL: "no adapters: every weight trains, as a reference"}
 
 
 def counted_preset(placement: str, *, inventory: Inventory) -> Modules | None:

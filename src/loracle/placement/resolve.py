@@ -15,7 +15,7 @@ from loracle.config import PlacementConfig
 from loracle.errors import PlacementError, did_you_mean
 from loracle.placement.inventory import Inventory, LinearModule
 from loracle.placement.names import layer_ranges, matching, nearest_name
-from loracle.placement.plan import ModulePlan, PlannedModule
+from loracle.placement.plan import FULL, ModulePlan, PlannedModule
 from loracle.placement.presets import PATTERNS, PRESETS, counted_names, counted_preset, in_layers
 from loracle.placement.ranks import module_ranks
 
@@ -42,6 +42,8 @@ def resolve_placement(
     """
     if rank < 1 or not alpha > 0:
         raise PlacementError(f"rank {rank}, alpha {alpha:g}: both must be positive")
+    if placement == FULL:
+        return ModulePlan(placement=FULL, modules=(), base_params=inventory.total_params)
     modules = select_modules(placement, inventory=inventory)
     own = own_ranks(placement, modules=modules, inventory=inventory)
     return ModulePlan(
@@ -136,6 +138,8 @@ def _planned(module: LinearModule, *, rank: int, like: tuple[int, float]) -> Pla
 
 
 def _named(placement: str, *, inventory: Inventory) -> tuple[LinearModule, ...]:
+    if placement == FULL:
+        raise PlacementError("trains every weight: it has no modules with adapters to choose from")
     if placement in PRESETS:
         return PRESETS[placement][1](inventory)
     counted = counted_preset(placement, inventory=inventory)
@@ -148,7 +152,7 @@ def _named(placement: str, *, inventory: Inventory) -> tuple[LinearModule, ...]:
             f"a full name or pattern goes in a list: placement: {{modules: ['{placement}']}}"
         )
     raise PlacementError(
-        f"no such preset or module kind (presets: {', '.join([*PRESETS, *PATTERNS])}; "
+        f"no such preset or module kind (presets: {', '.join([*PRESETS, *PATTERNS, FULL])}; "
         f"kinds: {', '.join(inventory.kinds())}){_nearest_preset(placement, inventory)}"
     )
 
@@ -156,7 +160,7 @@ def _named(placement: str, *, inventory: Inventory) -> tuple[LinearModule, ...]:
 def _nearest_preset(placement: str, inventory: Inventory) -> str:
     number = re.search(r"\d+", placement)
     examples = counted_names(int(number[0]) if number else max(1, inventory.num_layers // 2))
-    return did_you_mean(placement, [*PRESETS, *inventory.kinds(), *examples])
+    return did_you_mean(placement, [*PRESETS, FULL, *inventory.kinds(), *examples])
 
 
 def _custom(placement: PlacementConfig, *, inventory: Inventory) -> tuple[LinearModule, ...]:
