@@ -1,5 +1,6 @@
 """Full fine-tuning, the reference: the same loop, data and loss, every weight of the model."""
 
+import json
 import math
 
 import pytest
@@ -16,6 +17,7 @@ from loracle.model.whole import moved_weights, stored_weights, whole_model
 from loracle.placement import ModulePlan, presets, resolve_placement, select_modules
 from loracle.runner import RunSpec, run_many
 from loracle.schedule import DataOrder, learning_rate
+from loracle.study_record import read_study
 from loracle.train import new_run, train_bundle
 from runs_fixture import contents, facts, load, rows, settings
 
@@ -214,3 +216,41 @@ def test_sample_answers_with_the_tuned_model(tuned, place):
     outcome = place.loracle("sample", tuned, "Name a color.")
     assert outcome.code == 0, outcome.err
     assert contents(tuned) == before
+
+
+STUDY = """\
+question: What does training everything give?
+base: {base}
+config:
+  train: {{max_steps: 3}}
+  eval: {{every_steps: 0, generate_examples: 2, max_new_tokens: 4}}
+  measure: {{skip_steps: 1, latency_trials: 0}}
+  audit: {{reload_examples: 2}}
+reference: all-linear
+budget: equal-parameters
+seeds: [0, 1]
+full: {{learning_rate: 1.0e-4}}
+arms:
+  full:
+  all-linear:
+  attention:
+"""
+
+
+def test_in_a_study_it_is_judged_and_reported_beside_the_arms(place, tmp_path):
+    file = tmp_path / "reference.yaml"
+    file.write_text(STUDY.format(base=place.config), encoding="utf-8")
+    folder = tmp_path / "study"
+    outcome = place.loracle("study", file, "--out", folder)
+    assert outcome.code == 0, outcome.err
+    assert "full" in outcome.out
+    study = read_study(folder)
+    assert study.unfinished == ()
+    results = [run.result for run in study.runs if run.arm == "full"]
+    assert [result["placement"] for result in results] == ["full", "full"]
+    base = {run.result["quality"]["base"]["loss_nats_per_token"] for run in study.runs}
+    assert len(base) == 1
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert "full" in page
+    judged = load(folder / "report" / "verdicts.json")
+    assert "full" in json.dumps(judged)

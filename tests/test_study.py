@@ -7,11 +7,12 @@ import shutil
 
 import pytest
 
-from loracle import study as study_module
 from loracle.configfile import read_yaml
 from loracle.errors import ModelError, RunFolderError
 from loracle.study_record import read_study
-from loracle.study_view import StudyProgress, in_words, last_step, run_state
+from loracle.study_search import best_rates
+from loracle.study_view import StudyProgress, last_step, run_state
+from loracle.words import in_words
 from runs_fixture import contents, facts, load
 
 STUDY = """\
@@ -286,7 +287,7 @@ def test_best_rates_is_the_lowest_validation_loss_of_those_that_ended():
         return SimpleNamespace(result=None if loss is None else {"quality": quality})
 
     trials = [trial("a", 0.1), trial("a", 0.2), trial("a", 0.3), trial("b", 0.1)]
-    found = study_module.best_rates(trials, [ended(2.0), ended(1.0), ended(None), ended(3.0)])
+    found = best_rates(trials, [ended(2.0), ended(1.0), ended(None), ended(3.0)])
     assert found == {"a": 0.2, "b": 0.1}
 
 

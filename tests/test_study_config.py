@@ -163,6 +163,26 @@ def test_all_faults_are_reported_at_once(write):
     assert "budget" in message
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "full: missing; full fine-tuning needs a learning rate of its own"),
+        ({"full": {"learning_rate": 1e-5}, "reference": "full"}, "has no adapters to match"),
+        ({"full": {"learning_rate": 0}}, "full.learning_rate"),
+    ],
+)
+def test_full_fine_tuning_is_an_arm_with_a_rate_and_never_the_reference(given, message):
+    tree = {
+        "question": "?",
+        "reference": "attention",
+        "budget": "equal-parameters",
+        "seeds": [0, 1],
+        "arms": {"attention": None, "full": None},
+    }
+    with pytest.raises(ConfigError, match=message):
+        parse_study(tree | given, origin="test")
+
+
 def test_an_arm_without_a_placement_is_its_own_preset():
     study = parse_study(
         {

@@ -10,7 +10,8 @@ from loracle.configfile import load_config
 from loracle.errors import PlacementError, UsageError
 from loracle.model.inventory import inventory_from_architecture
 from loracle.study_config import parse_study
-from loracle.study_plan import plan_study, search_runs, with_learning_rates
+from loracle.study_plan import plan_study
+from loracle.study_search import search_runs, with_learning_rates
 
 INVENTORY = inventory_from_architecture(SMOLLM2_135M)
 BASE = load_config("demo")
@@ -139,6 +140,22 @@ def test_a_budget_too_small_for_one_rank_is_named():
     arms = {"small": {"placement": {"modules": ["k_proj"], "layers": [0]}, "rank": 1}}
     with pytest.raises(PlacementError, match=r"arm 'all-linear': .*too small for one rank"):
         planned(arms | {"all-linear": None}, reference="small")
+
+
+def test_full_fine_tuning_has_its_own_rate_no_budget_and_no_search():
+    plan = planned(
+        TWO | {"full": None},
+        full={"learning_rate": 3e-5},
+        search={"learning_rates": [1e-4, 1e-3], "seed": 9},
+    )
+    full = plan.arms[-1]
+    assert (full.plan.trainable_params, full.budget_gap_frac) == (134_515_008, None)
+    assert (full.to_json()["rank"], full.to_json()["alpha"]) == (None, None)
+    rates = {run.arm: run.config.train.learning_rate for run in plan.runs}
+    assert rates == {"all-linear": 3e-4, "attention": 3e-4, "full": 3e-5}
+    assert {run.arm for run in search_runs(plan)} == set(TWO)
+    found = with_learning_rates(plan, {"all-linear": 0.1, "attention": 0.2})
+    assert {run.arm: run.config.train.learning_rate for run in found.runs}["full"] == 3e-5
 
 
 def test_noise_runs_are_the_references_and_come_last():

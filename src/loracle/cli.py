@@ -114,7 +114,7 @@ def study(
         Path | None, typer.Option(help="Study folder; default: runs/<config>. It is gone on with.")
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show arms, ranks, counts and runs; run nothing.")
+        bool, typer.Option("--plan", help="Show arms, ranks, counts, runs and time; run nothing.")
     ] = False,
 ) -> None:
     """Compare placements under identical conditions over several seeds, then report."""
@@ -123,14 +123,15 @@ def study(
     name = find_config(config).stem
     resolved, base = load_study(config, overrides=overrides or ())
     from loracle.study import prepare_study
-    from loracle.study_view import plan_view
+    from loracle.study_view import plan_view, time_of
 
     folder = out or RUNS / name
     planned = prepare_study(resolved, base=base, name=name, out=folder)
     console = Console()
-    console.print(plan_view(planned, maps=plan))
     if plan:
+        console.print(plan_view(planned, time=time_of(planned, out=folder)))
         return
+    console.print(plan_view(planned, maps=False))
     from loracle.study_session import conduct_study
 
     failed = conduct_study(planned, out=folder, console=console)

@@ -4,7 +4,7 @@
 
     DIR/study.yaml, plan.json, scores.json     what was planned (`loracle.study_record`)
     DIR/runs/<id>/                             one run folder each
-    DIR/verdicts.json, DIR/report/             what came of it
+    DIR/report/                                what came of it: verdicts.json, index.html, paper.tex
 
 Started again it goes on where it was: finished runs are skipped, a run that was stopped continues
 from its checkpoint.
@@ -33,10 +33,9 @@ from loracle.study_plan import (
     StudyPlan,
     plan_study,
     resolve_arms,
-    search_runs,
-    with_learning_rates,
 )
 from loracle.study_record import PLAN, SCORES, STUDY
+from loracle.study_search import best_rates, search_runs, with_learning_rates
 
 # What a study that goes on must have in common with what it was, as keys of study.yaml.
 _FIXED = ("config", "budget", "reference")
@@ -185,18 +184,6 @@ def _run(runs: Sequence[PlannedRun], *, out: Path, **settings: Any) -> list[RunO
     specs = [RunSpec(run.config, out / "runs" / run.id, arm=run.arm) for run in runs]
     require_one_environment(specs)
     return run_many(specs, **settings)
-
-
-def best_rates(trials: Sequence[PlannedRun], outcomes: Sequence[RunOutcome]) -> dict[str, float]:
-    """Returns the learning rate of each arm with the lowest validation loss."""
-    found: dict[str, tuple[float, float]] = {}
-    for trial, outcome in zip(trials, outcomes, strict=True):
-        if outcome.result is None:
-            continue
-        loss = outcome.result["quality"]["tuned"]["loss_nats_per_token"]
-        rate = trial.config.train.learning_rate
-        found[trial.arm] = min(found.get(trial.arm, (loss, rate)), (loss, rate))
-    return {arm: rate for arm, (_, rate) in found.items()}
 
 
 def keep_plan(plan: StudyPlan, *, out: Path) -> None:

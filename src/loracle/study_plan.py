@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from loracle.config import Config, PlacementConfig, config_digest
-from loracle.errors import PlacementError, UsageError
+from loracle.errors import PlacementError
 from loracle.placement import Inventory, ModulePlan, resolve_placement
 from loracle.placement.budget import gap_frac, rank_under
 from loracle.placement.plan import FULL
@@ -280,40 +280,3 @@ def planned_run(
     )
     digest = config_digest(config)[:8]
     return PlannedRun(f"{slug_of(arm.name)}-s{seed}-{digest}", arm.name, seed, role, config)
-
-
-def with_learning_rates(plan: StudyPlan, rates: Mapping[str, float]) -> StudyPlan:
-    """Returns the plan with each arm's own learning rate, as a search found it.
-
-    Raises:
-        UsageError: If an arm has none.
-    """
-    arms = {arm.name: arm for arm in plan.arms}
-    missing = [arm.name for arm in plan.arms if arm.name not in rates and not arm.plan.is_full]
-    if missing:
-        raise UsageError(f"search: no learning rate of arm '{missing[0]}' came to an end")
-    runs = []
-    for run in plan.runs:
-        new = planned_run(
-            arms[run.arm],
-            base=plan.base,
-            seed=run.seed,
-            role=run.role,
-            learning_rate=rates.get(run.arm),
-        )
-        suffix = run.id.partition("-repeat")
-        runs.append(replace(new, id=new.id + suffix[1] + suffix[2]))
-    return replace(plan, runs=tuple(runs))
-
-
-def search_runs(plan: StudyPlan) -> list[PlannedRun]:
-    """Returns the trial runs of the learning-rate search, if the study has one."""
-    search = plan.study.search
-    if search is None:
-        return []
-    return [
-        planned_run(arm, base=plan.base, seed=search.seed, role="search", learning_rate=rate)
-        for arm in plan.arms
-        if not arm.plan.is_full
-        for rate in search.learning_rates
-    ]

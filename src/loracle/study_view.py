@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,44 @@ from rich.table import Table
 from rich.text import Text
 
 from loracle.durable import read_json
-from loracle.errors import LoracleError
+from loracle.errors import LoracleError, UsageError
 from loracle.lockstep import RunOutcome
 from loracle.record import read_status
-from loracle.study_plan import PlannedArm, PlannedRun, StudyPlan, search_runs
+from loracle.study_plan import PlannedArm, PlannedRun, StudyPlan
+from loracle.study_search import search_runs
+from loracle.study_time import TimeEstimate, estimate_time
+from loracle.words import in_words, plural
 
 
-def plan_view(plan: StudyPlan, *, maps: bool = True) -> RenderableType:
+def plan_view(
+    plan: StudyPlan, *, maps: bool = True, time: TimeEstimate | str | None = None
+) -> RenderableType:
     """Returns what a study would do: arms with ranks and counts, runs, and where adapters go.
 
     Args:
         plan: The study.
         maps: Show the layers x modules map of every arm.
+        time: What is left to do; or why it cannot be said.
     """
     from loracle.placement_map import placement_map
 
-    parts: list[RenderableType] = [_heading(plan), _arms_table(plan.arms), _runs_line(plan)]
+    seconds = time.seconds_by_arm if isinstance(time, TimeEstimate) else {}
+    table = _arms_table(plan.arms, seconds=seconds)
+    parts: list[RenderableType] = [_heading(plan), table, _runs_line(plan)]
+    if time is not None:
+        parts.append(Text(f"time: {time.words() if isinstance(time, TimeEstimate) else time}"))
     if maps:
         for arm in (arm for arm in plan.arms if not arm.plan.is_full):
             parts += [Text(f"\n{arm.name}", style="bold"), placement_map(arm.plan, plan.inventory)]
     return Group(*parts)
+
+
+def time_of(plan: StudyPlan, *, out: Path) -> TimeEstimate | str:
+    """Returns how long the study will take, or why that cannot be said."""
+    try:
+        return estimate_time(plan, out=out)
+    except UsageError as error:
+        return f"not known: {error}"
 
 
 def _heading(plan: StudyPlan) -> Text:
@@ -47,11 +65,13 @@ def _heading(plan: StudyPlan) -> Text:
     )
 
 
-def _arms_table(arms: Sequence[PlannedArm]) -> Table:
+def _arms_table(arms: Sequence[PlannedArm], *, seconds: Mapping[str, float]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("arm", no_wrap=True)
     for header in ("modules", "rank", "alpha", "trainable\nparams", "gap to the\nbudget"):
         table.add_column(header, justify="right", no_wrap=True)
+    if seconds:
+        table.add_column("time of\na run", justify="right", no_wrap=True)
     for arm in arms:
         gap = arm.budget_gap_frac
         table.add_row(
@@ -61,6 +81,7 @@ def _arms_table(arms: Sequence[PlannedArm]) -> Table:
             "n/a" if arm.plan.is_full else f"{arm.alpha:g}",
             f"{arm.plan.trainable_params:,}",
             "n/a" if gap is None else f"{100 * gap:+.2f} %",
+            *([in_words(seconds[arm.name])] if seconds else []),
         )
     return table
 
@@ -71,11 +92,12 @@ def _runs_line(plan: StudyPlan) -> Text:
     noise = plan.study.noise
     if noise.repeats or noise.extra_seeds:
         parts.append(
-            f"{noise.repeats} repeats and {len(noise.extra_seeds)} extra seeds of "
-            f"{plan.study.reference} for the noise floor"
+            f"{plural(noise.repeats, 'repeat')} and "
+            f"{plural(len(noise.extra_seeds), 'extra seed')} of {plan.study.reference} for the "
+            "noise floor"
         )
     if trials:
-        parts.append(f"{len(trials)} trial runs to find learning rates")
+        parts.append(f"{plural(len(trials), 'trial run')} to find learning rates")
     count = len(plan.runs) + len(trials)
     return Text(f"\n{count} runs: {', '.join(parts)}")
 
@@ -214,15 +236,6 @@ def last_step(path: Path) -> dict[str, Any] | None:
     row = loads(lines[-1]) if lines and lines[-1].startswith(b"{") else None
     assert row is None or isinstance(row, dict)
     return row
-
-
-def in_words(seconds: float) -> str:
-    """Returns a duration as a person would say it, e.g. ``1 h 20 min``."""
-    minutes = round(seconds / 60)
-    if minutes < 1:
-        return f"{seconds:.0f} s"
-    hours, rest = divmod(minutes, 60)
-    return f"{hours} h {rest} min" if hours else f"{minutes} min"
 
 
 def ended_line(outcome: RunOutcome, *, progress: StudyProgress) -> str:

@@ -9,11 +9,11 @@ from loracle.report.study.numbers import (
     interval,
     p_value,
     percent,
-    plural,
     signed,
     typographic,
     with_interval,
 )
+from loracle.words import plural
 
 
 def test_what_was_not_measured_is_never_zero():

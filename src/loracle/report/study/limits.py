@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 
 from loracle.report.study.methods import num_epochs
-from loracle.report.study.numbers import LOSS_DECIMALS, percent, plural
+from loracle.report.study.numbers import LOSS_DECIMALS, percent
 from loracle.report.study.provenance import Provenance, data_of
 from loracle.study_record import StudyRecord
+from loracle.words import plural
 
 # assumed: below these, a reader should not expect an ordering to carry over
 _SMALL_MODEL_PARAMS = 1_000_000_000

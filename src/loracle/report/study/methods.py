@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from loracle.report.study.numbers import count, percent, plural
+from loracle.report.study.numbers import count, percent
 from loracle.report.study.provenance import Provenance, data_of
 from loracle.study_record import StudyRecord
+from loracle.words import plural
 
 
 def methods_paragraphs(study: StudyRecord, provenance: Provenance) -> list[str]:

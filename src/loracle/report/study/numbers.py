@@ -85,11 +85,6 @@ def typographic(text: str) -> str:
     return _MINUS.sub("\N{MINUS SIGN}", text)
 
 
-def plural(number: int, word: str, *, many: str | None = None) -> str:
-    """Returns ``1 seed`` or ``3 seeds``."""
-    return f"{number:,} {word if number == 1 else many or word + 's'}"
-
-
 def _rounded(value: float, decimals: int) -> float:
     # Adding 0.0 turns the -0.0 that rounding leaves into 0.0.
     return round(value, decimals) + 0.0

@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from loracle.report.study.contents import Contents
-from loracle.report.study.numbers import plural
 from loracle.report.study.palette import css_variables
 from loracle.report.study.vega import embedding_script, for_page, themed
+from loracle.words import plural
 
 if TYPE_CHECKING:
     import jinja2

@@ -13,12 +13,12 @@ from loracle.report.study.numbers import (
     count,
     fixed,
     p_value,
-    plural,
     signed,
     with_interval,
 )
 from loracle.report.study.vega import Figure
 from loracle.report.study.words import of_metric, with_verdict
+from loracle.words import plural
 
 _METHODS = ("MethodModel", "MethodTraining", "MethodArms", "MethodMeasures", "MethodStatistics")
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from loracle.durable import read_json
 from loracle.report.markdown import without_seed
-from loracle.report.study.numbers import plural
 from loracle.study_record import RunRecord, StudyRecord
+from loracle.words import plural
 
 _SHORT_COMMIT = 7
 _VERSIONS = ("torch", "transformers", "peft", "sacrebleu", "numpy")

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from loracle.orderings import Ordering
 from loracle.report.study.methods import num_epochs
-from loracle.report.study.numbers import plural
 from loracle.report.study.provenance import Provenance
 from loracle.report.study.tables import Column, Table
 from loracle.study_record import StudyRecord
+from loracle.words import plural
 
 
 def orderings_table(orderings: Sequence[Ordering]) -> Table:

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loracle.report.study.numbers import plural
 from loracle.report.study.tables import Column, Table
 from loracle.study_record import RunRecord, StudyRecord
+from loracle.words import plural
 
 _CRITERIA = ("convergence", "validation", "efficiency", "reproducibility")
 _WORDS = {True: "passed", False: "failed", None: "not judged"}

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 
 from loracle.costs import AXES, Axis
 from loracle.report.study.cost_charts import axis_label, costs_of
-from loracle.report.study.numbers import NOT_MEASURED, plural
+from loracle.report.study.numbers import NOT_MEASURED
 from loracle.report.study.tables import Column, Table
 from loracle.report.study.tradeoff_charts import Point, tradeoff_figure
 from loracle.report.study.vega import Figure
 from loracle.study_record import StudyRecord
 from loracle.tradeoffs import ParetoArm, pareto, recommend
 from loracle.verdicts import Verdicts
+from loracle.words import plural
 
 
 def tradeoff_figures(study: StudyRecord, verdicts: Verdicts) -> list[Figure]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loracle.comparison import Comparison, Metric
-from loracle.report.study.numbers import BLEU_DECIMALS, LOSS_DECIMALS, plural
+from loracle.report.study.numbers import BLEU_DECIMALS, LOSS_DECIMALS
 from loracle.summaries import NoiseFloor
 from loracle.verdicts import Verdicts
+from loracle.words import plural
 
 _UNITS: dict[Metric, tuple[str, int]] = {
     "loss_nats_per_token": ("nats per token", LOSS_DECIMALS),

@@ -1,0 +1,17 @@
+"""Counts and durations as a person would say them."""
+
+from __future__ import annotations
+
+
+def plural(number: int, word: str, *, many: str | None = None) -> str:
+    """Returns ``1 seed`` or ``3 seeds``."""
+    return f"{number:,} {word if number == 1 else many or word + 's'}"
+
+
+def in_words(seconds: float) -> str:
+    """Returns a duration, e.g. ``40 s`` or ``1 h 20 min``."""
+    minutes = round(seconds / 60)
+    if minutes < 1:
+        return f"{seconds:.0f} s"
+    hours, rest = divmod(minutes, 60)
+    return f"{hours} h {rest} min" if hours else f"{minutes} min"
