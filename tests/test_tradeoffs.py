@@ -133,6 +133,29 @@ def test_of_the_arms_that_cannot_be_told_from_the_best_the_cheapest_is_taken(stu
     assert found.words.endswith("take alike.")
 
 
+def test_advice_never_contradicts_a_verdict_against_the_reference(tmp_path):
+    """Holm over all pairs is stricter than Holm over the arms; either establishes a difference."""
+    study = simulated_study(
+        tmp_path, arms=(GOOD, replace(ALIKE, effect_nats=0.008), BAD), num_examples=100
+    )
+    verdicts = judge(study)
+    (pair,) = [pair for pair in verdicts.pairs if {pair.arm, pair.reference} == {"good", "alike"}]
+    assert pair.verdict == "not distinguishable"
+    changed = tuple(
+        replace(each, verdict="worse")
+        if (each.arm, each.metric) == ("alike", "loss_nats_per_token")
+        else each
+        for each in verdicts.comparisons
+    )
+    told = replace(verdicts, comparisons=changed)
+    assert not verdicts.is_worse("alike", "good")
+    assert told.is_worse("alike", "good")
+    assert not told.is_worse("good", "alike")
+    assert recommend(study, told).arm == "good"
+    places = {place.arm: place for place in pareto(study, told, "trainable_params")}
+    assert "good" in places["alike"].rivals
+
+
 def test_a_constraint_leaves_out_what_does_not_fit(study, verdicts):
     found = recommend(study, verdicts, max_memory_gib=3)
     assert found.arm == found.lowest == "cheap"

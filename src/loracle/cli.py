@@ -150,6 +150,11 @@ def report(
     from loracle.study_record import STUDY
 
     if (folder / STUDY).is_file():
+        if markdown:
+            from loracle.report.study import study_markdown
+
+            sys.stdout.write(study_markdown(folder))
+            return
         from loracle.study_session import report_study
 
         report_study(folder, console=Console())

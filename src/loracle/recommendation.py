@@ -6,7 +6,7 @@ told from it are equally good as far as this study knows; of these the cheapest 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
@@ -91,7 +91,9 @@ def recommend(
     costs = {arm: arm_costs(study, arm) for arm in arms}
     fitting = [arm for arm in arms if _fits(costs[arm], limits)]
     lowest = fitting[0] if fitting else None
-    alike = [arm for arm in fitting[1:] if not _is_worse(verdicts, arm, fitting)]
+    alike = [
+        arm for arm in fitting[1:] if not any(verdicts.is_worse(arm, other) for other in fitting)
+    ]
     found = _Choice(limits, losses, costs, fitting, alike)
     return Recommendation(
         arm=found.chosen,
@@ -147,12 +149,6 @@ def _cheapest_on(
 
 def _fits(costs: Mapping[Axis, Cost], limits: Mapping[Axis, float]) -> bool:
     return all(axis in costs and costs[axis].high <= limit for axis, limit in limits.items())
-
-
-def _is_worse(verdicts: Verdicts, arm: str, others: Iterable[str]) -> bool:
-    """Returns whether any of the others is established to be better than an arm."""
-    pairs = (verdicts.pair(arm, other) for other in others)
-    return any(pair is not None and pair.verdict == "worse" for pair in pairs)
 
 
 def _words(found: _Choice) -> str:

@@ -47,6 +47,6 @@ def report_study(folder: Path, *, console: Console) -> None:
     from loracle.verdicts import judge
 
     study = read_study(folder)
-    console.print(verdict_view(study, judge(study)))
+    console.print(verdict_view(study, judge(study), width=console.width))
     page = write_report(folder)
     console.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)

@@ -69,8 +69,8 @@ def pareto(study: StudyRecord, verdicts: Verdicts, axis: Axis) -> tuple[ParetoAr
 
 def _placed(arm: str, *, costs: dict[str, Cost], verdicts: Verdicts) -> ParetoArm:
     cheaper = [other for other in costs if other != arm and costs_no_more(costs[other], costs[arm])]
-    better = [other for other in cheaper if _verdict(verdicts, other, arm) == "better"]
-    alike = [other for other in cheaper if _verdict(verdicts, other, arm) == "not distinguishable"]
+    better = [other for other in cheaper if verdicts.is_worse(arm, other)]
+    alike = [other for other in cheaper if not _told_apart(verdicts, arm, other)]
     state: State = "dominated" if better else "undecided" if alike else "efficient"
     summary = verdicts.summary(arm)
     assert summary is not None, "only arms with a completed run are placed"
@@ -86,9 +86,8 @@ def _placed(arm: str, *, costs: dict[str, Cost], verdicts: Verdicts) -> ParetoAr
     )
 
 
-def _verdict(verdicts: Verdicts, arm: str, other: str) -> str:
-    found = verdicts.pair(arm, other)
-    return found.verdict if found else "not distinguishable"
+def _told_apart(verdicts: Verdicts, arm: str, other: str) -> bool:
+    return verdicts.is_worse(arm, other) or verdicts.is_worse(other, arm)
 
 
 def _reason(state: State, cost: Cost, *, rivals: list[str], is_cheapest: bool) -> str:

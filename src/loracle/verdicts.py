@@ -110,6 +110,19 @@ class Verdicts:
         found = _find(self.pairs, arm, other, "loss_nats_per_token")
         return found or (mirrored and mirrored.reversed())
 
+    def is_worse(self, arm: str, other: str) -> bool:
+        """Returns whether an arm is established to have a higher loss than another.
+
+        Holm's correction is over all pairs; against the reference it is enough if the verdict
+        says so, which is corrected over the arms, or a table and the advice below it would differ.
+        """
+        found = [self.pair(arm, other)]
+        if other == self.reference:
+            found.append(self.comparison(arm))
+        elif arm == self.reference and (mirrored := self.comparison(other)):
+            found.append(mirrored.reversed())
+        return any(each is not None and each.verdict == "worse" for each in found)
+
     def summary(self, arm: str) -> ArmSummary | None:
         """Returns an arm's figures; None: no run of it completed."""
         return next((summary for summary in self.summaries if summary.arm == arm), None)

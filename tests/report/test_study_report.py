@@ -1,5 +1,6 @@
 """The whole report of a simulated study: self-contained, same bytes, nothing typed, nothing run."""
 
+import io
 import json
 import re
 import shutil
@@ -8,10 +9,12 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
+from rich.console import Console
 
 from loracle.errors import RunFolderError
-from loracle.report.study import write_report
+from loracle.report.study import study_markdown, write_report
 from loracle.report.study.latex import macro_name
+from loracle.report.verdict_view import verdict_view
 from loracle.verdicts import Verdicts, judge
 from stats.simulated import ARMS, SimulatedArm, simulated_study, write_study
 
@@ -270,3 +273,24 @@ def test_a_study_without_environment_files_still_reports(tmp_path):
 def test_a_report_needs_no_torch():
     code = "import sys, loracle.report.study as _; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_terminal_shows_whole_words_at_any_width(study):
+    verdicts = judge(study)
+    for width in (80, 140):
+        console = Console(width=width, file=io.StringIO())
+        console.print(verdict_view(study, verdicts, width=width))
+        shown = console.file.getvalue()
+        assert "…" not in shown
+        for arm in study.arms:
+            assert arm.name in shown
+        assert ("p (Holm)" in shown) == (width == 140)
+
+
+def test_markdown_is_the_answer_and_the_verdict_table(tmp_path):
+    folder = write_study(tmp_path / "study")
+    text = study_markdown(folder)
+    write_report(folder)
+    table = (folder / "report" / "tables" / "verdicts.md").read_text(encoding="utf-8")
+    assert text.endswith(table)
+    assert text.startswith("By validation loss, of ")

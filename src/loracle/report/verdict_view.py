@@ -9,41 +9,46 @@ from rich.text import Text
 
 from loracle.comparison import Comparison
 from loracle.costs import Axis, arm_costs
-from loracle.report.study.numbers import LOSS_DECIMALS, fixed, interval, signed
+from loracle.report.study.numbers import LOSS_DECIMALS, fixed, interval, p_value, signed
 from loracle.report.study.words import answer
 from loracle.study_record import ArmRecord, StudyRecord
 from loracle.verdicts import Verdicts
+from loracle.words import plural
 
 _STYLES = {"better": "green", "worse": "red", "not distinguishable": "yellow"}
 
 
-def verdict_view(study: StudyRecord, verdicts: Verdicts) -> RenderableType:
-    """Returns the verdict table, what it says in words, and what it rests on."""
+# Narrower than this, a terminal shows the columns that answer the question and no others.
+_WIDE_COLUMNS = 120
+
+
+def verdict_view(study: StudyRecord, verdicts: Verdicts, *, width: int) -> RenderableType:
+    """Returns the verdict table, what it says in words, and what it rests on.
+
+    Args:
+        study: The study.
+        verdicts: What was found in it.
+        width: Of the terminal, in characters.
+    """
     return Group(
         Text(str(study.study["question"]), style="bold"),
-        _table(study, verdicts),
+        _table(study, verdicts, wide=width >= _WIDE_COLUMNS),
         Text(" ".join(answer(verdicts))),
         Text(_basis(study, verdicts), style="dim"),
     )
 
 
-def _table(study: StudyRecord, verdicts: Verdicts) -> Table:
+def _table(study: StudyRecord, verdicts: Verdicts, *, wide: bool) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("arm", no_wrap=True)
-    for header in (
-        "r",
-        "params",
-        "perplexity",
-        "loss difference,\nnats per token",
-        "95% interval",
-        "p (Holm)",
-        "s per\nstep",
-        "GiB",
-    ):
+    table.add_column("arm", overflow="fold")
+    costs = ("r", "parameters", "s per\nstep", "GiB") if wide else ()
+    for header in (*costs, "perplexity", "difference,\nnats/token", "95% interval"):
         table.add_column(header, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("p (Holm)", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for arm in sorted(study.arms, key=lambda arm: _place(arm, verdicts)):
-        table.add_row(*_cells(study, verdicts, arm))
+        table.add_row(*_cells(study, verdicts, arm, wide=wide))
     return table
 
 
@@ -54,20 +59,26 @@ def _place(arm: ArmRecord, verdicts: Verdicts) -> float:
     return loss.mean if loss else float("inf")
 
 
-def _cells(study: StudyRecord, verdicts: Verdicts, arm: ArmRecord) -> list[str | Text]:
+def _cells(
+    study: StudyRecord, verdicts: Verdicts, arm: ArmRecord, *, wide: bool
+) -> list[str | Text]:
     summary, found = verdicts.summary(arm.name), verdicts.comparison(arm.name)
     perplexity = summary and summary.perplexity
     low, high = (found.interval if found else None) or (None, None)
-    return [
-        arm.name,
+    costs = [
         str(arm.rank or "n/a"),
         f"{arm.trainable_params:,}",
+        _cost(study, arm, "step_time_s"),
+        _cost(study, arm, "peak_memory_gib"),
+    ]
+    p = [p_value(found.p_holm) if found else ""]
+    return [
+        arm.name,
+        *(costs if wide else []),
         fixed(perplexity.mean if perplexity else None, decimals=3),
         signed(found.difference, decimals=LOSS_DECIMALS) if found else "",
         interval(low, high, decimals=LOSS_DECIMALS) if found else "",
-        fixed(found.p_holm, decimals=3) if found else "",
-        _cost(study, arm, "step_time_s"),
-        _cost(study, arm, "peak_memory_gib"),
+        *(p if wide else []),
         _verdict(arm, verdicts, found),
     ]
 
@@ -88,8 +99,9 @@ def _verdict(arm: ArmRecord, verdicts: Verdicts, found: Comparison | None) -> Te
 def _basis(study: StudyRecord, verdicts: Verdicts) -> str:
     noise = verdicts.noise["loss_nats_per_token"].floor
     floor = "not measured" if noise is None else f"{noise:.1g} nats per token"
-    left = f"; {len(study.unfinished)} runs did not complete" if study.unfinished else ""
+    missing = len(study.unfinished)
+    left = f"; {plural(missing, 'run')} did not complete" if missing else ""
     return (
-        f"n: {len(verdicts.seeds)} seeds, {verdicts.num_examples} examples, "
+        f"n: {plural(len(verdicts.seeds), 'seed')}, {verdicts.num_examples} examples, "
         f"{verdicts.num_tokens:,} tokens; noise floor: {floor}{left}"
     )

@@ -182,7 +182,9 @@ def _step_and_loss(title: str) -> dict[str, Any]:
 
 
 def _colour(looks: Mapping[str, Look]) -> Spec:
-    legend = {"symbolStrokeWidth": 2, "symbolSize": 90, "rowPadding": 3}
+    # Lines as they are drawn, and opaque, though bands and single steps are faint.
+    legend = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolSize": 400}
+    legend |= {"symbolOpacity": 1, "rowPadding": 3}
     return category("arm", None, scale=arm_scale(looks, "colour"), legend=legend)
 
 

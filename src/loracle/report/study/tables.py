@@ -30,6 +30,13 @@ class Column:
         """Title and unit in one line."""
         return f"{self.title}, {self.unit}" if self.title and self.unit else self.title or self.unit
 
+    def parts(self, cell: str) -> list[str]:
+        """Returns a cell in the parts between which a line may break: before its brackets."""
+        if self.align == "left":
+            return [cell]
+        at = min((k for k in (cell.find(" ["), cell.find(" (")) if k > 0), default=len(cell))
+        return [part for part in (cell[:at], cell[at + 1 :]) if part]
+
 
 @dataclass(frozen=True)
 class Table:

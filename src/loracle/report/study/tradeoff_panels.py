@@ -61,7 +61,7 @@ def tradeoff_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -
         caption="Efficient: every arm that costs no more has an established higher loss. "
         "Dominated: another arm costs no more and has an established lower loss. Undecided: an "
         "arm that costs no more cannot be told from it. All pairs are compared directly, Holm "
-        f"over all pairs. {provenance}.",
+        f"over all pairs; against the reference, a verdict above counts too. {provenance}.",
         columns=(
             Column("arm", align="left"),
             *(Column(AXES[axis][0], align="left") for axis in AXES),

@@ -51,15 +51,15 @@ def _found(comparisons: Sequence[Comparison], *, reference: str, by: str) -> str
     open_ = with_verdict(comparisons, "not distinguishable")
     return (
         f"By {by}, of {plural(len(comparisons), 'placement')} compared with {reference}, "
-        f"{_counted(better)} better, {_counted(worse)} worse, and "
-        f"{_counted(open_)} not distinguishable from it."
+        f"{_counted(better, 'better')}, {_counted(worse, 'worse')}, and "
+        f"{_counted(open_, 'not distinguishable from it')}."
     )
 
 
-def _counted(arms: Sequence[str]) -> str:
+def _counted(arms: Sequence[str], what: str) -> str:
     if not arms:
-        return "none is"
-    return f"{len(arms)} {'is' if len(arms) == 1 else 'are'} ({', '.join(arms)})"
+        return f"none is {what}"
+    return f"{len(arms)} {'is' if len(arms) == 1 else 'are'} {what} ({', '.join(arms)})"
 
 
 def _beside_untuned(comparisons: Sequence[Comparison]) -> str:
@@ -75,11 +75,9 @@ def _beside_untuned(comparisons: Sequence[Comparison]) -> str:
 
 
 def noise_words(verdicts: Verdicts) -> list[str]:
-    """Returns what the study measured of its own noise, a sentence or two per metric."""
+    """Returns what the study measured of its own noise, a paragraph per metric."""
     metrics = [m for m in verdicts.noise if m != "bleu" or verdicts.num_answers]
-    return [
-        sentence for metric in metrics for sentence in _noise_of(metric, verdicts.noise[metric])
-    ]
+    return [" ".join(_noise_of(metric, verdicts.noise[metric])) for metric in metrics]
 
 
 def _noise_of(metric: Metric, noise: NoiseFloor) -> list[str]:

@@ -44,6 +44,20 @@ def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
     return folder / "index.html"
 
 
+def study_markdown(study_folder: Path) -> str:
+    """Returns a study's answer and its verdict table as Markdown.
+
+    Args:
+        study_folder: The study.
+
+    Raises:
+        RunFolderError: If there is no study with a completed run.
+    """
+    study = read_study(study_folder)
+    contents = contents_of(study, judge(study))
+    return "\n\n".join([*contents.answer, markdown_of(contents.tables.verdicts)])
+
+
 def _files(contents: Contents) -> Iterator[tuple[str, bytes]]:
     """Yields every file of the report; the page, which needs none of the others, last."""
     for figure in contents.figures.on_paper():
