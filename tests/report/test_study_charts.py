@@ -7,11 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loracle.report.study.curve_charts import loss_figures
 from loracle.report.study.effects import Effect, forest_figure
 from loracle.report.study.example_chart import example_figure
 from loracle.report.study.maps import placement_figures, score_figures
+from loracle.report.study.palette import looks_of
 from loracle.report.study.tradeoff_charts import Point, spread, tradeoff_figure
 from loracle.report.study.vega import as_altair, for_page, for_paper, svg_of, themed
+from loracle.study_record import read_study
+from stats.simulated import ARMS, write_study
 
 UNITLESS = {"optimizer step", "trainable parameters", "layer", None}
 UNITS = ("nats per token", "GiB", "MiB", ", s", "ms per token", "share of modules", "target tokens")
@@ -51,6 +55,21 @@ def test_every_figure_is_valid_vega_lite(which, request):
     for figure in [*drawn, example_figure(contents.study)]:
         chart = as_altair(figure)
         assert chart.to_dict()["config"]["background"] == "transparent"
+
+
+def test_a_single_validation_is_no_curve(tmp_path):
+    folder = write_study(tmp_path, arms=ARMS[:2], num_examples=5, num_answers=0)
+    for path in folder.glob("runs/*/evals.jsonl"):
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        last = max(row["step"] for row in rows)
+        kept = [json.dumps(row) for row in rows if row["step"] in (0, last)]
+        path.write_text("\n".join(kept) + "\n", encoding="utf-8")
+    study = read_study(folder)
+    looks = looks_of([arm.name for arm in study.arms], reference=study.reference)
+    *_, validation = loss_figures(study, looks=looks)
+    assert validation.absent == (
+        "Every run was validated before and after training only: the tables have it."
+    )
 
 
 @pytest.mark.parametrize("which", ["contents", "bare_contents"])

@@ -207,6 +207,7 @@ def test_the_paper_compiles(report, tmp_path):
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
     assert "undefined" not in done.stdout
+    assert "Overfull" not in done.stdout, "something is wider than the page"
     assert (folder / "paper.pdf").stat().st_size > 10_000
 
 

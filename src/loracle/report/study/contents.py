@@ -30,6 +30,7 @@ from loracle.report.study.study_tables import (
     arms_by_effect,
     bleu_table,
     cost_table,
+    effects_table,
     untuned_table,
     verdict_table,
 )
@@ -47,6 +48,8 @@ class Tables:
 
     verdicts: Table
     """Every arm beside the reference: what answers the question."""
+    effects: Table
+    """The same without BLEU and costs, for paper."""
     bleu: Table | None
     """The same of BLEU, for paper; None: no answers."""
     untuned: Table
@@ -145,6 +148,8 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
     orderings = published_orderings(study, verdicts)
     seeds, samples = samples_of(study)
     smallest = largest_smallest_effect(verdicts)
+    line = provenance.line
+    judged = verdict_table(study, verdicts, provenance=line)
     return Contents(
         study=study,
         verdicts=verdicts,
@@ -161,13 +166,12 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
         sample_seeds=tuple(seeds),
         samples=tuple(samples),
         tables=Tables(
-            verdicts=verdict_table(study, verdicts, provenance=provenance.line),
-            bleu=bleu_table(study, verdicts, provenance=provenance.line)
-            if verdicts.num_answers
-            else None,
-            untuned=untuned_table(study, verdicts, provenance=provenance.line),
-            costs=cost_table(study, provenance=provenance.line),
-            tradeoffs=tradeoff_table(study, verdicts, provenance=provenance.line),
+            verdicts=judged,
+            effects=effects_table(judged, verdicts=verdicts, provenance=line),
+            bleu=bleu_table(study, verdicts, provenance=line) if verdicts.num_answers else None,
+            untuned=untuned_table(study, verdicts, provenance=line),
+            costs=cost_table(study, provenance=line),
+            tradeoffs=tradeoff_table(study, verdicts, provenance=line),
             orderings=orderings_table(orderings),
             criteria=criteria_table(study),
             evidence=evidence_table(study),

@@ -85,6 +85,9 @@ def _validation(study: StudyRecord, *, looks: Mapping[str, Look]) -> Figure:
     rows = validation_curves(study)
     if not rows:
         return missing(name, _NAMES[name], why="No completed run recorded a validation.")
+    if len({row["step"] for row in rows}) == 1:
+        why = "Every run was validated before and after training only: the tables have it."
+        return missing(name, _NAMES[name], why=why)
     title = "validation loss, nats per token"
     untuned = study.runs[0].result["quality"]["base"]["loss_nats_per_token"]
     points: Spec = {
@@ -94,7 +97,7 @@ def _validation(study: StudyRecord, *, looks: Mapping[str, Look]) -> Figure:
         "encoding": {
             **_step_and_loss(title),
             "color": _colour(looks),
-            "shape": category("arm", None, scale=arm_scale(looks, "shape")),
+            "shape": category("arm", None, scale=arm_scale(looks, "shape"), legend=None),
             "opacity": _where_shown(1.0, 0.05),
             "tooltip": _tooltip(),
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from loracle.comparison import UNTUNED, Comparison
 from loracle.costs import AXES, Axis, Cost
@@ -130,11 +131,22 @@ def _mark(arm: str, verdicts: Verdicts) -> str:
     return _MARKS[found.verdict] if found and found.interval else ""
 
 
+def effects_table(table: Table, *, verdicts: Verdicts, provenance: str) -> Table:
+    """Returns the verdict table without BLEU and costs: as much as a page of paper is wide."""
+    kept = ("arm", "rank", "trainable parameters", "loss difference", "perplexity", "p", "verdict")
+    narrow = table.only(*kept, name="effects")
+    return replace(narrow, caption=f"{_how_to_read(verdicts)} {provenance}.")
+
+
 def _verdict_caption(study: StudyRecord, verdicts: Verdicts, provenance: str) -> str:
+    return f"{_how_to_read(verdicts)} {_measured_on(study)} {provenance}."
+
+
+def _how_to_read(verdicts: Verdicts) -> str:
     return (
         f"Arm minus {verdicts.reference}, sorted by loss; a negative loss difference is an "
         f"improvement. Intervals hold over seeds and examples and are not corrected for the number "
-        f"of arms; p is. {_measured_on(study)} {provenance}."
+        f"of arms; p is."
     )
 
 

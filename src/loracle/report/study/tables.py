@@ -115,13 +115,15 @@ def latex_of(table: Table) -> str:
         "\\centering\\footnotesize\\setlength{\\tabcolsep}{3.5pt}",
         f"\\caption{{{escape(table.caption)}}}",
         f"\\label{{tab:{table.name}}}",
+        # A table that is wider than the line shrinks to it; others stay as they are.
+        "\\resizebox{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}{!}{%",
         f"\\begin{{tabular}}{{@{{}}{aligns}@{{}}}}",
         "\\toprule",
         *heads,
         "\\midrule",
         *(_latex_cells(table, row) for row in table.rows),
         "\\bottomrule",
-        "\\end{tabular}",
+        "\\end{tabular}}",
         "\\end{table}",
     ]
     return "\n".join(lines) + "\n"
