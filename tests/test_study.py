@@ -253,7 +253,7 @@ def test_the_live_table_has_an_arm_per_row_and_a_seed_per_column(done, place, fi
     from rich.console import Console
 
     from loracle.study import prepare_study
-    from loracle.study_config import load_study
+    from loracle.study_file import load_study
 
     folder, _ = done
     with place.entered():

@@ -5,14 +5,8 @@ import pytest
 from loracle.config import PlacementConfig
 from loracle.configfile import load_config, read_yaml, shipped_configs
 from loracle.errors import ConfigError, ConfoundError
-from loracle.study_config import (
-    ArmConfig,
-    RandomConfig,
-    StrategicConfig,
-    load_study,
-    parse_study,
-    slug_of,
-)
+from loracle.study_config import ArmConfig, RandomConfig, StrategicConfig, slug_of
+from loracle.study_file import load_study, parse_study
 
 STUDIES = [name for name, path in shipped_configs().items() if "arms" in read_yaml(path)]
 
@@ -99,6 +93,31 @@ def test_an_arm_that_changes_more_than_its_placement_is_a_confound(write, key, v
     message = refusal(write(text), error=ConfoundError)
     assert "arm 'other'" in message
     assert key in message
+
+
+@pytest.mark.parametrize(
+    ("given", "key"),
+    [
+        ("learning_rate: 0.01", "train.learning_rate"),
+        ("train: {learning_rate: 0.01}", "train.learning_rate"),
+        ("dropout: 0.0", "lora.dropout"),
+        ("seed: 3", "seed"),
+        ("dtype: float32", "dtype"),
+    ],
+)
+def test_a_confound_is_named_however_it_is_written(write, given, key):
+    text = SOUND + f"  other: {{placement: attention, {given}}}\n"
+    assert f"({key}: " in refusal(write(text), error=ConfoundError)
+
+
+def test_a_fault_in_a_choice_of_modules_is_told_once(write):
+    text = SOUND + "  chosen: {placement: {strategic: magic, keep_frac: 0.3}}\n"
+    message = refusal(write(text))
+    assert "arms.chosen.placement.strategic: input should be 'gradient-energy'" in message
+    assert "missing" not in message
+    text = SOUND + "  chosen: {placement: {strategic: gradient-energy, keep: 0.3}}\n"
+    message = refusal(write(text))
+    assert "arms.chosen.placement.keep: unknown key" in message
 
 
 def test_a_key_that_changes_nothing_is_no_confound(write):

@@ -9,7 +9,7 @@ from loracle.config import config_digest, difference
 from loracle.configfile import load_config
 from loracle.errors import PlacementError, UsageError
 from loracle.model.inventory import inventory_from_architecture
-from loracle.study_config import parse_study
+from loracle.study_file import parse_study
 from loracle.study_plan import plan_study
 from loracle.study_search import search_runs, with_learning_rates
 

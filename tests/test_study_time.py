@@ -8,7 +8,7 @@ from geometries import SMOLLM2_135M
 from loracle.configfile import load_config
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import resolve_placement
-from loracle.study_config import parse_study
+from loracle.study_file import parse_study
 from loracle.study_plan import plan_study
 from loracle.study_time import (
     DataShape,

@@ -118,7 +118,7 @@ def study(
     ] = False,
 ) -> None:
     """Compare placements under identical conditions over several seeds, then report."""
-    from loracle.study_config import load_study
+    from loracle.study_file import load_study
 
     name = find_config(config).stem
     resolved, base = load_study(config, overrides=overrides or ())

@@ -7,30 +7,25 @@ of each arm its placement. Anything else that an arm changes is a confound and i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from loracle.config import Config, Fraction, Natural, PlacementConfig, Positive, difference
-from loracle.configfile import (
-    faults_of,
-    find_config,
-    merge,
-    nested,
-    parse_config,
-    parse_override,
-    read_yaml,
-    resolve_config,
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
 )
-from loracle.errors import ConfigError, ConfoundError, did_you_mean
+
+from loracle.config import Config, Fraction, Natural, PlacementConfig, Positive
+from loracle.errors import did_you_mean
 from loracle.placement.budget import Budget
 from loracle.placement.plan import FULL
 from loracle.placement.selection import Score
 
-# What an arm may change, provided that alpha / r stays.
-_PLACEMENT_KEYS = frozenset({"lora.placement", "lora.rank", "lora.alpha"})
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+@-]{0,39}")
 
 
@@ -83,10 +78,27 @@ class FullConfig(_Section):
     """Its peak rate; about a tenth of LoRA's (Schulman et al. 2025, LoRA Without Regret)."""
 
 
+def _kind_of_placement(given: Any) -> str:
+    """Returns which of the ways to state a placement is meant, so that faults are of that one."""
+    if isinstance(given, BaseModel):
+        return type(given).__name__
+    if not isinstance(given, Mapping):
+        return "str"
+    if "strategic" in given:
+        return "StrategicConfig"
+    return "RandomConfig" if "random" in given else "PlacementConfig"
+
+
 class ArmConfig(_Section):
     """A placement under test."""
 
-    placement: str | PlacementConfig | StrategicConfig | RandomConfig
+    placement: Annotated[
+        Annotated[str, Tag("str")]
+        | Annotated[PlacementConfig, Tag("PlacementConfig")]
+        | Annotated[StrategicConfig, Tag("StrategicConfig")]
+        | Annotated[RandomConfig, Tag("RandomConfig")],
+        Discriminator(_kind_of_placement),
+    ]
     """A preset, modules and layers, or how they are chosen."""
     rank: Positive | None = None
     """r, where the budget is not to decide it; null: the budget decides."""
@@ -185,79 +197,32 @@ def _arm(name: Any, given: Any) -> Any:
         return {"placement": given}
     if not isinstance(given, Mapping):
         return given
-    known = {key: value for key, value in given.items() if key in ("placement", "rank")}
-    dotted = {key: value for key, value in given.items() if key not in known and "." in str(key)}
-    rest = {key: value for key, value in given.items() if key not in known and key not in dotted}
-    return {"placement": name, **known, **({"config": dotted} if dotted else {}), **rest}
+    own: dict[Any, Any] = {"placement": name}
+    changes: dict[str, Any] = {}
+    for key, value in given.items():
+        full = None if key in ArmConfig.model_fields else _config_key(str(key))
+        if full is None:
+            own[key] = value
+        else:
+            changes[full] = value
+    return own | ({"config": changes} if changes else {})
+
+
+def _config_key(key: str) -> str | None:
+    """Returns the full key of a run's configuration that is meant; None: it is none.
+
+    ``learning_rate`` is ``train.learning_rate``: what an arm sets beside its placement is refused
+    by its name, however it is written.
+    """
+    if "." in key or key in Config.model_fields:
+        return key
+    for section, field in Config.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and key in kind.model_fields:
+            return f"{section}.{key}"
+    return None
 
 
 def slug_of(name: str) -> str:
     """Returns a name as part of a folder's name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()
-
-
-def load_study(study: str | Path, *, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Config]:
-    """Returns a study and the configuration that its arms share.
-
-    Args:
-        study: A YAML file, or the name of a shipped one.
-        overrides: ``key=value`` each: keys of the study, or of the configuration.
-
-    Raises:
-        ConfigError: Listing every fault of the file.
-        ConfoundError: If an arm changes more than its placement.
-    """
-    path = find_config(study)
-    tree = read_yaml(path)
-    if "arms" not in tree:
-        raise ConfigError(f"{path.name}: not a study, it has no arms (for a run: loracle baseline)")
-    given = [parse_override(override) for override in overrides]
-    of_study = [change for change in given if next(iter(change)) in StudyConfig.model_fields]
-    for change in of_study:
-        tree = merge(tree, change)
-    config = parse_study(tree, origin=path.name)
-    beside = path.parent / config.base
-    base = resolve_config(
-        beside if beside.is_file() else config.base,
-        changes=[config.config, *(change for change in given if change not in of_study)],
-        origin=path.name + (" with --set" if given else ""),
-    )
-    for name, arm in config.arms.items():
-        require_no_confound(name, arm, base=base, origin=path.name)
-    return config, base
-
-
-def parse_study(tree: Mapping[str, Any], *, origin: str) -> StudyConfig:
-    """Returns ``tree`` validated.
-
-    Raises:
-        ConfigError: Listing every fault.
-    """
-    try:
-        return StudyConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: {faults_of(error, tree, root=StudyConfig)}") from None
-
-
-def require_no_confound(name: str, arm: ArmConfig, *, base: Config, origin: str) -> None:
-    """Checks that an arm differs from the base in its placement and the rank it implies only.
-
-    Raises:
-        ConfigError: If it sets a key that does not exist, or a value out of range.
-        ConfoundError: If it changes anything else, naming the keys.
-    """
-    tree: Mapping[str, Any] = base.model_dump(mode="json")
-    for key, value in arm.config.items():
-        tree = merge(tree, nested(key, value))
-    changes = difference(base, parse_config(tree, origin=f"{origin}, arms.{name}"))
-    if not changes:
-        return
-    if any(line.partition(":")[0] in _PLACEMENT_KEYS for line in changes):
-        raise ConfoundError(
-            f"{origin}: arm '{name}': its placement and rank are keys of their own, not lora.*; "
-            "alpha follows from the rank, so that alpha / r is the same for all arms"
-        )
-    raise ConfoundError(
-        f"{origin}: arm '{name}' differs from the others in more than its placement "
-        f"({'; '.join(changes)}); give it to all arms under 'config', or leave it out"
-    )
