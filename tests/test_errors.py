@@ -12,6 +12,7 @@ EXIT_CODES = {
     "LoracleError": 1,
     "UsageError": 2,
     "ConfigError": 2,
+    "ConfoundError": 2,
     "SourceError": 2,
     "DataError": 2,
     "PlacementError": 2,

@@ -14,7 +14,7 @@ from loracle.errors import PlacementError
 from loracle.model.base import load_base
 from loracle.model.head import target_nll, trained_target_nll
 from loracle.model.whole import moved_weights, stored_weights, whole_model
-from loracle.placement import ModulePlan, presets, resolve_placement, select_modules
+from loracle.placement import ModulePlan, resolve_placement, select_modules
 from loracle.runner import RunSpec, run_many
 from loracle.schedule import DataOrder, learning_rate
 from loracle.study_record import read_study
@@ -42,7 +42,6 @@ def test_full_is_a_placement_without_modules():
     assert plan.is_full
     assert plan.trainable_params == plan.total_params == 134_515_008
     assert ModulePlan.from_json(plan.to_json()) == plan
-    assert "full" in presets()
     with pytest.raises(PlacementError, match="trains every weight"):
         select_modules("full", inventory=inventory)
     with pytest.raises(PlacementError, match="did you mean 'full'"):

@@ -71,6 +71,7 @@ def result_of(found: Measured, *, repeats: list[Repeat] | None = None) -> dict:
         config=load_config(overrides=["train.batch_size=8", "seed=3"]),
         signature="s" * 12,
         environment={"device": {"name": "Some CPU"}},
+        arm="first",
         plan=PLAN,
         train_examples=100,
         measured=found,
@@ -136,7 +137,7 @@ def test_who_and_when():
     found = result_of(measured())
     assert found["schema"] == 1
     assert (found["signature"], found["device"], found["seed"]) == ("s" * 12, "Some CPU", 3)
-    assert found["placement"] == found["arm"] == "all-linear"
+    assert (found["placement"], found["arm"]) == ("all-linear", "first")
     assert found["adapter_sha256"] == "ab" * 32
     age = datetime.now(UTC) - datetime.fromisoformat(found["finished_at"])
     assert 0 <= age.total_seconds() < 60

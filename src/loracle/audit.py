@@ -50,27 +50,29 @@ class Audit:
         return abs(self.reloaded_loss_nats_per_token - recorded) / recorded
 
     @property
-    def _what_moves(self) -> str:
-        return "weights" if self.frozen_weights_unchanged is None else "lora_B"
+    def is_full(self) -> bool:
+        """True of full fine-tuning."""
+        return self.frozen_weights_unchanged is None
 
     def faults(self) -> list[str]:
         """Returns one sentence for each claim that does not hold."""
+        what, library = ("model", "Transformers") if self.is_full else ("adapter", "PEFT")
+        parts, unit = ("weights", "tensors") if self.is_full else ("lora_B", "modules")
         found = []
         if self.updated_modules != self.planned_modules:
             found.append(
-                f"{self._what_moves} moved in {self.updated_modules} of "
-                f"{self.planned_modules} modules"
+                f"{parts} moved in {self.updated_modules} of {self.planned_modules} {unit}"
             )
         if self.frozen_weights_unchanged is False:
             found.append("frozen weights changed")
         if self.trainable_params != self.planned_params:
             found.append(f"{self.trainable_params} trainable, {self.planned_params} planned")
         if not self.saved_tensors_exact:
-            found.append("the saved tensors are not the trained ones")
+            found.append(f"the saved tensors are not the {what}'s")
         if not self.reload_difference <= self.relative_tolerance:
             found.append(
-                f"what was saved gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
-                f"through stock libraries, the run recorded {self.recorded_loss_nats_per_token:.6f}"
+                f"the saved {what} gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
+                f"through stock {library}, the run recorded {self.recorded_loss_nats_per_token:.6f}"
             )
         return found
 

@@ -17,6 +17,7 @@ from loracle.errors import PlacementError
 from loracle.module_rows import Row, rows_of, ruler
 from loracle.placement import Inventory, ModulePlan, Role, resolve_placement
 from loracle.placement.names import layer_ranges
+from loracle.placement.plan import FULL
 from loracle.placement.presets import PRESETS, counted_names
 from loracle.placement_map import placement_map
 
@@ -103,7 +104,7 @@ def _presets(inventory: Inventory, *, rank: int, alpha: float) -> Iterator[Rende
     )
     half = max(1, inventory.num_layers // 2)
     absent: dict[str, list[str]] = defaultdict(list)
-    for name in (*PRESETS, *counted_names(half)[:2], counted_names(2)[2]):
+    for name in (*PRESETS, *counted_names(half)[:2], counted_names(2)[2], FULL):
         try:
             plan = resolve_placement(name, inventory=inventory, rank=rank, alpha=alpha)
         except PlacementError as error:
@@ -119,7 +120,7 @@ def _presets(inventory: Inventory, *, rank: int, alpha: float) -> Iterator[Rende
 
 def _costs(plan: ModulePlan) -> tuple[str, str, str, str]:
     return (
-        f"{len(plan.modules):,}",
+        "n/a" if plan.is_full else f"{len(plan.modules):,}",
         f"{plan.trainable_params:,}",
         f"{100 * plan.trainable_params / plan.base_params:.3f}",
         f"{plan.trainable_params * _BYTES_PER_PARAM / _MIB:.1f}",

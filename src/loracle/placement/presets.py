@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 
 from loracle.errors import PlacementError
 from loracle.placement.inventory import Inventory, LinearModule, Role
-from loracle.placement.plan import FULL
 
 Modules = tuple[LinearModule, ...]
 Selector = Callable[[Inventory], Modules]
@@ -111,8 +110,7 @@ PATTERNS: dict[str, str] = {
 
 def presets() -> dict[str, str]:
     """Returns each preset's name, or pattern of names, with its meaning in one line."""
-    named = {name: meaning for name, (meaning, _) in PRESETS.items()}
-    return named | PATTERNS | {FULL: "no adapters: every weight trains, as a reference"}
+    return {name: meaning for name, (meaning, _) in PRESETS.items()} | PATTERNS
 
 
 def counted_preset(placement: str, *, inventory: Inventory) -> Modules | None:
