@@ -9,6 +9,7 @@ import pytest
 
 from loracle.configfile import read_yaml
 from loracle.errors import ModelError, RunFolderError
+from loracle.report.study.search_table import search_table
 from loracle.study_record import read_study
 from loracle.study_search import best_rates
 from loracle.study_view import StudyProgress, last_step, run_state
@@ -218,6 +219,16 @@ def test_a_search_finds_a_rate_for_every_arm_first(place, tmp_path):
     rates = {run["learning_rate"] for run in load(folder / "plan.json")["runs"]}
     assert rates == {0.003}
     assert len(list((folder / "runs").iterdir())) == 4 + 4
+    study = read_study(folder)
+    assert {run.learning_rate for run in study.search} == {1e-9, 0.003}
+    table = search_table(study)
+    assert [row[0] for row in table.rows] == ["all-linear", "attention"]
+    assert [row[-2:] for row in table.rows] == [("0.003", "edge")] * 2
+    assert all(float(row[2]) < float(row[1]) for row in table.rows), "by rising rate"
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Learning rates tried" in page
+    assert "ends the grid that was searched" in page
+    assert "in the learning rate that a search found for each" in page
 
 
 SEARCH = "search: {learning_rates: [1.0e-9, 0.003], seed: 5}"

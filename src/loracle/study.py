@@ -203,7 +203,8 @@ def keep_plan(plan: StudyPlan, *, out: Path) -> None:
     with disk_faults(out):
         out.mkdir(parents=True, exist_ok=True)
         write_durably(out / STUDY, dump_yaml(study).encode())
-        _write_json(out / PLAN, plan.plan_json())
+        trials = [run.to_json() for run in search_runs(plan)]
+        _write_json(out / PLAN, plan.plan_json() | {"search": trials})
         if plan.scores:
             scored = {"schema": 1, "steps": _SCORED_STEPS, "scores": dict(plan.scores)}
             _write_json(out / SCORES, scored)

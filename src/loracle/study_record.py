@@ -3,10 +3,11 @@
 ::
 
     study.yaml        question, reference arm, budget, seeds, and the resolved base configuration
-    plan.json         arms with their ranks and counts, runs with their ids, the model's modules
+    plan.json         arms with their ranks and counts, runs with their ids, the trial runs of a
+                      learning-rate search, the model's modules
     scores.json       scores of the modules on the frozen base; absent without strategic arms
     runs/<id>/        one run folder each (`loracle.record`)
-    verdicts.json, report/
+    report/           what came of it
 
 What a run must have to count is ``result.json`` with the status "completed".
 """
@@ -100,6 +101,8 @@ class StudyRecord:
     """Completed runs, in the plan's order."""
     unfinished: tuple[Mapping[str, Any], ...]
     """Planned runs that did not complete: id, arm, seed, role, status, error."""
+    search: tuple[RunRecord, ...]
+    """Completed trial runs of the learning-rate search; empty without one."""
     inventory: Inventory
     """The model's linear layers."""
     scores: Mapping[str, Mapping[str, float]]
@@ -144,6 +147,7 @@ def read_study(path: Path) -> StudyRecord:
         arms=tuple(ArmRecord(**arm | {"modules": tuple(arm["modules"])}) for arm in plan["arms"]),
         runs=runs,
         unfinished=tuple(_unfinished(path, run) for run in plan["runs"] if run["id"] not in done),
+        search=tuple(_completed(path, plan.get("search", ()))),
         inventory=Inventory(
             modules=tuple(LinearModule(**module) for module in plan["inventory"]["modules"]),
             num_layers=plan["inventory"]["num_layers"],

@@ -76,7 +76,7 @@ def _arms_table(arms: Sequence[PlannedArm], *, seconds: Mapping[str, float]) -> 
         gap = arm.budget_gap_frac
         table.add_row(
             arm.name,
-            f"{len(arm.plan.modules):,}",
+            "all" if arm.plan.is_full else f"{len(arm.plan.modules):,}",
             "n/a" if arm.plan.is_full else str(arm.rank),
             "n/a" if arm.plan.is_full else f"{arm.alpha:g}",
             f"{arm.plan.trainable_params:,}",

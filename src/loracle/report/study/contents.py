@@ -26,6 +26,7 @@ from loracle.report.study.provenance import (
 from loracle.report.study.published import orderings_table, why_it_may_differ
 from loracle.report.study.run_tables import criteria_table, evidence_table, unfinished_table
 from loracle.report.study.samples import Sample, samples_of
+from loracle.report.study.search_table import search_table
 from loracle.report.study.study_tables import (
     arms_by_effect,
     bleu_table,
@@ -66,6 +67,8 @@ class Tables:
     """Their evidence."""
     unfinished: Table | None
     """Runs that did not complete; None: all did."""
+    search: Table | None
+    """Learning rates that were tried; None: none were."""
 
     def __iter__(self) -> Iterator[Table]:
         """Yields those that there are."""
@@ -176,6 +179,7 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
             criteria=criteria_table(study),
             evidence=evidence_table(study),
             unfinished=unfinished_table(study),
+            search=search_table(study),
         ),
         figures=figures_of(study, verdicts),
     )

@@ -186,7 +186,7 @@ def _step_and_loss(title: str) -> dict[str, Any]:
 
 def _colour(looks: Mapping[str, Look]) -> Spec:
     # Lines as they are drawn, and opaque, though bands and single steps are faint.
-    legend = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolSize": 400}
+    legend = {"symbolType": "stroke", "symbolStrokeWidth": 2, "symbolSize": 170}
     legend |= {"symbolOpacity": 1, "rowPadding": 3}
     return category("arm", None, scale=arm_scale(looks, "colour"), legend=legend)
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from loracle.report.study.methods import num_epochs
 from loracle.report.study.numbers import LOSS_DECIMALS, percent
 from loracle.report.study.provenance import Provenance, data_of
+from loracle.report.study.search_table import arms_at_the_edge
 from loracle.study_record import StudyRecord
 from loracle.words import plural
 
@@ -81,7 +82,14 @@ def _limits_of_power(provenance: Provenance, smallest: float | None) -> Iterator
 
 
 def _limits_of_design(study: StudyRecord) -> Iterator[str]:
-    rates = {run.learning_rate for run in study.runs if run.role == "arm"}
+    adapted = {arm.name for arm in study.arms if arm.rank is not None}
+    counted = [run for run in study.runs if run.role == "arm" and run.arm in adapted]
+    rates = {run.learning_rate for run in counted}
+    if edge := arms_at_the_edge(study):
+        yield (
+            f"The learning rate of {', '.join(edge)} ends the grid that was searched: one beyond "
+            "it might be better."
+        )
     if len(rates) == 1 and not study.study.get("search"):
         yield (
             "One learning rate for all arms: an arm that would prefer another is at a disadvantage "

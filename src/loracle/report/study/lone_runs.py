@@ -45,6 +45,7 @@ def study_of_runs(root: Path) -> StudyRecord:
         arms=(arm,),
         runs=tuple(runs),
         unfinished=(),
+        search=(),
         inventory=_inventory(plan),
         scores={},
     )

@@ -114,9 +114,18 @@ def _arms(study: StudyRecord, config: Mapping[str, Any]) -> Iterator[str]:
     lora = config["lora"]
     yield (
         f"alpha / r is {lora['alpha'] / lora['rank']:g} in every arm with adapters. Arms differ in "
-        f"placement and in the rank that the budget implies, and in nothing else; the software "
-        f"refuses a study in which they do."
+        f"{_differences(study)}, and in nothing else; the software refuses a study in which they "
+        f"do."
     )
+
+
+def _differences(study: StudyRecord) -> str:
+    placement, rank = "placement", "the rank that the budget implies"
+    if study.study.get("search"):
+        return f"{placement}, in {rank} and in the learning rate that a search found for each"
+    if any(arm.rank is None for arm in study.arms):
+        return f"{placement} and in {rank}, full fine-tuning also in its learning rate"
+    return f"{placement} and in {rank}"
 
 
 def _rank(rank: int | None) -> str:

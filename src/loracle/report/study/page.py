@@ -96,6 +96,7 @@ def _view(contents: Contents) -> dict[str, Any]:
         "criteria": tables.criteria,
         "evidence": tables.evidence,
         "unfinished": tables.unfinished,
+        "search": tables.search,
         "orderings": tables.orderings,
         "orderings_note": contents.orderings_note,
         "methods": contents.methods,

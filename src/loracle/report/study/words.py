@@ -49,10 +49,12 @@ def _found(comparisons: Sequence[Comparison], *, reference: str, by: str) -> str
         )
     better, worse = with_verdict(comparisons, "better"), with_verdict(comparisons, "worse")
     open_ = with_verdict(comparisons, "not distinguishable")
+    parts = [_counted(better, "better"), _counted(worse, "worse")]
+    if open_:
+        parts.append(_counted(open_, "not distinguishable from it"))
     return (
         f"By {by}, of {plural(len(comparisons), 'placement')} compared with {reference}, "
-        f"{_counted(better, 'better')}, {_counted(worse, 'worse')}, and "
-        f"{_counted(open_, 'not distinguishable from it')}."
+        f"{', '.join(parts[:-1])}{',' if open_ else ''} and {parts[-1]}."
     )
 
 
