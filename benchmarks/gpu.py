@@ -31,7 +31,7 @@ Spec = dict[str, Any]
 def main() -> None:
     given = _arguments()
     if given.wheels:
-        _start_again_with(given.wheels)
+        start_again_with(given.wheels, script=Path(__file__))
     if given.worker:
         print(json.dumps(measure(json.loads(given.worker))))
         return
@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _start_again_with(wheels: Path) -> None:
+def start_again_with(wheels: Path, *, script: Path) -> None:
     """Installs the wheels beside the environment; goes on in a process that sees them."""
     found = sorted(str(path) for path in wheels.glob("*.whl"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
@@ -65,7 +65,9 @@ def _start_again_with(wheels: Path) -> None:
         [str(_SITE.resolve()), str(_ROOT / "src"), *([before] if before else [])]
     )
     kept = [word for index, word in enumerate(sys.argv[1:]) if not _is_wheels(index + 1)]
-    os.execve(sys.executable, [sys.executable, __file__, *kept], os.environ | {"PYTHONPATH": path})
+    os.execve(
+        sys.executable, [sys.executable, str(script), *kept], os.environ | {"PYTHONPATH": path}
+    )
 
 
 def _is_wheels(index: int) -> bool:

