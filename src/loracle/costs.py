@@ -22,6 +22,13 @@ AXES: dict[Axis, tuple[str, str]] = {
 }
 """What each axis measures, and its unit."""
 
+MEMORY_KINDS = {
+    "tensors": "live tensors, counted",
+    "resident_set": "resident set of the process",
+    "cuda_allocated": "allocated on the GPU",
+}
+"""What a memory figure may be of, in words."""
+
 # assumed: one clock or one resident set, read again, agrees no better than this.
 _RESOLUTION_FRAC = 0.01
 _COUNTED: tuple[Axis, ...] = ("trainable_params", "adapter_mib")
@@ -87,6 +94,25 @@ def _efficiency(run: RunRecord) -> Mapping[str, Any]:
     return efficiency
 
 
+def peak_memory_gib(result: Mapping[str, Any]) -> float | None:
+    """Returns what a run's tensors took in training at their most.
+
+    A GPU counts that itself. On a CPU it is counted in the first steps; the resident set also holds
+    Python, libraries and what earlier runs of the process left with the allocator, and does not
+    compare between runs.
+    """
+    memory = result["efficiency"]["peak_memory_gib"]
+    counted: float | None = memory.get("train_tensors")
+    resident: float | None = memory["train"]
+    return resident if counted is None else counted
+
+
+def kind_of_memory(result: Mapping[str, Any]) -> str:
+    """Returns what `peak_memory_gib` is of: a key of ``MEMORY_KINDS``."""
+    memory = result["efficiency"]["peak_memory_gib"]
+    return "tensors" if memory.get("train_tensors") is not None else str(memory["kind"])
+
+
 def _adapter_mib(run: RunRecord) -> float:
     """Returns the size of the adapter's file, or of its parameters where it was not kept."""
     file = run.path / "adapter" / "adapter_model.safetensors"
@@ -97,7 +123,7 @@ def _adapter_mib(run: RunRecord) -> float:
 
 _READERS: dict[Axis, Callable[[RunRecord], float | None]] = {
     "trainable_params": lambda run: _efficiency(run)["trainable_params"],
-    "peak_memory_gib": lambda run: _efficiency(run)["peak_memory_gib"]["train"],
+    "peak_memory_gib": lambda run: peak_memory_gib(run.result),
     "step_time_s": lambda run: _efficiency(run)["step_time_s"]["median"],
     "latency_ms_per_token": lambda run: _efficiency(run)["latency_ms_per_token"]["unmerged"],
     "adapter_mib": _adapter_mib,

@@ -30,9 +30,9 @@ _SOURCES = ("src", "experiments", "pyproject.toml")
 # The code that can change a number, below the package: two commits that agree in it are one engine.
 _ENGINE = (
     "audit.py", "bundle.py", "data/*.py", "decode.py", "device.py", "evaluate.py", "gradients.py",
-    "isolated.py", "lockstep.py", "measure.py", "members.py", "model/*.py", "placement/adapters.py",
-    "probe.py", "result.py", "schedule.py", "seeds.py", "session.py", "stages.py", "train.py",
-    "training_run.py", "workbench.py",
+    "isolated.py", "live_bytes.py", "lockstep.py", "measure.py", "members.py", "model/*.py",
+    "placement/adapters.py", "probe.py", "result.py", "schedule.py", "seeds.py", "session.py",
+    "stages.py", "step_tensors.py", "train.py", "training_run.py", "workbench.py",
 )  # fmt: skip
 
 # What must agree before two runs' numbers share a table, as dotted keys or their sections.

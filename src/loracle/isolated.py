@@ -17,6 +17,7 @@ from loracle.data.packing import batches_by_tokens
 from loracle.evaluate import score_examples
 from loracle.measure import Latency, MemoryMeter, measure_latency
 from loracle.placement import ModulePlan
+from loracle.step_tensors import StepTensors
 from loracle.train import TrainingRun, train_bundle
 from loracle.workbench import Workbench
 
@@ -64,8 +65,11 @@ def measure_alone(
                 micro_batch_tokens=token_budget(config, device_type=bench.base.device.type),
                 trunk=bench.trunk if with_trunk else None,
             )
+            counted = StepTensors(
+                bench.base, run, memory=memory, num_steps=config.measure.skip_steps
+            )
             while run.is_active:
-                with memory.phase("train"):
+                with memory.phase("train"), counted.step():
                     (record,) = next(bundle)
                 assert record is not None
                 rows.append({**asdict(record), "clocked": run.step > config.measure.skip_steps})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from loracle.isolated import Isolated
 from loracle.members import Member, fill_for
 from loracle.result import Measured, build_result, example_rows
 from loracle.runs import completed_runs
-from loracle.session import Session, open_sessions, record_failure
+from loracle.session import MEMORY, Session, keep_memory, open_sessions, record_failure
 from loracle.stages import (
     answer,
     audit_of,
@@ -36,6 +37,7 @@ from loracle.stages import (
     text_score,
     validate_due,
 )
+from loracle.step_tensors import StepTensors
 from loracle.train import StepRecord, capture_state, train_bundle
 from loracle.workbench import Workbench
 
@@ -112,6 +114,10 @@ def _complete(sessions: Sequence[Session]) -> None:
     _train(sessions)
     _enter(sessions, phase="evaluate")
     answer(sessions)
+    for session in sessions:
+        if session.is_open:
+            with guarded(session):
+                keep_memory(session)
     _enter(sessions, phase="measure")
     trained = [session for session in sessions if session.is_open]
     digest_after = trained[0].bench.base.weights_digest() if trained else ""
@@ -143,17 +149,31 @@ def _train(sessions: Sequence[Session]) -> None:
         micro_batch_tokens=bundle_budget(budgets, device_type=device_type),
         trunk=bench.trunk if entry_layer(sessions) else None,
     )
+    counted = _step_tensors(sessions)
     total = sum(session.run.train.max_steps for session in sessions)
     done = sum(session.run.step for session in sessions)
     with bench.screen.phase("train", total=total, done=done) as advance:
         while any(session.run.is_active for session in sessions):
-            with memory.phase("train"):
+            with memory.phase("train"), counted():
                 records = _next_step(bundle)
             stepped = _record_step(sessions, records, clocked_after=clocked_after)
             advance(len(stepped), detail=_detail([record for record in records if record]))
             bench.stop.check()
             validate_due(stepped)
             _checkpoint_due(stepped)
+
+
+def _step_tensors(sessions: Sequence[Session]) -> Callable[[], AbstractContextManager[object]]:
+    """Returns what gives the block for each step: one that counts tensors, if a run is alone."""
+    if len(sessions) > 1 or sessions[0].isolated:
+        return nullcontext
+    (session,) = sessions
+    return StepTensors(
+        session.bench.base,
+        session.run,
+        memory=session.memory,
+        num_steps=session.config.measure.skip_steps,
+    ).step
 
 
 def _next_step(bundle: Iterator[list[StepRecord | None]]) -> list[StepRecord | None]:
@@ -206,6 +226,7 @@ def _checkpoint_due(sessions: Sequence[Session]) -> None:
 
 
 def _checkpoint(session: Session) -> None:
+    keep_memory(session)
     tensors, state = capture_state(session.run)
     snapshot = Snapshot(
         step=session.run.step,
@@ -254,7 +275,8 @@ def _conclude(session: Session, *, digest_after: str) -> None:
     )
     folder.write_jsonl("examples.jsonl", rows)
     folder.write_json("result.json", result)
-    (folder.path / "answers.json").unlink(missing_ok=True)
+    for name in ("answers.json", MEMORY):
+        (folder.path / name).unlink(missing_ok=True)
     session.tracker.summarize(result)
     require_sound(audit)
     folder.set_status("completed", phase="done", step=session.run.step)

@@ -6,6 +6,7 @@ measured is None, never 0.
 
 from __future__ import annotations
 
+import gc
 import statistics
 import sys
 import time
@@ -95,6 +96,11 @@ class MemoryMeter:
     device: torch.device
     peaks_gib: dict[str, float | None] = field(default_factory=dict)
     reserved_gib: dict[str, float | None] = field(default_factory=dict)
+    tensors_gib: dict[str, float] = field(default_factory=dict)
+    """What live tensors took at their most, counted; only where the device does not count itself.
+
+    Unlike the resident set it does not depend on what the process did before.
+    """
     _latest: str | None = field(default=None, repr=False)
     """The phase entered last."""
 
@@ -111,6 +117,8 @@ class MemoryMeter:
         the steps of one phase that would cost more than the step gains from it.
         """
         if name != self._latest and self.device.type == "cpu":
+            # Models that are done with hang in reference cycles.
+            gc.collect()
             release_free_memory()
         self._latest = name
         known = self._reset()
@@ -120,6 +128,22 @@ class MemoryMeter:
             self._keep(self.peaks_gib, name, self._peak_bytes() if known else None)
             if self.device.type == "cuda":
                 self._keep(self.reserved_gib, name, torch.cuda.max_memory_reserved(self.device))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the peaks, so that a run that goes on elsewhere keeps them."""
+        return {
+            "peaks_gib": self.peaks_gib,
+            "reserved_gib": self.reserved_gib,
+            "tensors_gib": self.tensors_gib,
+        }
+
+    def remember(self, before: Mapping[str, Mapping[str, float | None]]) -> None:
+        """Takes in what ``to_json`` returned before; of each phase the highest counts."""
+        for ours in (self.peaks_gib, self.reserved_gib):
+            name = "peaks_gib" if ours is self.peaks_gib else "reserved_gib"
+            for phase, peak in before[name].items():
+                ours[phase] = max(filter(None, (ours.get(phase), peak)), default=None)
+        self.tensors_gib |= {phase: peak for phase, peak in before["tensors_gib"].items() if peak}
 
     def _reset(self) -> bool:
         """Forgets the peak so far; False where the platform cannot."""

@@ -137,6 +137,7 @@ def _efficiency(
             "kind": memory.kind,
             **{key: memory.peaks_gib.get(key) for key in ("load", "train", "evaluate", "generate")},
             "reserved": dict(memory.reserved_gib) or None,
+            "train_tensors": memory.tensors_gib.get("train"),
         },
         "latency_ms_per_token": {
             name: found and found.ms_per_token for name, found in measured.latency.items()

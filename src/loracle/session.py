@@ -26,6 +26,8 @@ from loracle.workbench import TrunkUse, Workbench
 
 # PEFT saves an adapter of this name without a folder of its own.
 ADAPTER = "default"
+# Peaks of a run in progress, so that one that goes on in another process keeps them.
+MEMORY = "memory.json"
 
 
 @dataclass
@@ -124,6 +126,12 @@ def open_sessions(
     return sessions
 
 
+def keep_memory(session: Session) -> None:
+    """Leaves the peaks so far in the run's folder, unless others share them."""
+    if session.isolated is None:
+        session.folder.write_json(MEMORY, session.memory.to_json())
+
+
 def adapter_names(folders: Sequence[str]) -> list[str]:
     """Returns a name in PEFT for each run: the default one if it is alone."""
     if len(folders) == 1:
@@ -143,6 +151,8 @@ def _open(
     isolated: Isolated | None,
 ) -> Session:
     folder, config, plan = member.folder, member.config, member.plan
+    if isolated is None and (folder.path / MEMORY).exists():
+        memory.remember(folder.read_json(MEMORY))
     environment = _record_inputs(bench, member, engine=engine)
     run = bench.new_run(config, plan=plan, name=name)
     return Session(

@@ -20,6 +20,7 @@ from loracle.errors import NonFiniteError
 from loracle.gradients import Gradient, fault_of, gradients_of
 from loracle.model.base import FrozenBase
 from loracle.model.trunk import TrunkStore
+from loracle.parts import computing
 from loracle.schedule import learning_rate
 from loracle.training_run import TrainingRun, capture_state, new_run, restore_state
 
@@ -132,7 +133,8 @@ def _update(gradient: Gradient) -> None:
         torch.nn.utils.clip_grads_with_norm_(
             list(run.adapter.parameters.values()), run.train.max_grad_norm, gradient.norm
         )
-    run.scaler.step(run.optimizer)
+    with computing("optimizer"):
+        run.scaler.step(run.optimizer)
     run.scaler.update()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1

@@ -40,6 +40,7 @@ from loracle.model.head import as_float, target_nll, trained_target_nll
 from loracle.model.lora import RoutedLinear, Router
 from loracle.model.norm import install_fast_norms
 from loracle.model.route import Route
+from loracle.parts import computing
 from loracle.quiet import quiet_transformers
 
 # assumed: a fast head that differs from the model's own by more than rounding is another head
@@ -94,18 +95,20 @@ class FrozenBase:
                 return self._nll_from_logits(row)
             hidden = self.model.get_decoder()(**_inputs(row)).last_hidden_state[0, row.source]
             if self.trains:
-                return trained_target_nll(
-                    hidden,
-                    weight=head.weight,
-                    bias=getattr(head, "bias", None),
-                    targets=row.targets,
-                )
+                with computing("head"):
+                    return trained_target_nll(
+                        hidden,
+                        weight=head.weight,
+                        bias=getattr(head, "bias", None),
+                        targets=row.targets,
+                    )
         if adapted:
-            with self.router.following(_at_targets(row, routes)):
+            with self.router.following(_at_targets(row, routes)), computing("head"):
                 return _cross_entropy(head(hidden), row.targets)
-        return target_nll(
-            hidden, weight=head.weight, bias=getattr(head, "bias", None), targets=row.targets
-        )
+        with computing("head"):
+            return target_nll(
+                hidden, weight=head.weight, bias=getattr(head, "bias", None), targets=row.targets
+            )
 
     def _nll_from_logits(self, row: PackedRow) -> Float[Tensor, " N"]:
         with self.precision():

@@ -110,6 +110,13 @@ def _efficiency(efficiency: Mapping[str, Any]) -> Table:
         table.add_row(
             f"peak memory, {phase}", number(memory[phase], ".2f"), "GiB", _memory_kind(memory)
         )
+    if memory.get("train_tensors") is not None:
+        table.add_row(
+            "peak memory, tensors",
+            number(memory["train_tensors"], ".2f"),
+            "GiB",
+            "live tensors in training, counted",
+        )
     for name in ("base", "unmerged", "merged"):
         table.add_row(
             f"latency, {name}",

@@ -5,17 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
-from loracle.costs import AXES, Axis, Cost, arm_costs
+from loracle.costs import AXES, MEMORY_KINDS, Axis, Cost, arm_costs, kind_of_memory
 from loracle.report.study.numbers import decimals_for, fixed, typographic
 from loracle.report.study.palette import SHADE
 from loracle.report.study.vega import Figure, Spec, category, missing, quantity, values
 from loracle.study_record import RunRecord, StudyRecord
 
 _WIDTH_PX, _ROW_PX = 300, 22
-_KINDS = {
-    "resident_set": "resident set of the process",
-    "cuda_allocated": "allocated on the GPU",
-}
 
 
 def costs_of(study: StudyRecord, axis: Axis) -> dict[str, Cost]:
@@ -32,8 +28,8 @@ def axis_label(axis: Axis) -> str:
 
 def memory_kind(runs: Sequence[RunRecord]) -> str:
     """Returns what the memory figures are of, in words."""
-    kinds = dict.fromkeys(run.result["efficiency"]["peak_memory_gib"]["kind"] for run in runs)
-    return ", ".join(_KINDS.get(kind, kind) for kind in kinds)
+    kinds = dict.fromkeys(kind_of_memory(run.result) for run in runs)
+    return ", ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds)
 
 
 def how_measured(runs: Sequence[RunRecord]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from loracle.costs import kind_of_memory
 from loracle.report.study.methods import num_epochs
 from loracle.report.study.numbers import LOSS_DECIMALS, percent
 from loracle.report.study.provenance import Provenance, data_of
@@ -95,9 +96,12 @@ def _limits_of_design(study: StudyRecord) -> Iterator[str]:
             "One learning rate for all arms: an arm that would prefer another is at a disadvantage "
             "that this study cannot tell from its placement."
         )
-    if any(
-        run.result["efficiency"]["peak_memory_gib"]["kind"] == "resident_set" for run in study.runs
-    ):
+    kinds = {kind_of_memory(run.result) for run in study.runs}
+    if "tensors" in kinds:
+        yield (
+            "Memory is what live tensors take on a CPU; a GPU's kernels and allocator add to it."
+        )
+    if "resident_set" in kinds:
         yield (
             "Memory is the resident set of a process on a CPU; a GPU's allocator gives other "
             "figures."
