@@ -24,8 +24,9 @@ def test_the_count_does_not_depend_on_what_the_process_did_before(place, tmp_pat
     for name in ("one", "two"):
         outcome = place.baseline("--out", tmp_path / name, *SHORT)
         assert outcome.code == 0, outcome.err
-    counted = {memory_of(tmp_path / name)["train_tensors"] for name in ("one", "two")}
-    assert len(counted) == 1
+    one, two = (memory_of(tmp_path / name)["train_tensors"] for name in ("one", "two"))
+    # A few KB of constants that the engine keeps are made in whichever run needs them first.
+    assert two == pytest.approx(one, abs=16 * 1024 / 2**30)
 
 
 def test_fewer_modules_take_less(place, tmp_path):
@@ -46,7 +47,8 @@ def test_peaks_outlive_the_process_that_saw_them(place, nursery, tmp_path):
     before = load(cut / "memory.json")
     assert nursery.live([*words, "--out", cut, "--resume"], folder=cut).code == 0
     memory = memory_of(cut)
-    assert memory["train_tensors"] == memory_of(whole)["train_tensors"]
+    assert memory["train_tensors"] == before["tensors_gib"]["train"]
+    assert memory["train_tensors"] == pytest.approx(memory_of(whole)["train_tensors"], rel=0.01)
     assert memory["train"] >= before["peaks_gib"]["train"]
 
 
