@@ -110,6 +110,7 @@ def test_efficiency():
         "evaluate": None,
         "generate": None,
         "reserved": None,
+        "train_tensors": None,
     }
 
 
