@@ -1,0 +1,146 @@
+"""A base without weights: the modules that will run, with tensors that have a shape and no bytes.
+
+The structure is built on the meta device, PEFT's layers included, and then filled with fake tensors
+that say they are on the CPU. Fake tensors from the start would not do: PEFT moves its layers, and
+moving swaps tensors, which fake ones refuse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedTokenizerFast
+
+from loracle.model.adapters import Adapter, attach_adapter
+from loracle.model.attention import PACKED, register_packed_attention
+from loracle.model.base import FrozenBase
+from loracle.model.norm import install_fast_norms
+from loracle.model.whole import whole_model
+from loracle.placement import ModulePlan
+from loracle.quiet import quiet_transformers
+
+
+class _MadeUpValues(TorchFunctionMode):
+    """Answers where the code asks a tensor for its numbers: they are finite, and tests hold."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is Tensor.tolist:
+            return torch.ones(args[0].shape, device="cpu").tolist()
+        if func in (Tensor.item, Tensor.__float__):
+            return 1.0
+        if func in (Tensor.__bool__, torch.equal, torch.allclose):
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def pretending() -> Iterator[FakeTensorMode]:
+    """Makes every tensor that is made inside the block a fake one."""
+    _forget_constants()
+    try:
+        with FakeTensorMode() as mode, _MadeUpValues():
+            yield mode
+    finally:
+        _forget_constants()
+
+
+def _forget_constants() -> None:
+    """Drops the tensors that the engine keeps between steps: fake and real ones must not mix."""
+    from loracle.model import dropout, stacked, varlen_attention
+
+    for module in (dropout, stacked, varlen_attention):
+        for value in vars(module).values():
+            if hasattr(value, "cache_clear"):
+                value.cache_clear()
+
+
+def pretend_base(
+    architecture: Mapping[str, Any], *, dtype: torch.dtype, trains: bool = False
+) -> FrozenBase:
+    """Returns a model of this architecture on the meta device, as `load_base` would set it up.
+
+    Args:
+        architecture: Fields of a Transformers configuration, ``model_type`` among them.
+        dtype: As of `load_base`.
+        trains: As of `load_base`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    register_packed_attention()
+    meta = torch.device("meta")
+    with meta, _MadeUpValues(), quiet_transformers():
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**architecture),
+            dtype=torch.float32 if trains else dtype,
+            attn_implementation=PACKED,
+        )
+        model = model.eval().requires_grad_(trains)
+        install_fast_norms(model)
+    return FrozenBase(
+        model=model, tokenizer=_no_tokenizer(), device=meta, dtype=dtype, trains=trains
+    )
+
+
+def _no_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns one that knows a single word: nothing is tokenized while planning."""
+    words = models.WordLevel(vocab={"?": 0}, unk_token="?")  # noqa: S106 - a word, no secret
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+
+
+def pretend_adapter(
+    base: FrozenBase, *, plan: ModulePlan, dropout: float, seed: int = 0
+) -> Adapter:
+    """Returns what a run trains on a base that is still on the meta device."""
+    with torch.device("meta"), _MadeUpValues():
+        if plan.is_full:
+            return whole_model(base, name="default", plan=plan)
+        return attach_adapter(
+            base, name="default", plan=plan, dropout=dropout, seed=seed, model_source="planned"
+        )
+
+
+def fill(base: FrozenBase, adapter: Adapter) -> Adapter:
+    """Puts tensors in the place of those on the meta device; returns the adapter that has them.
+
+    Called inside `pretending`. Tied parameters stay tied.
+    """
+    base.device = torch.device("cpu")
+    made: dict[int, Tensor] = {}
+    # Objects are kept alive until the end, so that no two have the same id.
+    before: list[Tensor] = []
+    for module in base.model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None:
+                    continue
+                before.append(tensor)
+                if id(tensor) not in made:
+                    made[id(tensor)] = _like(tensor)
+                held[name] = made[id(tensor)]
+    return replace(adapter, parameters=_taken(adapter.parameters, made=made))
+
+
+def _taken(
+    parameters: Mapping[str, nn.Parameter], *, made: Mapping[int, Tensor]
+) -> dict[str, nn.Parameter]:
+    found = {}
+    for name, parameter in parameters.items():
+        tensor = made[id(parameter)]
+        assert isinstance(tensor, nn.Parameter), f"{name} is a buffer"
+        found[name] = tensor
+    return found
+
+
+def _like(tensor: Tensor) -> Tensor:
+    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    if isinstance(tensor, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    return empty
