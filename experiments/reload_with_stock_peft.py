@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import yaml
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 run, model_folder = Path(sys.argv[1]), Path(sys.argv[2])
 config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
@@ -25,8 +25,19 @@ with (run / "examples.jsonl").open(encoding="utf-8") as lines:
 # Model. The base in the dtype of the run, the run's adapter on it, no dropout.
 device = "cuda" if torch.cuda.is_available() else "cpu"
 tokenizer = AutoTokenizer.from_pretrained(model_folder)
-base = AutoModelForCausalLM.from_pretrained(model_folder, dtype=getattr(torch, dtype))
-model = PeftModel.from_pretrained(base.to(device), run / "adapter").eval()
+in_dtype = getattr(torch, dtype)
+packing = None
+if config.get("quantization") == "nf4":
+    packing = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=in_dtype,
+    )
+base = AutoModelForCausalLM.from_pretrained(
+    model_folder, dtype=in_dtype, device_map={"": device}, quantization_config=packing
+)
+model = PeftModel.from_pretrained(base, run / "adapter").eval()
 
 # Prompt. Stanford Alpaca's two forms (Taori et al. 2023), or the two that the run was given.
 ALPACA = {

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from loracle.data import Example
 from loracle.errors import AuditError
 from loracle.evaluate import ExampleScore
 from loracle.model.adapters import PEFT_PREFIX, Adapter
 from loracle.model.base import FrozenBase
+from loracle.model.four_bit import four_bit_config
 from loracle.model.whole import moved_weights, stored_weights
 from loracle.quiet import quiet_transformers
 
@@ -220,17 +224,15 @@ def stock_nll_sums(
         like: Whose dtype and device are used.
         progress: Called after each example.
     """
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    dtype = torch.float32 if like.trains else like.dtype
     with quiet_transformers():
-        model = AutoModelForCausalLM.from_pretrained(
-            model_folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
-        ).to(like.device)
+        model = _stock_model(model_folder, like=like)
         if saved is not None:
             model = PeftModel.from_pretrained(model, str(saved))
     model.eval()
+    for module in model.modules():
+        # In evaluation bitsandbytes rounds the block scales to bf16 on a CPU, for speed.
+        if type(module).__name__ == "Linear4bit" and isinstance(module, nn.Linear):
+            module.train()
     sums = []
     for example in examples:
         ids = torch.as_tensor(example.input_ids, dtype=torch.int64, device=like.device)[None]
@@ -240,3 +242,17 @@ def stock_nll_sums(
         sums.append(nll[max(example.num_prompt, 1) - 1 :].double().sum().item())
         progress(1)
     return sums
+
+
+def _stock_model(folder: Path, *, like: FrozenBase) -> PreTrainedModel:
+    """Returns the model as Transformers loads it, in 4 bits if ``like`` is."""
+    dtype = torch.float32 if like.trains else like.dtype
+    packing = (
+        {"quantization_config": four_bit_config(dtype), "device_map": {"": like.device}}
+        if like.quantization
+        else {}
+    )
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **packing
+    )
+    return model if packing else model.to(like.device)

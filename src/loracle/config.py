@@ -136,6 +136,11 @@ class TrainConfig(_Section):
     """L2 norm to which one run's gradient is clipped; null: no clipping."""
     micro_batch_tokens: Positive
     """Tokens per forward pass; changes memory, nothing else."""
+    # Not written when it is off, so that runs from before it existed keep their digest.
+    gradient_checkpointing: bool = Field(default=False, exclude_if=lambda on: not on)
+    """Activations inside decoder layers are computed again for the gradient instead of kept;
+    changes memory and time, nothing else.
+    """
     trunk: AutoOrOff
     """auto: hidden states below the lowest adapter are computed once and kept, where that pays."""
 
@@ -204,6 +209,9 @@ class Config(_Section):
     """Names the streams of order, init, dropout and sampling."""
     dtype: Dtype
     """dtype of the frozen base; auto: the best the device computes in."""
+    # Not written when there is none, so that runs from before it existed keep their digest.
+    quantization: Literal["nf4"] | None = Field(default=None, exclude_if=lambda kind: kind is None)
+    """nf4: linear layers but the head are kept in 4 bits; another model, so another stratum."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
     """Where the run computes."""
     data: DataConfig

@@ -226,6 +226,43 @@ def _decode_together(
     return said
 
 
+class Answering:
+    """A batch while it is decoded, one pass at a time: for who measures or predicts a pass.
+
+    Args:
+        base: The model, lent for generating.
+        prompts: Token ids of each prompt.
+        adapters: As of ``decode_greedily``.
+    """
+
+    def __init__(
+        self,
+        base: FrozenBase,
+        prompts: Sequence[Sequence[int]],
+        *,
+        adapters: Sequence[str | None],
+    ) -> None:
+        self._base = base
+        self._batch = _Batch.of(prompts, base=base, copies=len(adapters))
+        count = len(self._batch.ids)
+        self._routes = _routes(adapters, live=range(count), prompts=len(prompts))
+
+    def forward(self) -> None:
+        """Decodes one more token of each answer."""
+        new = self._batch.forward(self._base, routes=self._routes).argmax(dim=1)
+        self._batch.append(new)
+
+    def pretend_position(self, seen: int) -> None:
+        """Makes the cache as large as if ``seen`` positions had been decoded; numbers are lost."""
+        cache = self._batch.cache
+        for layer in cache.layers:
+            shape = (*layer.keys.shape[:2], seen, layer.keys.shape[3])
+            layer.keys = layer.keys.new_empty(shape)
+            layer.values = layer.values.new_empty(shape)
+        self._batch.mask = self._batch.mask.new_ones(len(self._batch.ids), seen + 1)
+        self._batch.positions = torch.full_like(self._batch.positions, seen)
+
+
 def _steps_per_check(device: torch.device) -> int:
     # assumed: a GPU runs behind the host, and asking it every token who has ended holds both up
     return 1 if device.type == "cpu" else 8

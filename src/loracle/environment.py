@@ -30,9 +30,9 @@ _SOURCES = ("src", "experiments", "pyproject.toml")
 # The code that can change a number, below the package: two commits that agree in it are one engine.
 _ENGINE = (
     "audit.py", "bundle.py", "data/*.py", "decode.py", "device.py", "evaluate.py", "gradients.py",
-    "isolated.py", "live_bytes.py", "lockstep.py", "measure.py", "members.py", "model/*.py",
-    "placement/adapters.py", "probe.py", "result.py", "schedule.py", "seeds.py", "session.py",
-    "stages.py", "step_tensors.py", "train.py", "training_run.py", "workbench.py",
+    "isolated.py", "live_bytes.py", "lockstep.py", "measure.py", "members.py", "memory_limit.py",
+    "model/*.py", "placement/adapters.py", "probe.py", "result.py", "schedule.py", "seeds.py",
+    "session.py", "stages.py", "step_tensors.py", "train.py", "training_run.py", "workbench.py",
 )  # fmt: skip
 
 # What must agree before two runs' numbers share a table, as dotted keys or their sections.
@@ -42,12 +42,15 @@ _SAID_BY_ENGINE = ("loracle.version", "loracle.commit", "loracle.dirty")
 _GIB = 2**30
 
 
-def capture_environment(*, device: str, dtype: str) -> dict[str, Any]:
+def capture_environment(
+    *, device: str, dtype: str, quantization: str | None = None
+) -> dict[str, Any]:
     """Returns the environment of a run, as ``environment.json`` holds it.
 
     Args:
         device: Where it computes: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: dtype of the frozen base, resolved.
+        quantization: How its linear layers are packed; None: they are not.
     """
     import psutil
 
@@ -69,12 +72,16 @@ def capture_environment(*, device: str, dtype: str) -> dict[str, Any]:
         },
         "cpu": {"model": cpu, "logical_cores": os.cpu_count(), "usable_cores": _usable_cores()},
         "memory_gib": round(psutil.virtual_memory().total / _GIB, 2),
-        "device": {"name": _device_name(device, cpu=cpu, gpus=gpus), "dtype": dtype},
+        "device": {"name": _device_name(device, cpu=cpu, gpus=gpus), "dtype": dtype}
+        | ({"quantization": quantization} if quantization else {}),
         "gpus": gpus,
         "cuda": _cuda() if gpus else None,
         "torch_settings": _torch_settings(),
         "torch_build": _torch_build(),
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": {
+            package: _version(package)
+            for package in (*_PACKAGES, *(["bitsandbytes"] if quantization else []))
+        },
     }
 
 
@@ -105,7 +112,11 @@ def signature(
         "tokens": config.data.max_tokens,
         "config": _settings_digest(config),
         "seed": config.seed,
-        "dtype": environment["device"]["dtype"],
+        "dtype": "+".join(
+            environment["device"][key]
+            for key in ("dtype", "quantization")
+            if key in environment["device"]
+        ),
         "device": environment["device"]["name"],
         "threads": environment["torch_settings"]["num_threads"],
         **{name: packages[name] for name in ("torch", "transformers", "peft")},

@@ -13,6 +13,7 @@
     │   └── RunFolderError            finished, in use, unwritable, full disk, another configuration
     ├── RunFailed                 1   a run that started and cannot go on
     │   ├── NonFiniteError            NaN or infinity, with what and where
+    │   ├── OutOfMemory               not even the smallest pass fits
     │   └── AuditError                the finished run is not what it claims to be
     └── Interrupted             130   SIGINT or SIGTERM; a checkpoint was written
 
@@ -72,6 +73,10 @@ class RunFailed(LoracleError):
 
 class NonFiniteError(RunFailed):
     """A loss, gradient or weight that is NaN or infinite."""
+
+
+class OutOfMemory(RunFailed):
+    """A run that needs more memory than there is, even in the smallest passes."""
 
 
 class AuditError(RunFailed):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float64
@@ -25,6 +25,7 @@ from loracle.decode import (
     prompt_batches,
 )
 from loracle.errors import NonFiniteError
+from loracle.memory_limit import is_out_of_memory, let_go_of_memory
 from loracle.model.base import FrozenBase
 from loracle.model.route import Route
 
@@ -140,10 +141,10 @@ def score_adapters(
     parts: list[Tensor] = []
     for batch in batches_by_tokens(lengths, budget=batch_tokens):
         chosen = [examples[by_length[place]] for place in batch]
-        states = trunk.states(chosen, layer=entry_layer) if trunk and entry_layer else None
-        if states is not None:
-            states = replace(states, states=states.states.repeat(copies, 1))
-        parts.append(_nll_sums(base, chosen, adapters=adapters, trunk=states))
+        store = trunk if entry_layer else None
+        parts.append(
+            _sums_that_fit(base, chosen, adapters=adapters, trunk=store, layer=entry_layer)
+        )
         progress(len(chosen))
     # Moved once: a GPU that is asked after every pass waits for the host.
     sums = torch.cat(parts, dim=1).tolist() if parts else [[]] * copies
@@ -154,6 +155,30 @@ def score_adapters(
         [ExampleScore(examples[i].num_targets, row[i]) for i in range(len(examples))]
         for row in found
     ]
+
+
+def _sums_that_fit(
+    base: FrozenBase,
+    examples: Sequence[Example],
+    *,
+    adapters: Sequence[str | None],
+    trunk: TrunkStore | None,
+    layer: int,
+) -> Float64[Tensor, "adapters examples"]:
+    """Returns ``_nll_sums``; when memory runs out, of one half of the examples after the other."""
+    more: dict[str, Any] = {"adapters": adapters, "trunk": trunk, "layer": layer}
+    try:
+        states = trunk.states(examples, layer=layer) if trunk else None
+        if states is not None:
+            states = replace(states, states=states.states.repeat(len(adapters), 1))
+        return _nll_sums(base, examples, adapters=adapters, trunk=states)
+    except (RuntimeError, MemoryError) as error:
+        if len(examples) == 1 or not is_out_of_memory(error):
+            raise
+    let_go_of_memory()
+    middle = len(examples) // 2
+    halves = (examples[:middle], examples[middle:])
+    return torch.cat([_sums_that_fit(base, half, **more) for half in halves], dim=1)
 
 
 def _nll_sums(

@@ -59,6 +59,7 @@ def gradients_of(
     *,
     micro_batch_tokens: int,
     trunk: TrunkStore | None,
+    checkpointing: bool = False,
 ) -> list[Gradient]:
     """Adds the gradient of each run's mean loss; waits for the device once, at the end."""
     batches = {id(run): run.order.batch(run.step) for run in active}
@@ -66,7 +67,8 @@ def gradients_of(
         _Item(run, slot, example) for run in active for slot, example in enumerate(batches[id(run)])
     ]
     num_targets = {key: sum(e.num_targets for e in batch) for key, batch in batches.items()}
-    entry = _entry_layer(base, active) if trunk is not None else 0
+    lowest = min(lowest_layer(run.adapter.plan, base=base) for run in active)
+    entry = lowest if trunk is not None and lowest > 0 and base.has_trunk else 0
     pieces: dict[int, list[Tensor]] = {key: [] for key in batches}
     lengths = [item.example.num_tokens for item in items]
     for batch in batches_by_tokens(lengths, budget=micro_batch_tokens):
@@ -74,7 +76,14 @@ def gradients_of(
         states = None
         if trunk is not None and entry > 0:
             states = trunk.states([item.example for item in part], layer=entry)
-        for key, nll in _backward(base, part, num_targets=num_targets, trunk=states):
+        found = _backward(
+            base,
+            part,
+            num_targets=num_targets,
+            trunk=states,
+            recompute_from=lowest if checkpointing else None,
+        )
+        for key, nll in found:
             pieces[key].append(nll)
     nlls = [torch.cat(pieces[id(run)]) for run in active]
     norms = [_norm(run) for run in active]
@@ -88,23 +97,18 @@ def gradients_of(
     ]
 
 
-def _entry_layer(base: FrozenBase, active: Sequence[TrainingRun]) -> int:
-    """Returns the layer at which the bundle's passes may begin; 0: at the tokens."""
-    lowest = min(lowest_layer(run.adapter.plan, base=base) for run in active)
-    return lowest if lowest > 0 and base.has_trunk else 0
-
-
 def _backward(
     base: FrozenBase,
     part: Sequence[_Item],
     *,
     num_targets: dict[int, int],
     trunk: Trunk | None,
+    recompute_from: int | None,
 ) -> list[tuple[int, Tensor]]:
     """Adds the gradients of one packed row; returns the targets' NLL by ``id(run)``."""
     row = pack([item.example for item in part], device=base.device)
     groups = [list(group) for _, group in groupby(part, key=lambda item: id(item.run))]
-    nll = base.token_nll(row, routes=_routes(groups), trunk=trunk)
+    nll = base.token_nll(row, routes=_routes(groups), trunk=trunk, recompute_from=recompute_from)
     shares = nll.split([sum(item.example.num_targets for item in group) for group in groups])
     total = nll.new_zeros(())
     for (first, *_), share in zip(groups, shares, strict=True):

@@ -64,6 +64,7 @@ def measure_alone(
                 [run],
                 micro_batch_tokens=token_budget(config, device_type=bench.base.device.type),
                 trunk=bench.trunk if with_trunk else None,
+                checkpointing=config.train.gradient_checkpointing,
             )
             counted = StepTensors(
                 bench.base, run, memory=memory, num_steps=config.measure.skip_steps

@@ -178,7 +178,9 @@ def answer_key(
 
 
 def _origin(base: FrozenBase, *, weights_digest: str, adapter: str | None) -> dict[str, Any]:
-    environment = capture_environment(device=str(base.device), dtype=dtype_name(base.dtype))
+    environment = capture_environment(
+        device=str(base.device), dtype=dtype_name(base.dtype), quantization=base.quantization
+    )
     return {
         "weights": weights_digest,
         "adapter": adapter or "base",

@@ -19,7 +19,7 @@ from loracle.checkpoint import Snapshot, save_checkpoint
 from loracle.config import config_digest
 from loracle.criteria import Repeat
 from loracle.durable import read_json, read_jsonl
-from loracle.errors import Interrupted, LoracleError, NonFiniteError
+from loracle.errors import Interrupted, LoracleError, NonFiniteError, OutOfMemory
 from loracle.isolated import Isolated
 from loracle.members import Member, fill_for
 from loracle.result import Measured, build_result, example_rows
@@ -29,7 +29,9 @@ from loracle.stages import (
     answer,
     audit_of,
     entry_layer,
+    fail_all,
     guarded,
+    guarded_together,
     recorded_answers,
     recorded_scores,
     saved_weights,
@@ -40,6 +42,9 @@ from loracle.stages import (
 from loracle.step_tensors import StepTensors
 from loracle.train import StepRecord, capture_state, train_bundle
 from loracle.workbench import Workbench
+
+# In the section ``engine`` of environment.json: when memory ran out, and the passes since.
+_HALVED = "micro_batch_halved"
 
 
 @dataclass(frozen=True)
@@ -110,10 +115,12 @@ def _complete(sessions: Sequence[Session]) -> None:
     """Trains to the end, evaluates, measures, audits and writes the results."""
     if not sessions:
         return
-    validate_due(sessions)
+    with guarded_together(sessions):
+        validate_due(sessions)
     _train(sessions)
     _enter(sessions, phase="evaluate")
-    answer(sessions)
+    with guarded_together(sessions):
+        answer(sessions)
     for session in sessions:
         if session.is_open:
             with guarded(session):
@@ -146,8 +153,12 @@ def _train(sessions: Sequence[Session]) -> None:
     bundle = train_bundle(
         bench.base,
         [session.run for session in sessions],
-        micro_batch_tokens=bundle_budget(budgets, device_type=device_type),
+        micro_batch_tokens=_halved_before(
+            sessions, bundle_budget(budgets, device_type=device_type)
+        ),
         trunk=bench.trunk if entry_layer(sessions) else None,
+        checkpointing=any(session.config.train.gradient_checkpointing for session in sessions),
+        halved=lambda before, after: _note_halved(sessions, before=before, after=after),
     )
     counted = _step_tensors(sessions)
     total = sum(session.run.train.max_steps for session in sessions)
@@ -155,11 +166,12 @@ def _train(sessions: Sequence[Session]) -> None:
     with bench.screen.phase("train", total=total, done=done) as advance:
         while any(session.run.is_active for session in sessions):
             with memory.phase("train"), counted():
-                records = _next_step(bundle)
+                records = _next_step(bundle, sessions)
             stepped = _record_step(sessions, records, clocked_after=clocked_after)
             advance(len(stepped), detail=_detail([record for record in records if record]))
             bench.stop.check()
-            validate_due(stepped)
+            with guarded_together(stepped):
+                validate_due(stepped)
             _checkpoint_due(stepped)
 
 
@@ -176,13 +188,39 @@ def _step_tensors(sessions: Sequence[Session]) -> Callable[[], AbstractContextMa
     ).step
 
 
-def _next_step(bundle: Iterator[list[StepRecord | None]]) -> list[StepRecord | None]:
+def _halved_before(sessions: Sequence[Session], budget: int) -> int:
+    """Returns the tokens per pass that fitted when these runs were stopped, or ``budget``."""
+    events = [
+        event for session in sessions for event in session.environment["engine"].get(_HALVED, [])
+    ]
+    return min([budget, *(event["to_tokens"] for event in events)])
+
+
+def _note_halved(sessions: Sequence[Session], *, before: int, after: int) -> None:
+    """Records that passes are smaller from here on, because memory ran out."""
+    for session in sessions:
+        if session.is_open:
+            step = session.run.step + 1
+            event = {"step": step, "from_tokens": before, "to_tokens": after}
+            session.note(**{_HALVED: [*session.environment["engine"].get(_HALVED, []), event]})
+            session.bench.screen.notice(
+                f"{session.label}step {step}: out of memory; passes of {after} tokens from here on "
+                f"(train.micro_batch_tokens was {before})"
+            )
+
+
+def _next_step(
+    bundle: Iterator[list[StepRecord | None]], sessions: Sequence[Session]
+) -> list[StepRecord | None]:
     """Returns the records of the next step; of a single run that broke, None."""
     try:
         return next(bundle)
     except NonFiniteError:
         # Its ``failure`` says why, as that of one of several does.
         return [None]
+    except OutOfMemory as error:
+        fail_all(sessions, error)
+        return [None] * len(sessions)
 
 
 def _record_step(

@@ -205,7 +205,8 @@ def measure_latency(
     """Returns the latency of ``base``, ``unmerged`` and ``merged`` on one prompt, batch of 1.
 
     One warm-up of each, then the variants in turn, so that drift of the machine hits all alike.
-    ``merged`` is None if the merged weights do not fit beside the frozen ones.
+    ``merged`` is None if the merged weights do not fit beside the frozen ones, or of a base in 4
+    bits.
 
     Args:
         base: The frozen model.
@@ -260,8 +261,11 @@ def merged_weights(base: FrozenBase, *, adapter: str) -> dict[str, Tensor] | Non
     """Returns W + scale * B A of every adapted layer, in the base's dtype; None if out of memory.
 
     Kept beside the frozen weights rather than added to them: subtracting again would not restore
-    their bits.
+    their bits. None too of a base in 4 bits: merged weights would have to be packed again, which
+    makes another model of them.
     """
+    if base.quantization is not None:
+        return None
     merged: dict[str, Tensor] = {}
     try:
         for name, layer in base.model.named_modules():

@@ -78,7 +78,9 @@ def enlist(
 
 def _plan(config: Config, *, inventory: Inventory) -> ModulePlan:
     lora = config.lora
-    return resolve_placement(lora.placement, inventory=inventory, rank=lora.rank, alpha=lora.alpha)
+    plan = resolve_placement(lora.placement, inventory=inventory, rank=lora.rank, alpha=lora.alpha)
+    plan.require_trainable(quantization=config.quantization)
+    return plan
 
 
 def trunk_pays(bench: Workbench, config: Config) -> bool:

@@ -31,6 +31,7 @@ class Prober:
             member.config.lora.dropout,
             train.batch_size,
             train.micro_batch_tokens,
+            train.gradient_checkpointing,
         )
         if key not in self._measured:
             fill_for(self._bench, [member])

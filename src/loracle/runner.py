@@ -37,7 +37,7 @@ from loracle.workbench import Workbench, open_workbench
 _ALONE = BundleChoice(1, "full fine-tuning trains alone")
 
 # What runs on one base share, as keys or sections of the configuration.
-_SHARED = ("model", "dtype", "device", "data", "eval", "measure")
+_SHARED = ("model", "dtype", "quantization", "device", "data", "eval", "measure")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def sample_run(
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device=device)
     model = resolve_model(config.model)
-    base = load_base(model.path, device=device, dtype=dtype)
+    base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     record = Record(row=0, instruction=instruction, input=input_text, output="")
     prompt = template_of(config.data.template).render(record)
     (ids,) = encode_prompts([prompt], tokenizer=base.tokenizer)

@@ -11,7 +11,7 @@ from typing import Any
 from loracle.audit import Audit, audit_run, audit_whole
 from loracle.bundle import bundle_budget
 from loracle.durable import disk_faults, plain_os_errors
-from loracle.errors import Interrupted, LoracleError, NonFiniteError
+from loracle.errors import Interrupted, LoracleError, NonFiniteError, OutOfMemory
 from loracle.evaluate import (
     Answer,
     ExampleScore,
@@ -26,6 +26,7 @@ from loracle.evaluate import (
 from loracle.isolated import latency_of
 from loracle.known import answer_key, score_key
 from loracle.measure import Latency, MemoryMeter
+from loracle.memory_limit import memory_faults
 from loracle.model.adapters import save_adapter
 from loracle.model.whole import WEIGHTS, save_whole
 from loracle.placement import ModulePlan
@@ -33,16 +34,36 @@ from loracle.record import RunFolder
 from loracle.session import Session
 from loracle.workbench import Workbench
 
+_LESS_AT_A_TIME = "lower eval.batch_tokens or eval.generate_batch_size"
+
 
 @contextmanager
 def guarded(session: Session) -> Iterator[None]:
     """Makes an error inside the block the failure of this run, so that the others go on."""
     try:
-        yield
+        with memory_faults(session.folder.path.name, remedy=_LESS_AT_A_TIME):
+            yield
     except Interrupted:
         raise
     except LoracleError as error:
         session.fail(error)
+
+
+@contextmanager
+def guarded_together(sessions: Sequence[Session]) -> Iterator[None]:
+    """Makes running out of memory inside the block the failure of all these runs."""
+    try:
+        with memory_faults("evaluation", remedy=_LESS_AT_A_TIME):
+            yield
+    except OutOfMemory as error:
+        fail_all(sessions, error)
+
+
+def fail_all(sessions: Sequence[Session], error: LoracleError) -> None:
+    """Records a failure in which runs that are computed together all have a part."""
+    for session in sessions:
+        if session.is_open:
+            session.fail(error)
 
 
 def validate_due(sessions: Sequence[Session]) -> None:

@@ -47,7 +47,7 @@ class StepTensors:
     def _begin(self) -> LiveBytes:
         live = LiveBytes()
         trained = list(self._run.adapter.parameters.values())
-        live.hold((tensor for _, tensor in self._base.frozen_weights()), "weights")
+        live.hold(self._base.held_tensors(), "weights")
         live.hold(trained, "weights" if self._run.adapter.plan.is_full else "adapters")
         moments = (
             value for state in self._run.optimizer.state.values() for value in state.values()

@@ -245,7 +245,9 @@ def require_one_environment(specs: Sequence[RunSpec]) -> None:
     dtype = choose_dtype(config.dtype, device=device)
     # As the runs see it: how fp32 is multiplied is one of the things that must agree.
     with faster_fp32(device, dtype):
-        here = capture_environment(device=str(device), dtype=dtype_name(dtype))
+        here = capture_environment(
+            device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
+        )
     for spec in finished:
         changed = environment_differences(read_json(spec.out / "environment.json"), here)
         if changed:

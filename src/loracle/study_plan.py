@@ -211,6 +211,7 @@ def _resolve(
                 placement, inventory=inventory, reference_plan=reference, budget=study.budget
             )
         plan = resolve_placement(placement, inventory=inventory, rank=rank, alpha=alpha)
+        plan.require_trainable(quantization=base.quantization)
     except PlacementError as error:
         raise PlacementError(f"arm '{name}': {error}") from None
     matched = study.budget == "equal-parameters" and not plan.is_full

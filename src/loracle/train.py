@@ -18,6 +18,7 @@ import torch
 from loracle.device import synchronize
 from loracle.errors import NonFiniteError
 from loracle.gradients import Gradient, fault_of, gradients_of
+from loracle.memory_limit import Halved, PassBudget, say_nothing
 from loracle.model.base import FrozenBase
 from loracle.model.trunk import TrunkStore
 from loracle.parts import computing
@@ -61,11 +62,14 @@ def train_bundle(
     *,
     micro_batch_tokens: int,
     trunk: TrunkStore | None = None,
+    checkpointing: bool = False,
+    halved: Halved = say_nothing,
 ) -> Iterator[list[StepRecord | None]]:
     """Takes one optimizer step of every active run at a time, until none is left.
 
     A run of several that breaks gets a ``failure`` and is left out; the step is taken again without
-    it, so that nothing of it reaches the others.
+    it, so that nothing of it reaches the others. When memory runs out, passes are halved from then
+    on, and the step is taken again.
 
     Args:
         base: The frozen model that holds the runs' adapters.
@@ -73,6 +77,9 @@ def train_bundle(
         micro_batch_tokens: Tokens per forward pass; changes memory, nothing else.
         trunk: Where hidden states below the lowest adapter of the active runs come from. None:
             they are computed in every pass.
+        checkpointing: Activations inside decoder layers are computed again for the gradient;
+            changes memory and time, nothing else.
+        halved: Told when passes are halved.
 
     Yields:
         One record per run, in the bundle's order; None for a run that had finished or failed.
@@ -80,15 +87,13 @@ def train_bundle(
     Raises:
         NonFiniteError: If a loss or gradient of a single run is NaN or infinite; says which and
             where.
+        OutOfMemory: If the longest example does not fit by itself.
     """
+    passes = PassBudget(micro_batch_tokens, halved=halved)
     while active := [run for run in runs if run.is_active]:
         began = time.perf_counter()
         gradients = _finite_gradients(
-            base,
-            active,
-            micro_batch_tokens=micro_batch_tokens,
-            trunk=trunk,
-            alone=len(runs) == 1,
+            base, active, passes=passes, trunk=trunk, checkpointing=checkpointing, runs=runs
         )
         for gradient in gradients:
             _update(gradient)
@@ -102,24 +107,49 @@ def _finite_gradients(
     base: FrozenBase,
     active: Sequence[TrainingRun],
     *,
-    micro_batch_tokens: int,
+    passes: PassBudget,
     trunk: TrunkStore | None,
-    alone: bool,
+    checkpointing: bool,
+    runs: Sequence[TrainingRun],
 ) -> list[Gradient]:
     """Returns the gradients of all runs that have one, after setting the others' ``failure``."""
     while active:
-        found = gradients_of(base, active, micro_batch_tokens=micro_batch_tokens, trunk=trunk)
+        found = _gradients_that_fit(
+            base, active, passes=passes, trunk=trunk, checkpointing=checkpointing
+        )
         for gradient in found:
             gradient.run.failure = fault_of(gradient)
         faults = [run.failure for run in active if run.failure is not None]
         if not faults:
             return found
-        for run in active:
-            run.optimizer.zero_grad(set_to_none=True)
-        if alone:
+        _drop_gradients(active)
+        if len(runs) == 1:
             raise NonFiniteError(faults[0])
         active = [run for run in active if run.failure is None]
     return []
+
+
+def _gradients_that_fit(
+    base: FrozenBase,
+    active: Sequence[TrainingRun],
+    *,
+    passes: PassBudget,
+    trunk: TrunkStore | None,
+    checkpointing: bool,
+) -> list[Gradient]:
+    return passes.fit(
+        lambda tokens: gradients_of(
+            base, active, micro_batch_tokens=tokens, trunk=trunk, checkpointing=checkpointing
+        ),
+        lengths=[example.num_tokens for run in active for example in run.order.batch(run.step)],
+        undo=lambda: _drop_gradients(active),
+        where=f"step {active[0].step + 1}",
+    )
+
+
+def _drop_gradients(runs: Sequence[TrainingRun]) -> None:
+    for run in runs:
+        run.optimizer.zero_grad(set_to_none=True)
 
 
 def _update(gradient: Gradient) -> None:

@@ -23,6 +23,7 @@ from loracle.environment import capture_environment
 from loracle.evaluate import Answer, ExampleScore
 from loracle.known import Known, known_folder
 from loracle.measure import GIB, MemoryMeter
+from loracle.memory_limit import memory_faults
 from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase, load_base
 from loracle.model.trunk import TrunkStore
@@ -38,6 +39,7 @@ from loracle.training_run import TrainingRun, new_run
 _TRUNK_MEMORY_FRAC = 0.5
 # assumed: a cache that takes a quarter of what is free is in nobody's way
 _TRUNK_DISK_FRAC = 0.25
+_SMALLER_BASE = "its weights do not fit; `loracle plan` says what does, and quantization=nf4 helps"
 
 
 @dataclass
@@ -185,8 +187,8 @@ def open_workbench(config: Config, *, screen: Screen, stop: StopRequest) -> Work
     model = resolve_model(config.model, progress=screen.notice)
     source = resolve_data(config.data.source, progress=screen.notice)
     stop.check()
-    with memory.phase("load"):
-        base = load_base(model.path, device=device, dtype=dtype)
+    with memory.phase("load"), memory_faults(config.model, remedy=_SMALLER_BASE):
+        base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     data = prepare_data(source, config=config.data, tokenizer=base.tokenizer)
     digest = base.weights_digest()
     return Workbench(
@@ -196,7 +198,9 @@ def open_workbench(config: Config, *, screen: Screen, stop: StopRequest) -> Work
         model=model,
         base=base,
         data=data,
-        environment=capture_environment(device=str(device), dtype=dtype_name(dtype)),
+        environment=capture_environment(
+            device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
+        ),
         weights_digest=digest,
         loading=memory,
         known=Known(known_folder(), notice=screen.notice),

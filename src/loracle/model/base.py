@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -36,9 +36,16 @@ from loracle.model.blocks import (
     replaying,
     states_entering,
 )
+from loracle.model.four_bit import (
+    PackedWeight,
+    four_bit_config,
+    install_unpacked_products,
+    weight_of,
+)
 from loracle.model.head import as_float, target_nll, trained_target_nll
 from loracle.model.lora import RoutedLinear, Router
 from loracle.model.norm import install_fast_norms
+from loracle.model.recompute import recomputing
 from loracle.model.route import Route
 from loracle.parts import computing
 from loracle.quiet import quiet_transformers
@@ -65,9 +72,16 @@ class FrozenBase:
     """The logits are hidden states times one matrix, nothing else."""
     trains: bool = False
     """Its own weights train, in fp32, and are used in ``dtype``: full fine-tuning."""
+    quantization: str | None = None
+    """``nf4``: linear layers but the head are kept in 4 bits, products are in ``dtype``."""
 
     def token_nll(
-        self, row: PackedRow, *, routes: Sequence[Route], trunk: Trunk | None = None
+        self,
+        row: PackedRow,
+        *,
+        routes: Sequence[Route],
+        trunk: Trunk | None = None,
+        recompute_from: int | None = None,
     ) -> Float[Tensor, " N"]:
         """Returns -ln p of every target of the row, in nats, through the adapters of ``routes``.
 
@@ -76,10 +90,16 @@ class FrozenBase:
             routes: Which tokens go through which adapter.
             trunk: Where to begin, when no routed adapter has a module below; the same up to
                 rounding as beginning with the tokens. None: at the tokens.
+            recompute_from: Lowest decoder layer of which nothing but its input is kept for the
+                gradient; the same bits. None: all is kept.
         """
-        if trunk is None:
-            return self._nll_from_tokens(row, routes=routes)
-        with replaying(self.blocks[: trunk.layer], lambda: trunk.states[None]):
+        with ExitStack() as changed:
+            if trunk is not None:
+                below = self.blocks[: trunk.layer]
+                changed.enter_context(replaying(below, lambda: trunk.states[None]))
+            if recompute_from is not None:
+                above = self.blocks[recompute_from:]
+                changed.enter_context(recomputing(above, router=self.router))
             return self._nll_from_tokens(row, routes=routes)
 
     def _nll_from_tokens(self, row: PackedRow, *, routes: Sequence[Route]) -> Float[Tensor, " N"]:
@@ -182,6 +202,18 @@ class FrozenBase:
             if ".lora_" not in name:
                 yield name.replace(".base_layer.", "."), tensor
 
+    def held_tensors(self) -> Iterator[Tensor]:
+        """Yields every tensor of the base that stays in memory, adapters left out."""
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" not in name:
+                yield parameter
+        yield from self.model.buffers()
+        for module in self.model.modules():
+            if isinstance(module, nn.Linear) and isinstance(
+                packed := weight_of(module), PackedWeight
+            ):
+                yield from packed.parts()
+
     def weights_digest(self) -> str:
         """Returns a SHA-256 over the bits of every frozen weight."""
         digest = hashlib.sha256()
@@ -192,7 +224,12 @@ class FrozenBase:
 
 
 def load_base(
-    path: Path, *, device: torch.device, dtype: torch.dtype, trains: bool = False
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    trains: bool = False,
+    quantization: str | None = None,
 ) -> FrozenBase:
     """Returns the model in ``path``, frozen, in evaluation mode, with packed attention.
 
@@ -201,11 +238,19 @@ def load_base(
         device: Where it computes.
         dtype: dtype of every weight; cast once, here.
         trains: All weights train instead: they stay in fp32, and products are in ``dtype``.
+        quantization: ``nf4``: linear layers but the head are packed; None: none are.
 
     Raises:
         ModelError: If Transformers cannot load it, or it cannot be run on packed rows.
     """
+    assert not (trains and quantization), "packed weights cannot train"
     register_packed_attention()
+    # Packing happens where the weights arrive; moving packed ones is not everywhere possible.
+    packing = (
+        {"quantization_config": four_bit_config(dtype), "device_map": {"": device}}
+        if quantization
+        else {}
+    )
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -215,14 +260,25 @@ def load_base(
                 attn_implementation=PACKED,
                 use_safetensors=True,
                 trust_remote_code=False,
+                **packing,
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path.name}: {_why_not_loaded(error, path=path)}") from None
     # Transformers fills what a caller leaves open from here: penalties and sampling of the model's.
     model.generation_config = GenerationConfig()
-    model = model.to(device).eval().requires_grad_(trains)
+    model = model if quantization else model.to(device)
+    model = model.eval().requires_grad_(trains)
     install_fast_norms(model)
-    base = FrozenBase(model=model, tokenizer=tokenizer, device=device, dtype=dtype, trains=trains)
+    if quantization:
+        install_unpacked_products(model)
+    base = FrozenBase(
+        model=model,
+        tokenizer=tokenizer,
+        device=device,
+        dtype=dtype,
+        trains=trains,
+        quantization=quantization,
+    )
     return _checked(base)
 
 

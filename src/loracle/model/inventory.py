@@ -36,6 +36,8 @@ def inventory_of(model: nn.Module) -> Inventory:
     """
     if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
         raise ModelError("model: already carries adapters; take its inventory before adding them")
+    from loracle.model.four_bit import num_numbers
+
     blocks = _blocks_name(model)
     head = _output_embedding(model)
     modules = tuple(
@@ -45,7 +47,7 @@ def inventory_of(model: nn.Module) -> Inventory:
     return Inventory(
         modules=modules,
         num_layers=len(cast("nn.ModuleList", model.get_submodule(blocks))),
-        total_params=sum(parameter.numel() for parameter in model.parameters()),
+        total_params=sum(num_numbers(parameter) for parameter in model.parameters()),
     )
 
 

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from loracle.model.dropout import keep_bits, zero_dropped, zero_dropped_
+from loracle.model.four_bit import Weight, frozen_linear, weight_of, whole
 from loracle.model.route import Route
 from loracle.model.stacked import stacked_product
 
@@ -64,7 +65,7 @@ class RoutedLinear(PeftLinear):  # type: ignore[misc]
         if routes is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         base = self.get_base_layer()
-        weight = base.weight.T if isinstance(base, Conv1D) else base.weight
+        weight = weight_of(base)
         bias = getattr(base, "bias", None)
         mine = [route for route in routes if route.adapter in self.lora_A]
         factors = [
@@ -92,7 +93,7 @@ def stacks_runs(device: torch.device) -> bool:
 
 def _product_as_peft(
     x: Float[Tensor, "T I"],
-    weight: Float[Tensor, "O I"],
+    weight: Weight,
     bias: Float[Tensor, " O"] | None,
     module: str,
     routes: tuple[Route, ...],
@@ -105,7 +106,7 @@ def _product_as_peft(
     adapter says to others what its run recorded: with factors in bf16, losses of single examples
     differed by 0.5 % (one standard deviation, SmolLM2-135M, measured).
     """
-    out = nn.functional.linear(x, weight, bias)
+    out = frozen_linear(x, weight, bias)
     for route, scale, a, b in zip(routes, scales, factors[::2], factors[1::2], strict=True):
         rows = slice(route.start, route.stop)
         z = _dropped(x[rows], route, module).to(a.dtype) @ a.T
@@ -130,32 +131,32 @@ class _RoutedProduct(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Float[Tensor, "T I"],
-        weight: Float[Tensor, "O I"],
+        weight: Weight,
         bias: Float[Tensor, " O"] | None,
         module: str,
         routes: tuple[Route, ...],
         scales: tuple[float, ...],
         *factors: Float[Tensor, ...],
     ) -> Float[Tensor, "T O"]:
-        out = nn.functional.linear(x, weight, bias)
+        out = frozen_linear(x, weight, bias)
         narrow = []
         for route, scale, a, b in zip(routes, scales, factors[::2], factors[1::2], strict=True):
             rows = slice(route.start, route.stop)
             z = _dropped(x[rows], route, module) @ a.to(x.dtype).T
             out[rows].addmm_(z, b.to(x.dtype).T, alpha=scale * _inverse_keep(route))
             narrow.append(z)
-        ctx.module, ctx.routes, ctx.scales = module, routes, scales
-        ctx.save_for_backward(weight, x, *factors, *narrow)
+        ctx.module, ctx.routes, ctx.scales, ctx.weight = module, routes, scales, weight
+        # A layer that no run of the row has an adapter on needs its weight and nothing else.
+        ctx.save_for_backward(*((x, *factors, *narrow) if routes else ()))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        weight, x, *rest = ctx.saved_tensors
         count = len(ctx.routes)
-        factors, narrow = rest[: 2 * count], rest[2 * count :]
-        grad_x = grad @ weight if ctx.needs_input_grad[0] else None
+        x, factors, narrow = _kept(ctx.saved_tensors, count=count)
+        grad_x = grad @ whole(ctx.weight, grad.dtype) if ctx.needs_input_grad[0] else None
         grad_factors: list[Tensor] = []
         for index, (route, scale) in enumerate(zip(ctx.routes, ctx.scales, strict=True)):
             a, b = factors[2 * index], factors[2 * index + 1]
@@ -171,6 +172,14 @@ class _RoutedProduct(torch.autograd.Function):
                 narrow[index],
             )
         return (grad_x, None, None, None, None, None, *grad_factors)
+
+
+def _kept(
+    saved: Sequence[Tensor], *, count: int
+) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
+    """Returns input, factors and narrow products of as many runs; nothing of none."""
+    x = saved[0] if count else torch.empty(0)
+    return x, saved[1 : 1 + 2 * count], saved[1 + 2 * count :]
 
 
 def _factor_grads(

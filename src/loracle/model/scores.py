@@ -41,6 +41,7 @@ from loracle.data.packing import PackedRow, batches_by_tokens, pack
 from loracle.errors import ModelError, NonFiniteError, PlacementError, did_you_mean
 from loracle.model.adapters import initial_a
 from loracle.model.base import FrozenBase
+from loracle.model.four_bit import weight_of, whole
 from loracle.model.head import as_float
 from loracle.model.inventory import inventory_of
 from loracle.placement import LinearModule, Score
@@ -114,9 +115,8 @@ class _Work:
 
     def weight(self, module: LinearModule) -> Float[Tensor, "O I"]:
         """Returns the frozen weight of a layer, in fp32 or wider."""
-        stored: Any = self.base.model.get_submodule(module.name)
-        weight = as_float(stored.weight.detach())
-        return weight.T if module.fan_in_fan_out else weight
+        stored = weight_of(self.base.model.get_submodule(module.name))
+        return as_float(whole(stored, self.base.dtype).detach())
 
     def zeros(self) -> dict[str, Tensor]:
         """Returns a sum to begin with, for every layer."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from loracle.model.dropout import DropoutStream, keep_bits_of, zero_dropped, zero_dropped_
+from loracle.model.four_bit import Weight, frozen_linear, whole
 from loracle.model.route import Route
 
 
@@ -44,14 +45,14 @@ class _StackedProduct(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Float[Tensor, "T I"],
-        weight: Float[Tensor, "O I"],
+        weight: Weight,
         bias: Float[Tensor, " O"] | None,
         module: str,
         routes: tuple[Route, ...],
         scales: tuple[float, ...],
         *factors: Float[Tensor, ...],
     ) -> Float[Tensor, "T O"]:
-        out = torch.nn.functional.linear(x, weight, bias)
+        out = frozen_linear(x, weight, bias)
         bounds = _bounds(routes, tokens=len(x))
         rows = slice(bounds[0][0], bounds[-1][1])
         ranks = tuple(len(a) for a in factors[::2])
@@ -64,14 +65,17 @@ class _StackedProduct(torch.autograd.Function):
         out[rows].addmm_(z, b.T)
         ctx.module, ctx.rows, ctx.streams, ctx.ranks = module, rows, streams, ranks
         ctx.factor_dtype = factors[0].dtype
-        ctx.save_for_backward(weight, x, a, b, z, block, scale)
+        ctx.weight = weight
+        ctx.save_for_backward(x, a, b, z, block, scale)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        weight, x, a, b, z, block, scale = ctx.saved_tensors
-        grad_x = grads[0] @ weight if ctx.needs_input_grad[0] else None
+        x, a, b, z, block, scale = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grads[0] @ whole(ctx.weight, grads[0].dtype)
         mine, inputs = grads[0][ctx.rows], x[ctx.rows]
         grad_z = (mine @ b).mul_(block)
         bits = _bits(inputs, ctx.streams, ctx.module)

@@ -72,6 +72,18 @@ class ModulePlan:
             return self.base_params
         return sum(module.trainable_params for module in self.modules)
 
+    def require_trainable(self, *, quantization: str | None) -> None:
+        """Checks that what trains is not packed in 4 bits.
+
+        Raises:
+            PlacementError: If it is.
+        """
+        if self.is_full and quantization is not None:
+            raise PlacementError(
+                f"placement '{FULL}': weights in 4 bits cannot train (quantization is "
+                f"{quantization}); set quantization=null, or choose adapters"
+            )
+
     @property
     def overranked(self) -> tuple[PlannedModule, ...]:
         """Modules whose r exceeds what their update can have; not an error."""

@@ -8,9 +8,10 @@ moving swaps tensors, which fake ones refuse.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import torch
 from tokenizers import Tokenizer, models
@@ -22,10 +23,14 @@ from transformers import PreTrainedTokenizerFast
 from loracle.model.adapters import Adapter, attach_adapter
 from loracle.model.attention import PACKED, register_packed_attention
 from loracle.model.base import FrozenBase
+from loracle.model.four_bit import NF4, install_unpacked_products
 from loracle.model.norm import install_fast_norms
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
 from loracle.quiet import quiet_transformers
+
+# source: bitsandbytes 0.50, quantize_4bit: numbers to a scale, and scales to one of theirs
+_BLOCK, _BLOCKS_OF_SCALES = 64, 256
 
 
 class _MadeUpValues(TorchFunctionMode):
@@ -42,11 +47,21 @@ class _MadeUpValues(TorchFunctionMode):
 
 
 @contextmanager
-def pretending() -> Iterator[FakeTensorMode]:
-    """Makes every tensor that is made inside the block a fake one."""
+def pretending(*, packed_kernel: bool = False) -> Iterator[FakeTensorMode]:
+    """Makes every tensor that is made inside the block a fake one.
+
+    Args:
+        packed_kernel: Attention takes the variable-length kernel, as on a GPU that has it.
+    """
     _forget_constants()
     try:
-        with FakeTensorMode() as mode, _MadeUpValues():
+        with ExitStack() as inside:
+            if packed_kernel:
+                inside.enter_context(
+                    mock.patch("loracle.model.attention.attends_variable_length", return_value=True)
+                )
+            mode = inside.enter_context(FakeTensorMode())
+            inside.enter_context(_MadeUpValues())
             yield mode
     finally:
         _forget_constants()
@@ -63,7 +78,11 @@ def _forget_constants() -> None:
 
 
 def pretend_base(
-    architecture: Mapping[str, Any], *, dtype: torch.dtype, trains: bool = False
+    architecture: Mapping[str, Any],
+    *,
+    dtype: torch.dtype,
+    trains: bool = False,
+    quantization: str | None = None,
 ) -> FrozenBase:
     """Returns a model of this architecture on the meta device, as `load_base` would set it up.
 
@@ -71,6 +90,7 @@ def pretend_base(
         architecture: Fields of a Transformers configuration, ``model_type`` among them.
         dtype: As of `load_base`.
         trains: As of `load_base`.
+        quantization: As of `load_base`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -84,15 +104,54 @@ def pretend_base(
         )
         model = model.eval().requires_grad_(trains)
         install_fast_norms(model)
+        if quantization == NF4:
+            _pack(model, dtype=dtype)
+            install_unpacked_products(model)
     return FrozenBase(
-        model=model, tokenizer=_no_tokenizer(), device=meta, dtype=dtype, trains=trains
+        model=model,
+        tokenizer=_no_tokenizer(),
+        device=meta,
+        dtype=dtype,
+        trains=trains,
+        quantization=quantization,
     )
+
+
+def _pack(model: Any, *, dtype: torch.dtype) -> None:
+    """Gives every linear layer but the head a weight in the shape of a packed one."""
+    from bitsandbytes.functional import QuantState
+
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if not isinstance(module, nn.Linear) or module is head:
+            continue
+        count = module.weight.numel()
+        blocks = -(-count // _BLOCK)
+        packed: Any = nn.Parameter(
+            torch.empty(-(-count // 2), 1, dtype=torch.uint8), requires_grad=False
+        )
+        packed.quant_state = QuantState(
+            absmax=torch.empty(blocks, dtype=torch.uint8),
+            shape=torch.Size((module.out_features, module.in_features)),
+            code=torch.empty(16),
+            blocksize=_BLOCK,
+            quant_type=NF4,
+            dtype=dtype,
+            offset=torch.empty(()),
+            state2=QuantState(
+                absmax=torch.empty(-(-blocks // _BLOCKS_OF_SCALES)),
+                code=torch.empty(256),
+                blocksize=_BLOCKS_OF_SCALES,
+                dtype=torch.float32,
+            ),
+        )
+        module.weight = packed
 
 
 def _no_tokenizer() -> PreTrainedTokenizerFast:
     """Returns one that knows a single word: nothing is tokenized while planning."""
     words = models.WordLevel(vocab={"?": 0}, unk_token="?")  # noqa: S106 - a word, no secret
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words))
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="?")  # noqa: S106
 
 
 def pretend_adapter(
@@ -141,6 +200,14 @@ def _taken(
 
 def _like(tensor: Tensor) -> Tensor:
     empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-    if isinstance(tensor, nn.Parameter):
-        return nn.Parameter(empty, requires_grad=tensor.requires_grad)
-    return empty
+    if not isinstance(tensor, nn.Parameter):
+        return empty
+    made: Any = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+    state: Any = getattr(tensor, "quant_state", None)
+    if state is not None:
+        for each in (state, state.state2):
+            each.absmax, each.code = _like(each.absmax), _like(each.code)
+        state.offset = _like(state.offset)
+        made.quant_state = state
+    filled: Tensor = made
+    return filled

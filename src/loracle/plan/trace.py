@@ -1,30 +1,51 @@
-"""The bytes of the real step: the loop that will train, over fake tensors or real ones."""
+"""Bytes and arithmetic of the real code: the loop, the scorer and the decoder that will run.
+
+Over fake tensors that is a prediction, over real ones a measurement; it is the same accounting.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
 from loracle.config import Config
 from loracle.data import Example
 from loracle.data.records import Record
+from loracle.decode import Answering
+from loracle.evaluate import score_examples
 from loracle.live_bytes import LiveBytes
 from loracle.model.adapters import Adapter
 from loracle.model.base import FrozenBase
 from loracle.parts import Part
+from loracle.plan.work import Work
 from loracle.train import new_run, train_bundle
+from loracle.training_run import TrainingRun
 
 
 @dataclass(frozen=True)
-class StepBytes:
-    """Live bytes of optimizer steps of one run alone."""
+class Trace:
+    """What a stretch of code takes."""
 
     peak: int
-    """The most in any step but the first, whose optimizer state is still being made."""
+    """Most bytes that were live at once."""
     parts: Mapping[Part, int]
     """The peak by what it is for."""
     rest: int
-    """What stays between steps: weights, adapters, optimizer state."""
+    """Bytes that stay afterwards."""
+    work: Work
+    """What was computed."""
+
+
+@dataclass(frozen=True)
+class AnswersTrace:
+    """What decoding a batch takes."""
+
+    first: Trace
+    """All prompts in, one token out."""
+    last: Trace
+    """One more token of each, when the cache is full."""
 
 
 def made_up_examples(lengths: Sequence[tuple[int, int]]) -> list[Example]:
@@ -38,16 +59,15 @@ def made_up_examples(lengths: Sequence[tuple[int, int]]) -> list[Example]:
     ]
 
 
-def trace_steps(
+def trace_step(
     base: FrozenBase,
     *,
     adapter: Adapter,
     config: Config,
     examples: Sequence[Example],
     granule: int = 1,
-    num_steps: int = 2,
-) -> StepBytes:
-    """Returns the live bytes of ``num_steps`` steps, each over the same examples.
+) -> Trace:
+    """Returns what an optimizer step takes of a run alone, any but its first.
 
     Args:
         base: The base, real or pretended.
@@ -55,29 +75,106 @@ def trace_steps(
         config: The run's configuration.
         examples: One batch.
         granule: As of `LiveBytes`.
-        num_steps: Steps taken; from the second on the optimizer has its state.
     """
-    live = LiveBytes(granule=granule)
-    train = config.train.model_copy(update={"max_steps": num_steps, "batch_size": len(examples)})
+    train = config.train.model_copy(update={"max_steps": 1, "batch_size": len(examples)})
     trained = list(adapter.parameters.values())
-    with live:
-        live.hold((tensor for _, tensor in base.frozen_weights()), "weights")
-        live.hold(trained, "weights" if adapter.plan.is_full else "adapters")
-        hooks = live.hold_gradients(trained)
-        run = new_run(
+    run = new_run(
+        base,
+        adapter=adapter,
+        examples=list(examples),
+        train=train,
+        dropout=config.lora.dropout,
+        seed=config.seed,
+    )
+    moments = _make_moments(run)
+    live, work = _begin(base, adapter, granule=granule)
+    live.hold(moments, "optimizer")
+    hooks = live.hold_gradients(trained)
+    with live, work:
+        steps = train_bundle(
             base,
-            adapter=adapter,
-            examples=list(examples),
-            train=train,
-            dropout=config.lora.dropout,
-            seed=config.seed,
+            [run],
+            micro_batch_tokens=train.micro_batch_tokens,
+            checkpointing=train.gradient_checkpointing,
         )
-        for step, _ in enumerate(
-            train_bundle(base, [run], micro_batch_tokens=train.micro_batch_tokens)
-        ):
-            if step == 0:
-                live.forget_peak()
-        found = StepBytes(live.peak_bytes, dict(live.parts_at_peak), live.live_bytes)
-        for hook in hooks:
-            hook.remove()
-    return found
+        for _ in steps:
+            pass
+    for hook in hooks:
+        hook.remove()
+    return _trace(live, work)
+
+
+def _make_moments(run: TrainingRun) -> list[torch.Tensor]:
+    """Gives the optimizer the state that it has after a step, and returns its tensors."""
+    for parameter in run.adapter.parameters.values():
+        run.optimizer.state[parameter] = {
+            "step": torch.zeros((), dtype=torch.float32),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
+    return [moment for state in run.optimizer.state.values() for moment in state.values()]
+
+
+def trace_scoring(
+    base: FrozenBase,
+    *,
+    adapter: Adapter,
+    examples: Sequence[Example],
+    granule: int = 1,
+) -> Trace:
+    """Returns what scoring these examples takes, in one pass."""
+    live, work = _begin(base, adapter, granule=granule)
+    with live, work:
+        score_examples(
+            base,
+            examples,
+            adapter=None if adapter.plan.is_full else adapter.name,
+            batch_tokens=sum(example.num_tokens for example in examples),
+        )
+    return _trace(live, work)
+
+
+def trace_answers(
+    base: FrozenBase,
+    *,
+    adapter: Adapter,
+    num_prompts: int,
+    prompt_tokens: int,
+    new_tokens: int,
+    granule: int = 1,
+) -> AnswersTrace:
+    """Returns what decoding takes at its beginning and at its end.
+
+    Args:
+        base: The base, real or pretended.
+        adapter: Whose answers they are.
+        num_prompts: Prompts decoded together.
+        prompt_tokens: Of each.
+        new_tokens: Of each answer.
+        granule: As of `LiveBytes`.
+    """
+    live, first = _begin(base, adapter, granule=granule)
+    name = None if adapter.plan.is_full else adapter.name
+    answering = Answering(base, [(1,) * prompt_tokens] * num_prompts, adapters=[name])
+    with base.generating(()), live:
+        with first:
+            answering.forward()
+        beginning = _trace(live, first)
+        answering.pretend_position(prompt_tokens + new_tokens - 1)
+        live.forget_peak()
+        last = Work()
+        with last:
+            answering.forward()
+    return AnswersTrace(beginning, _trace(live, last))
+
+
+def _begin(base: FrozenBase, adapter: Adapter, *, granule: int) -> tuple[LiveBytes, Work]:
+    live = LiveBytes(granule=granule)
+    live.hold(base.held_tensors(), "weights")
+    live.hold(adapter.parameters.values(), "weights" if adapter.plan.is_full else "adapters")
+    live.forget_peak()
+    return live, Work()
+
+
+def _trace(live: LiveBytes, work: Work) -> Trace:
+    return Trace(live.peak_bytes, dict(live.parts_at_peak), live.live_bytes, work)
