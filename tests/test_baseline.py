@@ -347,16 +347,3 @@ def test_a_run_that_fails_its_audit_is_not_completed(place, tmp_path, monkeypatc
     assert message.startswith("AuditError: audit: the saved adapter gives ")
     assert load(tmp_path / "run" / "status.json")["status"] == "failed"
     assert load(tmp_path / "run" / "result.json")["status"] == "failed"
-
-
-@pytest.mark.parametrize(
-    ("model", "device", "asked", "given"),
-    [("llama-2-7b", "cuda", 4096, 512), ("llama-2-7b", "cuda", 256, 256),
-     ("llama-2-7b", "cpu", 4096, 4096), ("smollm2-135m", "cuda", 4096, 4096)],
-)  # fmt: skip
-def test_a_large_models_profile_only_ever_lowers_the_tokens_of_a_pass(model, device, asked, given):
-    from loracle.bundle import token_budget
-    from loracle.configfile import load_config
-
-    config = load_config(overrides=[f"model={model}", f"train.micro_batch_tokens={asked}"])
-    assert token_budget(config, device_type=device) == given

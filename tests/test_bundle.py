@@ -16,6 +16,7 @@ from loracle.bundle import (
     saturation_tokens,
     token_rates,
 )
+from loracle.errors import UsageError
 
 # A device that is full at 8192 tokens: below it twice the tokens are nearly twice the rate.
 RATES = [(1024, 10.0), (2048, 19.0), (4096, 36.0), (8192, 58.0), (16384, 60.0), (32768, 59.0)]
@@ -142,3 +143,12 @@ def test_who_trains_with_whom_does_not_depend_on_whole_bundles_being_gone(lowest
 def test_a_gpu_takes_all_members_tokens_at_once_and_a_cpu_one_members():
     assert bundle_budget([4096, 1024], device_type="cuda") == 5120
     assert bundle_budget([4096, 1024], device_type="cpu") == 1024
+
+
+def test_more_runs_than_memory_holds_are_refused():
+    memory = StepMemory(base_gib=1.0, step_gib=2.0, free_gib=5.0)
+    assert chosen(asked=4, memory=lambda: memory).size == 4
+    with pytest.raises(UsageError, match=r"^bundle_size: 8 runs of 1.0 GiB each .* at most 4 do$"):
+        chosen(asked=8, memory=lambda: memory)
+    assert chosen(asked=8, device_type="cpu", memory=never).size == 8
+    assert chosen(asked=8, memory=lambda: None).size == 8

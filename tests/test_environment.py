@@ -187,7 +187,7 @@ def test_a_cpu_without_a_model_name_is_named_by_the_system(
     monkeypatch.setattr(platform, "machine", lambda: "arm64")
     monkeypatch.setattr(platform, "processor", lambda: processor)
     monkeypatch.setattr(environment, "_output", lambda *words, env=None: answer)
-    assert environment._cpu_model() == expected
+    assert environment.cpu_model() == expected
 
 
 def known(**changes):

@@ -20,22 +20,38 @@ def notebook():
     return found
 
 
-def run(notebook):
+def run_notebook(notebook, *, folder, timeout):
+    """The notebook after its cells were executed, in order, by a kernel of their own."""
     from nbclient import NotebookClient
 
     client = NotebookClient(
         notebook,
-        timeout=120,
+        timeout=timeout,
         kernel_name="python3",
-        resources={"metadata": {"path": str(NOTEBOOK.parent)}},
+        resources={"metadata": {"path": str(folder)}},
     )
     return client.execute()
+
+
+def run(notebook):
+    return run_notebook(notebook, folder=NOTEBOOK.parent, timeout=120)
 
 
 def outputs(notebook):
     """Returns the MIME types and texts of everything that was displayed."""
     shown = [out for cell in notebook.cells for out in cell.get("outputs", ())]
     assert not [out for out in shown if out.output_type == "stream"], "nothing was warned of"
+    return outputs_of(notebook)
+
+
+def outputs_of(notebook):
+    """The MIME types and texts of everything that was displayed, not what was printed."""
+    shown = [
+        out
+        for cell in notebook.cells
+        for out in cell.get("outputs", ())
+        if out.output_type in ("display_data", "execute_result")
+    ]
     types = [key for out in shown for key in out.data]
     texts = "\n".join(str(out.data.get("text/markdown", "")) for out in shown)
     return types, texts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ def run_baseline(
     out: Path,
     resume: bool = False,
     screen: Screen | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Returns the result of one run, as ``result.json`` holds it.
 
@@ -25,6 +27,7 @@ def run_baseline(
         out: The run folder; created, or continued with ``resume``.
         resume: Continue the run in ``out``; a finished one is only read.
         screen: Where progress is shown; None: standard error.
+        notes: Recorded in the section ``engine`` of environment.json.
 
     Raises:
         UsageError: If something the user or a file gave cannot be used; nothing is left behind.
@@ -34,7 +37,8 @@ def run_baseline(
     if resume:
         # There must be a run to go on with.
         recorded_config(out)
-    (outcome,) = run_many([RunSpec(config, out)], resume=resume, screen=screen)
+    spec = RunSpec(config, out, notes=notes or {})
+    (outcome,) = run_many([spec], resume=resume, screen=screen)
     if outcome.error is not None:
         raise outcome.error
     assert outcome.result is not None

@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from loracle.config import Config
 from loracle.device import synchronize
-from loracle.sources import catalog
+from loracle.errors import UsageError
 
 # assumed: at nine tenths of the best rate more tokens no longer pay for the memory they take
 _SATURATED_FRAC = 0.9
@@ -80,11 +79,17 @@ def choose_bundle_size(
         tokens_per_step: Real tokens of one run's step, on average.
         rates: Measures ``token_rates``; called only where its answer matters.
         memory: Measures one step; called only where its answer matters. None: it cannot tell.
+
+    Raises:
+        UsageError: If the runs asked for do not fit together.
     """
     if num_runs == 1:
         return BundleChoice(1, "one run", tokens_per_step)
     if asked is not None:
-        return BundleChoice(min(asked, num_runs), "as asked", tokens_per_step)
+        size = min(asked, num_runs)
+        if size > 1 and device_type == "cuda":
+            _require_fitting(size, memory())
+        return BundleChoice(size, "as asked", tokens_per_step)
     if device_type == "cpu":
         return BundleChoice(
             1, f"one run's {tokens_per_step:.0f} tokens per step fill a CPU", tokens_per_step
@@ -101,6 +106,16 @@ def choose_bundle_size(
         f"{fitting if found else 'n/a'} runs: limited by {limit}"
     )
     return BundleChoice(size, reason, tokens_per_step, enough, measured, found)
+
+
+def _require_fitting(size: int, memory: StepMemory | None) -> None:
+    if memory is not None and size > _fitting(memory):
+        each = memory.step_gib - memory.base_gib
+        raise UsageError(
+            f"bundle_size: {size} runs of {each:.1f} GiB each do not fit in the "
+            f"{memory.free_gib:.1f} GiB that are free beside the base; at most "
+            f"{max(1, _fitting(memory))} do"
+        )
 
 
 def _fitting(memory: StepMemory) -> int:
@@ -181,14 +196,3 @@ def bundle_budget(budgets: Sequence[int], *, device_type: str) -> int:
     full at one run's, and more would cost memory only.
     """
     return sum(budgets) if device_type == "cuda" else min(budgets)
-
-
-def token_budget(config: Config, *, device_type: str) -> int:
-    """Returns the tokens per forward pass: the config's, or fewer if the model's profile says so.
-
-    A large model's profile lowers memory and changes no figure.
-    """
-    entry = catalog().models.get(config.model)
-    profile = entry.profiles.get(device_type) if entry else None
-    asked = config.train.micro_batch_tokens
-    return min(asked, profile.micro_batch_tokens) if profile else asked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,11 @@ ConfigArgument = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.max_steps=100."),
+]
+
+FitOption = Annotated[
+    bool,
+    typer.Option("--fit", help="Choose passes, checkpointing and 4 bits so that memory suffices."),
 ]
 
 RUNS = Path("runs")
@@ -71,6 +76,20 @@ def _version(
         raise typer.Exit
 
 
+def _fitted(
+    config: str, overrides: list[str] | None, *, wanted: bool
+) -> tuple[list[str], Mapping[str, Any]]:
+    """Returns the settings given and, if it is wanted, those that make everything fit."""
+    given = list(overrides or ())
+    if not wanted:
+        return given, {}
+    from loracle.plan.session import choose_fit
+
+    choice = choose_fit(config, overrides=given)
+    Console(stderr=True, soft_wrap=True).print(escape(choice.words), highlight=False)
+    return [*given, *choice.overrides], choice.notes
+
+
 @app.command()
 def baseline(
     config: ConfigArgument = "base_config",
@@ -81,9 +100,11 @@ def baseline(
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue a run that was stopped.")
     ] = False,
+    fit: FitOption = False,
 ) -> None:
     """Fine-tune with the standard LoRA baseline; measure quality and cost before and after."""
-    resolved = load_config(config, overrides=overrides or ())
+    settings, notes = _fitted(config, overrides, wanted=fit)
+    resolved = load_config(config, overrides=settings)
     from loracle.runs import find_resumable, new_run_path
 
     if out is None and resume:
@@ -98,7 +119,7 @@ def baseline(
     from loracle.baseline import run_baseline
     from loracle.report.terminal import result_view
 
-    result = run_baseline(resolved, out=folder, resume=resume)
+    result = run_baseline(resolved, out=folder, resume=resume, notes=notes)
     console = Console()
     console.print(result_view(result))
     console.print(f"Recorded in {escape(str(folder))}", highlight=False, soft_wrap=True)
@@ -116,12 +137,14 @@ def study(
     plan: Annotated[
         bool, typer.Option("--plan", help="Show arms, ranks, counts, runs and time; run nothing.")
     ] = False,
+    fit: FitOption = False,
 ) -> None:
     """Compare placements under identical conditions over several seeds, then report."""
     from loracle.study_file import load_study
 
     name = find_config(config).stem
-    resolved, base = load_study(config, overrides=overrides or ())
+    settings, notes = _fitted(config, overrides, wanted=fit)
+    resolved, base = load_study(config, overrides=settings)
     from loracle.study import prepare_study
     from loracle.study_view import plan_view, time_of
 
@@ -134,9 +157,36 @@ def study(
     console.print(plan_view(planned, maps=False))
     from loracle.study_session import conduct_study
 
-    failed = conduct_study(planned, out=folder, console=console)
+    failed = conduct_study(planned, out=folder, console=console, notes=notes)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    config: Annotated[
+        str,
+        typer.Argument(metavar="[CONFIG]", help="A run's or a study's file, or a shipped name."),
+    ] = "base_config",
+    overrides: SetOption = None,
+    gpu: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="t4, l4, rtx4090, a100-40, a100-80, h100, h200, or memory: 24GiB."
+        ),
+    ] = None,
+    fit: FitOption = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
+) -> None:
+    """Predict memory and time, and whether it fits: without weights and without the GPU."""
+    from loracle.plan.session import make_plan
+    from loracle.plan.view import plan_report_markdown, plan_report_view
+
+    found = make_plan(config, overrides=overrides or (), gpu=gpu, fit=fit)
+    if markdown:
+        sys.stdout.write(plan_report_markdown(found))
+    else:
+        Console().print(plan_report_view(found))
 
 
 @app.command()
@@ -209,8 +259,15 @@ def sample(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Measure the device's speed, for plans; keep it idle."),
+    ] = False,
+) -> None:
     """Say what this machine can do and what is missing."""
-    from loracle.doctor import checkup, doctor_view
+    from loracle.doctor import calibrate_device, checkup, doctor_view
 
+    if calibrate:
+        calibrate_device(Console(stderr=True))
     Console().print(doctor_view(checkup()))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -52,6 +52,7 @@ def checkup() -> list[Finding]:
         _cpu(environment),
         *_gpus(environment),
         Finding("dtype", "ok", f"auto means {dtype_name(dtype)} on {device}"),
+        _speed(),
         _memory(environment),
         _allocator(),
         _cache(cache_folder()),
@@ -71,6 +72,31 @@ def doctor_view(findings: Sequence[Finding]) -> RenderableType:
         colour = colours[finding.state]
         table.add_row(finding.name, f"[{colour}]{finding.state}[/]", escape(finding.detail))
     return table
+
+
+def calibrate_device(console: Console) -> None:
+    """Measures the device's speed and leaves it where plans find it."""
+    from loracle.plan.calibration import calibrate, keep_calibration
+
+    found = calibrate(say=lambda what: console.print(f"measuring {what}"))
+    keep_calibration(found)
+
+
+def _speed() -> Finding:
+    from loracle.plan.calibration import known_calibration
+    from loracle.plan.devices import this_device
+
+    device = choose_device("auto")
+    dtype = dtype_name(choose_dtype("auto", device=device))
+    found = known_calibration(this_device(), dtype=dtype)
+    if found is None:
+        return Finding("speed", "limited", "not measured; loracle doctor --calibrate")
+    return Finding(
+        "speed",
+        "ok",
+        f"{found.flop_per_s / 1e12:.2f} TFLOP/s in {found.dtype}, {found.byte_per_s / 1e9:.0f} "
+        f"GB/s, {found.overhead_s * 1e6:.1f} us a call, measured {found.measured_at}",
+    )
 
 
 def _versions(environment: Mapping[str, Any]) -> Finding:

@@ -32,7 +32,8 @@ _ENGINE = (
     "audit.py", "bundle.py", "data/*.py", "decode.py", "device.py", "evaluate.py", "gradients.py",
     "isolated.py", "live_bytes.py", "lockstep.py", "measure.py", "members.py", "memory_limit.py",
     "model/*.py", "placement/adapters.py", "probe.py", "result.py", "schedule.py", "seeds.py",
-    "session.py", "stages.py", "step_tensors.py", "train.py", "training_run.py", "workbench.py",
+    "session.py", "smoke.py", "stages.py", "step_tensors.py", "train.py", "training_run.py",
+    "workbench.py",
 )  # fmt: skip
 
 # What must agree before two runs' numbers share a table, as dotted keys or their sections.
@@ -54,7 +55,7 @@ def capture_environment(
     """
     import psutil
 
-    cpu = _cpu_model()
+    cpu = cpu_model()
     gpus = _gpus()
     return {
         "schema": 1,
@@ -214,7 +215,7 @@ def _output(*command: str, env: Mapping[str, str] | None = None) -> str | None:
     return done.stdout.strip()
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     """Returns the processor's name in the words of its maker, where the system knows it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from loracle.bundle import token_budget
 from loracle.config import Config
 from loracle.data import Example
 from loracle.data.packing import batches_by_tokens
@@ -62,7 +61,7 @@ def measure_alone(
             bundle = train_bundle(
                 bench.base,
                 [run],
-                micro_batch_tokens=token_budget(config, device_type=bench.base.device.type),
+                micro_batch_tokens=config.train.micro_batch_tokens,
                 trunk=bench.trunk if with_trunk else None,
                 checkpointing=config.train.gradient_checkpointing,
             )
@@ -76,7 +75,7 @@ def measure_alone(
                 rows.append({**asdict(record), "clocked": run.step > config.measure.skip_steps})
                 bench.stopping(advance)(1)
         with memory.phase("evaluate"):
-            _score_one_batch(bench)
+            score_one_batch(bench, adapter=_SCRATCH)
         return Isolated(rows, memory, latency_of(bench, adapter=_SCRATCH))
     finally:
         bench.clear()
@@ -88,13 +87,13 @@ def _scratch_run(bench: Workbench, *, config: Config, plan: ModulePlan) -> Train
     return bench.new_run(config, plan=plan, name=_SCRATCH, train=train)
 
 
-def _score_one_batch(bench: Workbench) -> None:
+def score_one_batch(bench: Workbench, *, adapter: str) -> None:
     """Scores the longest batch of a validation, which is where it needs most memory."""
     by_length: list[Example] = sorted(bench.scored, key=lambda example: example.num_tokens)
     budget = bench.config.eval.batch_tokens
     *_, last = batches_by_tokens([each.num_tokens for each in by_length], budget=budget)
     longest = [by_length[place] for place in last]
-    score_examples(bench.base, longest, adapter=_SCRATCH, batch_tokens=budget)
+    score_examples(bench.base, longest, adapter=adapter, batch_tokens=budget)
 
 
 def latency_of(bench: Workbench, *, adapter: str) -> dict[str, Latency | None]:

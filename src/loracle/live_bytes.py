@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from loracle.parts import Part, part_now
+
+Watch = Callable[[Any, Sequence[Any], dict[str, Any], Any], None]
+"""Takes an operator, its arguments, those by name, and what it returned."""
 
 
 @dataclass
@@ -31,11 +34,14 @@ class LiveBytes(TorchDispatchMode):
 
     Args:
         granule: Bytes to whose multiples a block is rounded up, as an allocator does.
+        watch: Sees every operation; None: nobody does.
     """
 
-    def __init__(self, *, granule: int = 1) -> None:
+    def __init__(self, *, granule: int = 1, watch: Watch | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._granule = granule
+        self.watch = watch
+        """Sees every operation; may be changed while it is entered."""
         self._blocks: dict[int, _Block] = {}
         self._now: Counter[Part] = Counter()
         self._total = 0
@@ -78,10 +84,13 @@ class LiveBytes(TorchDispatchMode):
         return [each.register_post_accumulate_grad_hook(arrived) for each in parameters]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
         for leaf in tree_leaves(found):
             if isinstance(leaf, Tensor):
                 self._follow(leaf, part_now())
+        if self.watch is not None:
+            self.watch(func, args, kwargs, found)
         return found
 
     def _follow(self, tensor: Tensor, part: Part) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loracle.audit import require_sound
-from loracle.bundle import BundleChoice, bundle_budget, token_budget
+from loracle.bundle import BundleChoice, bundle_budget
 from loracle.checkpoint import Snapshot, save_checkpoint
 from loracle.config import config_digest
 from loracle.criteria import Repeat
@@ -149,7 +149,7 @@ def _train(sessions: Sequence[Session]) -> None:
     ]
     _enter(sessions, phase="train")
     device_type = bench.base.device.type
-    budgets = [token_budget(session.config, device_type=device_type) for session in sessions]
+    budgets = [session.config.train.micro_batch_tokens for session in sessions]
     bundle = train_bundle(
         bench.base,
         [session.run for session in sessions],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from loracle.config import Config
 from loracle.data import Example
@@ -34,10 +35,16 @@ class Member:
     """First decoder layer with an adapter."""
     trunk_layer: int
     """The same if states below it are kept; 0: they are not."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What is recorded about how it came to be."""
 
 
 def enlist(
-    bench: Workbench, folders: Sequence[RunFolder], *, arms: Mapping[Path, str | None]
+    bench: Workbench,
+    folders: Sequence[RunFolder],
+    *,
+    arms: Mapping[Path, str | None],
+    notes: Mapping[Path, Mapping[str, Any]] | None = None,
 ) -> list[Member]:
     """Returns the runs of these folders.
 
@@ -45,6 +52,7 @@ def enlist(
         bench: The base and its data.
         folders: One per run.
         arms: What their results call their placements; None: by the placement's label.
+        notes: What is recorded about how they came to be.
 
     Raises:
         UsageError: If a placement is not one of this model, or a run to go on with would not see
@@ -52,7 +60,7 @@ def enlist(
     """
     inventory = inventory_of(bench.base.model)
     plans = [_plan(folder.config, inventory=inventory) for folder in folders]
-    lowest = [0 if plan.is_full else lowest_layer(plan, base=bench.base) for plan in plans]
+    lowest = [lowest_layer(plan, base=bench.base) for plan in plans]
     begins = [
         layer if layer and bench.base.has_trunk and trunk_pays(bench, folder.config) else 0
         for folder, layer in zip(folders, lowest, strict=True)
@@ -67,6 +75,7 @@ def enlist(
             plan=plan,
             lowest_layer=layer,
             trunk_layer=begin if bench.trunk else 0,
+            notes=(notes or {}).get(folder.path, {}),
         )
         for folder, plan, layer, begin in zip(folders, plans, lowest, begins, strict=True)
     ]

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from loracle.bundle import BundleChoice, group_runs
 from loracle.config import Config, flatten
@@ -25,11 +26,13 @@ from loracle.durable import disk_faults
 from loracle.errors import Interrupted, LoracleError, UsageError
 from loracle.lockstep import RunOutcome, run_bundle
 from loracle.members import Member, enlist
+from loracle.preflight import preflight
 from loracle.probe import Prober
 from loracle.record import RunFolder
 from loracle.screen import Screen
 from loracle.session import record_failure
 from loracle.signals import StopRequest
+from loracle.smoke import smoke
 from loracle.sources.spec import parse_source
 from loracle.stages import know_untuned
 from loracle.workbench import Workbench, open_workbench
@@ -50,6 +53,8 @@ class RunSpec:
     """Its folder."""
     arm: str | None = None
     """What its results call its placement; None: the placement's label."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What to record about how it came to be, in the section ``engine`` of environment.json."""
 
 
 Ended = Callable[[Sequence[RunOutcome]], None]
@@ -100,7 +105,7 @@ def run_many(
                 _run(
                     folders,
                     outcomes,
-                    arms={spec.out: spec.arm for spec in specs},
+                    specs={spec.out: spec for spec in specs},
                     screen=screen,
                     stop=stop,
                     bundle_size=bundle_size,
@@ -147,7 +152,7 @@ def _run(
     folders: Sequence[RunFolder],
     outcomes: dict[Path, RunOutcome],
     *,
-    arms: Mapping[Path, str | None],
+    specs: Mapping[Path, RunSpec],
     screen: Screen,
     stop: StopRequest,
     bundle_size: int | None,
@@ -157,8 +162,15 @@ def _run(
     for folder in folders:
         if not folder.is_finished:
             folder.set_status("running", phase="prepare")
+    preflight(folders[0].config)
     bench = open_workbench(folders[0].config, screen=screen, stop=stop)
-    members = enlist(bench, folders, arms=arms)
+    members = enlist(
+        bench,
+        folders,
+        arms={path: spec.arm for path, spec in specs.items()},
+        notes={path: spec.notes for path, spec in specs.items()},
+    )
+    _smoke_test(bench, members)
     prober = Prober(bench)
     adapted = [member for member in members if not member.plan.is_full]
     choice = prober.choose_size(adapted, asked=bundle_size) if adapted else _ALONE
@@ -191,6 +203,14 @@ def _run(
             if outcome.error is not None and len(members) > 1:
                 screen.notice(f"{outcome.out.name}: failed, the others go on: {outcome.error}")
         ended(found)
+
+
+def _smoke_test(bench: Workbench, members: Sequence[Member]) -> None:
+    """Tries everything once where runs are long and memory is short; not when going on."""
+    new = [one for one in members if not (one.folder.path / "checkpoints").exists()]
+    adapted = [member for member in new if not member.plan.is_full]
+    if bench.base.device.type == "cuda" and adapted and len(new) == len(members):
+        smoke(bench, config=adapted[0].config, plan=adapted[0].plan)
 
 
 def bundles_of(members: Sequence[Member], *, size: int) -> list[list[Member]]:

@@ -193,7 +193,8 @@ def _tracker(member: Member, *, notice: Callable[[str], None]) -> Tracker:
 def _record_inputs(bench: Workbench, member: Member, *, engine: dict[str, Any]) -> dict[str, Any]:
     """Writes what the run starts from; returns its environment."""
     folder = member.folder
-    environment = {**bench.environment, "engine": dict(engine)}
+    engine = {**engine, **member.notes}
+    environment = {**bench.environment, "engine": engine}
     if (folder.path / "modules.json").exists():
         before = folder.read_json("environment.json")
         changed = environment_differences(before, environment)

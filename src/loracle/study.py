@@ -151,6 +151,7 @@ def run_study(
     bundle_size: int | None = None,
     ended: Callable[[Sequence[RunOutcome]], None] = lambda _: None,
     decided: Callable[[StudyPlan], None] = lambda _: None,
+    notes: Mapping[str, Any] | None = None,
 ) -> StudyOutcome:
     """Returns how the study's runs ended; those that had completed are skipped.
 
@@ -161,6 +162,7 @@ def run_study(
         bundle_size: Runs that train together; None: as many as the device gains from.
         ended: Takes the outcomes of runs as they end.
         decided: Takes the plan when its learning rates are known.
+        notes: Recorded with every run, in the section ``engine`` of environment.json.
 
     Raises:
         RunFolderError: If the folder holds another study, or runs of another environment.
@@ -170,7 +172,12 @@ def run_study(
     screen = screen or Screen()
     keep_plan(plan, out=out)
     trials = search_runs(plan)
-    settings: dict[str, Any] = {"screen": screen, "bundle_size": bundle_size, "ended": ended}
+    settings: dict[str, Any] = {
+        "notes": notes or {},
+        "screen": screen,
+        "bundle_size": bundle_size,
+        "ended": ended,
+    }
     if trials:
         tried = _run(trials, out=out, **settings)
         plan = with_learning_rates(plan, best_rates(trials, tried))
@@ -180,8 +187,10 @@ def run_study(
     return StudyOutcome(plan, tuple(outcomes))
 
 
-def _run(runs: Sequence[PlannedRun], *, out: Path, **settings: Any) -> list[RunOutcome]:
-    specs = [RunSpec(run.config, out / "runs" / run.id, arm=run.arm) for run in runs]
+def _run(
+    runs: Sequence[PlannedRun], *, out: Path, notes: Mapping[str, Any], **settings: Any
+) -> list[RunOutcome]:
+    specs = [RunSpec(run.config, out / "runs" / run.id, arm=run.arm, notes=notes) for run in runs]
     require_one_environment(specs)
     return run_many(specs, **settings)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,13 +16,16 @@ from loracle.study_plan import StudyPlan
 from loracle.study_view import StudyProgress, ended_line
 
 
-def conduct_study(plan: StudyPlan, *, out: Path, console: Console) -> list[RunOutcome]:
+def conduct_study(
+    plan: StudyPlan, *, out: Path, console: Console, notes: Mapping[str, Any] | None = None
+) -> list[RunOutcome]:
     """Runs what is left of a study, prints its verdicts and returns the runs that failed.
 
     Args:
         plan: The study.
         out: Its folder.
         console: Where the verdicts are printed; progress goes to standard error.
+        notes: Recorded with every run.
     """
     progress = StudyProgress(plan, out)
     screen = Screen(above=progress.view)
@@ -30,9 +34,20 @@ def conduct_study(plan: StudyPlan, *, out: Path, console: Console) -> list[RunOu
         for outcome in outcomes:
             screen.notice(ended_line(outcome, progress=progress))
 
-    outcome = run_study(plan, out=out, screen=screen, ended=ended, decided=progress.follow)
+    outcome = run_study(
+        plan, out=out, screen=screen, ended=ended, decided=progress.follow, notes=notes
+    )
+    _predict(out)
     report_study(out, console=console)
     return outcome.failed
+
+
+def _predict(out: Path) -> None:
+    """Leaves in the study's folder what a plan would have said of what was measured."""
+    from loracle.plan.against import compare_with_measured
+    from loracle.study_record import read_study
+
+    compare_with_measured(out, read_study(out))
 
 
 def report_study(folder: Path, *, console: Console) -> None:

@@ -26,7 +26,9 @@ def hub(monkeypatch, tmp_path):
     asked = {}
 
     def serve(files: dict[str, str]) -> dict:
-        def download(repo_id, **options):
+        def download(repo_id, dry_run=False, **options):
+            if dry_run:
+                return []
             asked.update(options, repo_id=repo_id)
             folder = tmp_path / "snapshots" / COMMIT
             for name, text in files.items():
@@ -224,3 +226,27 @@ def test_a_partial_snapshot_in_the_clients_cache_is_not_used(hub_cache, fails):
     )
     message = fails(resolve_model, "hub:org/name")
     assert "1 of its weight files missing (model-2.safetensors)" in message
+
+
+def sized(monkeypatch, gib, *, cached=False):
+    """Stands in for what the client says of a repository's files before they are fetched."""
+    from huggingface_hub.file_download import DryRunFileInfo
+
+    def say(_repo, *, dry_run=False, **_options):
+        assert dry_run, "fetched without asking"
+        size = int(gib * 2**30)
+        return [DryRunFileInfo(COMMIT, size, "model.safetensors", "", cached, not cached)]
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", say)
+
+
+def test_a_model_that_the_disk_cannot_take_is_not_fetched(monkeypatch, fails):
+    sized(monkeypatch, 1e9)
+    with fails(r"1000000000.0 GiB are to be fetched and [\d.]+ GiB are free .* HF_HOME"):
+        resolve_model("hub:org/name")
+
+
+def test_what_is_cached_takes_no_room(monkeypatch):
+    sized(monkeypatch, 1e9, cached=True)
+    with pytest.raises(AssertionError, match="fetched without asking"):
+        resolve_model("hub:org/name")

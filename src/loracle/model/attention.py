@@ -90,6 +90,12 @@ def _attend_each(
 ) -> Float[Tensor, "1 T H D"]:
     """Returns what PyTorch's own attention gives for one sequence after another."""
     grouped = query.shape[1] != key.shape[1]
+    if grouped and query.device.type != "cpu":
+        # A GPU that gets here has no kernel but the memory-efficient one, which takes no groups;
+        # with groups PyTorch would write out the whole table of scores.
+        copies = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(copies, dim=1) for tensor in (key, value))
+        grouped = False
     split = [tensor.split(lengths, dim=2) for tensor in (query, key, value)]
     parts = [
         scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -137,11 +137,9 @@ class FrozenBase:
 
     def precision(self) -> AbstractContextManager[None]:
         """Returns a block in which products are in ``dtype``, whatever the weights are in."""
-        return torch.autocast(
-            self.device.type,
-            dtype=self.dtype,
-            enabled=self.trains and self.dtype in (torch.bfloat16, torch.float16),
-        )
+        if not self.trains or self.dtype not in (torch.bfloat16, torch.float16):
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
 
     @cached_property
     def blocks_name(self) -> str:

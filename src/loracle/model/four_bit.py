@@ -11,7 +11,6 @@ Source: Dettmers et al. 2023 arXiv:2305.14314 section 3, NF4 with double quantis
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -95,8 +94,6 @@ def four_bit_config(dtype: torch.dtype) -> Any:
             "quantization: nf4 needs bitsandbytes, which is not installed; pip install "
             "'loracle[gpu]', or set quantization=null"
         )
-    # It says at import which optional kernels it did not find; nothing here uses them.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(

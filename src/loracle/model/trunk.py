@@ -38,8 +38,10 @@ def lowest_layer(plan: ModulePlan | None, *, base: FrozenBase) -> int:
 
     Returns:
         An index from 0; the number of layers if at most the output head is adapted; 0 if a module
-        stands elsewhere (a projection between embedding and layers, say).
+        stands elsewhere (a projection between embedding and layers, say), or all weights train.
     """
+    if plan is not None and plan.is_full:
+        return 0
     head = base.model.get_output_embeddings()
     lowest = len(base.blocks)
     for planned in plan.modules if plan is not None else ():

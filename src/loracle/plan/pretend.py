@@ -7,10 +7,10 @@ moving swaps tensors, which fake ones refuse.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
@@ -27,6 +27,7 @@ from loracle.model.four_bit import NF4, install_unpacked_products
 from loracle.model.norm import install_fast_norms
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
+from loracle.plan.shapes import KnownShapes
 from loracle.quiet import quiet_transformers
 
 # source: bitsandbytes 0.50, quantize_4bit: numbers to a scale, and scales to one of theirs
@@ -38,33 +39,73 @@ class _MadeUpValues(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.tolist:
-            return torch.ones(args[0].shape, device="cpu").tolist()
+            return _zeros(args[0].shape)
         if func in (Tensor.item, Tensor.__float__):
-            return 1.0
+            return 0.0
         if func in (Tensor.__bool__, torch.equal, torch.allclose):
             return True
         return func(*args, **(kwargs or {}))
 
 
+def _zeros(shape: Sequence[int]) -> Any:
+    """Returns nested lists of that shape, or a number."""
+    if not shape:
+        return 0.0
+    return [_zeros(shape[1:]) for _ in range(shape[0])]
+
+
+Kind = Literal["cpu", "gpu", "old gpu"]
+"""Whose code runs: a CPU's, a GPU's, or that of a GPU without bf16 and packed attention."""
+
+
 @contextmanager
-def pretending(*, packed_kernel: bool = False) -> Iterator[FakeTensorMode]:
-    """Makes every tensor that is made inside the block a fake one.
+def pretending(kind: Kind = "cpu") -> Iterator[None]:
+    """Makes tensors that are made inside the block have no bytes, and the code take their word.
+
+    A CPU's are fake tensors; a GPU's are on the meta device, which is faster, and its attention
+    kernels, which only it has, are called by name.
 
     Args:
-        packed_kernel: Attention takes the variable-length kernel, as on a GPU that has it.
+        kind: Whose code runs.
     """
     _forget_constants()
     try:
         with ExitStack() as inside:
-            if packed_kernel:
-                inside.enter_context(
-                    mock.patch("loracle.model.attention.attends_variable_length", return_value=True)
-                )
-            mode = inside.enter_context(FakeTensorMode())
+            if kind == "cpu":
+                inside.enter_context(FakeTensorMode())
+            else:
+                for patch in _gpu_patches(kind):
+                    inside.enter_context(patch)
+                inside.enter_context(KnownShapes())
             inside.enter_context(_MadeUpValues())
-            yield mode
+            yield
     finally:
         _forget_constants()
+
+
+def _gpu_patches(kind: Kind) -> list[Any]:
+    """Returns what makes code on the meta device go the way that it goes on a GPU."""
+    attention = "loracle.model.attention"
+    scaler = torch.amp.GradScaler
+    patches: list[Any] = [
+        # Neither knows the meta device; both are asked for by the device's name.
+        mock.patch("torch.is_autocast_enabled", return_value=False),
+        mock.patch("torch.amp.GradScaler", lambda _, **given: scaler("cpu", **given)),
+    ]
+    if kind == "gpu":
+        return [*patches, mock.patch(f"{attention}.attends_variable_length", return_value=True)]
+    return [*patches, mock.patch(f"{attention}.scaled_dot_product_attention", _efficient_attention)]
+
+
+def _efficient_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, enable_gqa: bool
+) -> Tensor:
+    """Returns what the kernel returns that PyTorch chooses on GPUs before compute capability 8."""
+    assert not enable_gqa, "that kernel takes no groups"
+    found: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, None, True, 0.0, is_causal, scale=scale
+    )[0]
+    return found
 
 
 def _forget_constants() -> None:
@@ -109,7 +150,7 @@ def pretend_base(
             install_unpacked_products(model)
     return FrozenBase(
         model=model,
-        tokenizer=_no_tokenizer(),
+        tokenizer=unspoken_tokenizer(),
         device=meta,
         dtype=dtype,
         trains=trains,
@@ -148,7 +189,7 @@ def _pack(model: Any, *, dtype: torch.dtype) -> None:
         module.weight = packed
 
 
-def _no_tokenizer() -> PreTrainedTokenizerFast:
+def unspoken_tokenizer() -> PreTrainedTokenizerFast:
     """Returns one that knows a single word: nothing is tokenized while planning."""
     words = models.WordLevel(vocab={"?": 0}, unk_token="?")  # noqa: S106 - a word, no secret
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="?")  # noqa: S106
@@ -169,7 +210,7 @@ def pretend_adapter(
 def fill(base: FrozenBase, adapter: Adapter) -> Adapter:
     """Puts tensors in the place of those on the meta device; returns the adapter that has them.
 
-    Called inside `pretending`. Tied parameters stay tied.
+    Called inside `pretending`, of a CPU; a GPU's stay where they are. Tied parameters stay tied.
     """
     base.device = torch.device("cpu")
     made: dict[int, Tensor] = {}

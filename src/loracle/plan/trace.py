@@ -90,7 +90,7 @@ def trace_step(
     live, work = _begin(base, adapter, granule=granule)
     live.hold(moments, "optimizer")
     hooks = live.hold_gradients(trained)
-    with live, work:
+    with live:
         steps = train_bundle(
             base,
             [run],
@@ -124,7 +124,7 @@ def trace_scoring(
 ) -> Trace:
     """Returns what scoring these examples takes, in one pass."""
     live, work = _begin(base, adapter, granule=granule)
-    with live, work:
+    with live:
         score_examples(
             base,
             examples,
@@ -156,24 +156,25 @@ def trace_answers(
     live, first = _begin(base, adapter, granule=granule)
     name = None if adapter.plan.is_full else adapter.name
     answering = Answering(base, [(1,) * prompt_tokens] * num_prompts, adapters=[name])
+    last = Work()
     with base.generating(()), live:
-        with first:
-            answering.forward()
+        answering.forward()
         beginning = _trace(live, first)
+        live.watch = None
         answering.pretend_position(prompt_tokens + new_tokens - 1)
         live.forget_peak()
-        last = Work()
-        with last:
-            answering.forward()
+        live.watch = last.add
+        answering.forward()
     return AnswersTrace(beginning, _trace(live, last))
 
 
 def _begin(base: FrozenBase, adapter: Adapter, *, granule: int) -> tuple[LiveBytes, Work]:
-    live = LiveBytes(granule=granule)
+    work = Work()
+    live = LiveBytes(granule=granule, watch=work.add)
     live.hold(base.held_tensors(), "weights")
     live.hold(adapter.parameters.values(), "weights" if adapter.plan.is_full else "adapters")
     live.forget_peak()
-    return live, Work()
+    return live, work
 
 
 def _trace(live: LiveBytes, work: Work) -> Trace:

@@ -7,13 +7,13 @@ Source: Williams et al. 2009 "Roofline", for the time of an operation.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 
@@ -43,33 +43,37 @@ class Rates:
     """Measured over predicted, of a step that was measured."""
 
 
-class Work(TorchDispatchMode):
-    """Counts what runs while it is entered."""
+class Work:
+    """Counts operations."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: Counter[Operation] = Counter()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        given = _tensors((args, kwargs))
+    def add(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any], found: Any) -> None:
+        """Counts one operation, unless it only makes a view or takes memory.
+
+        Args:
+            func: The operator that ran.
+            args: What it was given.
+            kwargs: The same, by name.
+            found: What it returned.
+        """
+        kind = _kind_of(func)
+        if kind is None:
+            return
+        given = list(_tensors((args, kwargs.values())))
         storages = {tensor.untyped_storage()._cdata for tensor in given}
         # Reshapes that did not have to copy return what they were given.
-        made = [t for t in _tensors(found) if t.untyped_storage()._cdata not in storages]
-        changed = _tensors(
-            [
-                kwargs.get(taken.name, args[place] if place < len(args) else None)
-                for place, taken in enumerate(func._schema.arguments)
-                if taken.alias_info is not None and taken.alias_info.is_write
-            ]
-        )
-        if (made or changed) and func._overloadpacket.__name__ not in _NO_KERNEL:
-            formula = flop_registry.get(_out_of_place(func._overloadpacket))
-            flops = int(formula(*args, **kwargs, out_val=found)) if formula else 0
+        made = [t for t in _tensors((found,)) if t.untyped_storage()._cdata not in storages]
+        changed = [
+            tensor
+            for place, name in kind.written
+            for tensor in _tensors((kwargs.get(name, args[place] if place < len(args) else None),))
+        ]
+        if made or changed:
+            flops = int(kind.formula(*args, **kwargs, out_val=found)) if kind.formula else 0
             moved = sum(t.numel() * t.element_size() for t in (*given, *made, *changed))
             self.operations[Operation(flops, moved)] += 1
-        return found
 
     @property
     def flops(self) -> int:
@@ -91,14 +95,37 @@ class Work(TorchDispatchMode):
         return rates.factor * (max(busy, calls) if rates.overlaps else busy + calls)
 
 
-def _out_of_place(operation: Any) -> Any:
-    """Returns ``addmm`` for ``addmm_``: formulas are kept for the one and not for the other."""
-    name = operation.__name__
-    return getattr(torch.ops.aten, name.rstrip("_"), operation) if name.endswith("_") else operation
+@dataclass(frozen=True)
+class _Kind:
+    formula: Callable[..., Any] | None
+    """Of its FLOPs; None: it multiplies no matrices."""
+    written: tuple[tuple[int, str], ...]
+    """Place and name of each argument that it changes."""
 
 
 _NO_KERNEL = ("empty", "new_empty", "empty_like", "empty_strided", "lift_fresh")
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+@lru_cache(maxsize=1024)
+def _kind_of(func: Any) -> _Kind | None:
+    """Returns what is known of an operator; None if it never is a kernel."""
+    packet = func._overloadpacket
+    if packet.__name__ in _NO_KERNEL or func.is_view:
+        return None
+    name = packet.__name__
+    # Formulas are kept for ``addmm`` and not for ``addmm_``.
+    plain = getattr(torch.ops.aten, name.rstrip("_"), packet) if name.endswith("_") else packet
+    written = tuple(
+        (place, taken.name)
+        for place, taken in enumerate(func._schema.arguments)
+        if taken.alias_info is not None and taken.alias_info.is_write
+    )
+    return _Kind(flop_registry.get(plain), written)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    for each in tree:
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, list | tuple):
+            yield from _tensors(each)

@@ -22,6 +22,7 @@ __all__ = [
     "Catalog",
     "ResolvedSource",
     "cache_folder",
+    "can_have_model",
     "catalog",
     "model_architecture",
     "resolve_data",
@@ -89,6 +90,21 @@ def model_architecture(model: str) -> dict[str, Any]:
     if not isinstance(architecture.get("model_type"), str):
         raise SourceError(f"{source.canonical}: its config.json names no model_type")
     return architecture
+
+
+def can_have_model(model: str) -> bool:
+    """Returns whether a model can be had here: its configuration is fetched, nothing else is.
+
+    False for a gated model without access, and where there is no route to the hub.
+    """
+    source = parse_source(source_of(model, kind="model"))
+    if not isinstance(source, HubSource):
+        return True
+    try:
+        hub_architecture(source)
+    except SourceError:
+        return False
+    return True
 
 
 def _read_architecture(source: Source, *, model: str) -> dict[str, Any]:

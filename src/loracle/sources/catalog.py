@@ -24,10 +24,33 @@ class _Entry(BaseModel):
 
 
 class Profile(_Entry):
-    """What a device needs set differently for a model; nothing that changes results."""
+    """What a device needs set differently for a model; absent: as the configuration has it."""
 
-    micro_batch_tokens: Positive
-    """Tokens per forward pass."""
+    dtype: Literal["bfloat16", "float16"] | None = None
+    """Of the base: what the device multiplies."""
+    quantization: Literal["nf4"] | None = None
+    """Of the base; it makes another model of it, so it is never set unless asked for."""
+    gradient_checkpointing: bool | None = None
+    """Changes memory and time, nothing else."""
+    micro_batch_tokens: Positive | None = None
+    """Tokens per forward pass; changes memory, nothing else."""
+    batch_tokens: Positive | None = None
+    """Tokens per pass of a validation; changes memory, nothing else."""
+    generate_batch_size: Positive | None = None
+    """Prompts decoded together."""
+
+    def changes(self) -> dict[str, Any]:
+        """Returns what it sets, by the configuration's keys."""
+        keys = {
+            "dtype": "dtype",
+            "quantization": "quantization",
+            "gradient_checkpointing": "train.gradient_checkpointing",
+            "micro_batch_tokens": "train.micro_batch_tokens",
+            "batch_tokens": "eval.batch_tokens",
+            "generate_batch_size": "eval.generate_batch_size",
+        }
+        given = {key: getattr(self, name) for name, key in keys.items()}
+        return {key: value for key, value in given.items() if value is not None}
 
 
 class _Sourced(_Entry):
@@ -62,8 +85,24 @@ class ModelEntry(_Sourced):
         return architecture
 
 
+class DataShapeEntry(_Entry):
+    """How long the examples of a data set are: what planning needs to know of it."""
+
+    records: Positive
+    """Records in all."""
+    prompt_tokens: Annotated[float, Field(gt=0)]
+    """Per example, on average."""
+    response_tokens: Annotated[float, Field(gt=0)]
+    """Per example, on average, EOS included."""
+    basis: str
+    """Where that is from."""
+
+
 class DataEntry(_Sourced):
     """A data set that can be named by its key."""
+
+    shape: DataShapeEntry
+    """Of its examples, in the standard prompt."""
 
 
 class Catalog(_Entry):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from loracle.sources.spec import HubSource, ResolvedSource
 
 # A catalog model that asks nobody's permission.
 _UNGATED = "tinyllama-1.1b"
+_GIB = 2**30
 
 
 def resolve_hub_model(source: HubSource, *, progress: Progress) -> ResolvedSource:
@@ -24,6 +26,7 @@ def resolve_hub_model(source: HubSource, *, progress: Progress) -> ResolvedSourc
         SourceError: No route, no access, not found, or not a model in safetensors.
     """
     progress(f"looking up {_named(source)}")
+    _require_disk(source)
     folder = _snapshot(
         source, kind="model", allowed=folders.MODEL_PATTERNS, ignored=folders.MODEL_IGNORED
     )
@@ -57,6 +60,39 @@ def hub_architecture(source: HubSource) -> dict[str, Any]:
     with _hub_faults(source, kind="model"):
         path = huggingface_hub.hf_hub_download(source.repo, "config.json", revision=source.revision)
     return folders.read_json(Path(path), name=f"{_named(source)}/config.json")
+
+
+def _require_disk(source: HubSource) -> None:
+    """Checks, before a model is fetched, that what is missing of it fits on the disk.
+
+    Where the hub cannot be asked nothing is checked: the download says what is wrong.
+
+    Raises:
+        SourceError: No access, not found, or not enough room.
+    """
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    with _hub_faults(source, kind="model"):
+        try:
+            files = huggingface_hub.snapshot_download(
+                source.repo,
+                revision=source.revision,
+                allow_patterns=list(folders.MODEL_PATTERNS),
+                ignore_patterns=list(folders.MODEL_IGNORED),
+                dry_run=True,
+            )
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+            return
+    missing = sum(file.file_size or 0 for file in files if file.will_download)
+    cache = Path(constants.HF_HUB_CACHE)
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if missing > free:
+        raise SourceError(
+            f"{_named(source)}: {missing / _GIB:.1f} GiB are to be fetched and {free / _GIB:.1f} "
+            "GiB are free in the hub's cache; make room, or set HF_HOME to another disk"
+        )
 
 
 def _snapshot(

@@ -17,6 +17,7 @@ from loracle.report.study.maps import (
 )
 from loracle.report.study.methods import methods_paragraphs
 from loracle.report.study.palette import looks_of
+from loracle.report.study.predicted_table import predicted_table
 from loracle.report.study.provenance import (
     Provenance,
     environment_rows,
@@ -69,6 +70,8 @@ class Tables:
     """Runs that did not complete; None: all did."""
     search: Table | None
     """Learning rates that were tried; None: none were."""
+    predicted: Table | None
+    """What a plan says beside what was measured; None: nothing was predicted."""
 
     def __iter__(self) -> Iterator[Table]:
         """Yields those that there are."""
@@ -180,6 +183,7 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
             evidence=evidence_table(study),
             unfinished=unfinished_table(study),
             search=search_table(study),
+            predicted=predicted_table(study),
         ),
         figures=figures_of(study, verdicts),
     )

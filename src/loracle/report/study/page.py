@@ -97,6 +97,7 @@ def _view(contents: Contents) -> dict[str, Any]:
         "evidence": tables.evidence,
         "unfinished": tables.unfinished,
         "search": tables.search,
+        "predicted": tables.predicted,
         "orderings": tables.orderings,
         "orderings_note": contents.orderings_note,
         "methods": contents.methods,

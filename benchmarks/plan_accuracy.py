@@ -1,0 +1,152 @@
+"""How near `loracle plan` comes to what was measured.
+
+    python benchmarks/plan_accuracy.py STUDY [STUDY ...]     of studies, again, from their records
+    python benchmarks/plan_accuracy.py --counted             live tensors of real steps, here
+
+``--counted`` takes real steps of SmolLM2-135M and of a 1B-class geometry with random weights, at
+several placements, two batch shapes, with checkpointing and without, and counts their tensors with
+the accounting that the prediction uses. It needs about 12 GiB and some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from loracle.configfile import load_config
+from loracle.durable import strict_json
+from loracle.model.adapters import attach_adapter
+from loracle.model.attention import PACKED, register_packed_attention
+from loracle.model.base import FrozenBase
+from loracle.model.inventory import inventory_of
+from loracle.model.norm import install_fast_norms
+from loracle.placement import resolve_placement
+from loracle.plan.accuracy import keep_accuracy, kept_accuracy
+from loracle.plan.against import accuracy_of
+from loracle.plan.pretend import (
+    fill,
+    pretend_adapter,
+    pretend_base,
+    pretending,
+    unspoken_tokenizer,
+)
+from loracle.plan.trace import made_up_examples, trace_step
+from loracle.quiet import quiet_transformers
+from loracle.sources import catalog
+from loracle.study_record import read_study
+
+MODELS = ("smollm2-135m", "tinyllama-1.1b")
+PLACEMENTS = (
+    "all-linear", "attention", "attention-qv", "feed-forward",
+    "output-projections", "first-third", "middle-third", "last-third",
+)  # fmt: skip
+SHAPES = {"8 x 204 tokens": [(54, 150)] * 8, "2 x 512 tokens": [(60, 452)] * 2}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("studies", nargs="*", type=Path, metavar="STUDY")
+    parser.add_argument("--counted", action="store_true")
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--out", type=Path, help="where --counted leaves its figures, as JSON")
+    given = parser.parse_args()
+    for folder in given.studies:
+        keep_accuracy(folder, accuracy_of(read_study(folder)))
+        for each in kept_accuracy(folder):
+            print(f"{folder.name}  {each.arm:20} memory {_percent(each.memory_error_frac)}"
+                  f"  time {_percent(each.time_error_frac)}")  # fmt: skip
+    if given.counted:
+        rows = [row for model in given.models for row in counted(model)]
+        errors = [abs(row["error_frac"]) for row in rows]
+        print(f"{len(rows)} steps: median {100 * statistics.median(errors):.3f} %, "
+              f"at most {100 * max(errors):.3f} %")  # fmt: skip
+        if given.out:
+            text = strict_json({"schema": 1, "rows": rows}, origin=given.out.name, indent=1)
+            given.out.write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+def _percent(value: float | None) -> str:
+    return "n/a" if value is None else f"{100 * value:+.2f} %"
+
+
+def counted(model: str) -> list[dict[str, Any]]:
+    """Predicted and counted bytes of real steps, one row each."""
+    architecture = catalog().models[model].architecture
+    rows = []
+    for placement in PLACEMENTS:
+        for shape, lengths in SHAPES.items():
+            for checkpointing in (False, True):
+                config = load_config(
+                    "demo",
+                    overrides=[f"lora.placement={placement}",
+                               f"train.gradient_checkpointing={str(checkpointing).lower()}"],
+                )  # fmt: skip
+                ours = _predicted(architecture, config, lengths=lengths)
+                theirs = _real(architecture, config, lengths=lengths)
+                row = {
+                    "model": model, "placement": placement, "shape": shape,
+                    "checkpointing": checkpointing, "predicted_bytes": ours,
+                    "counted_bytes": theirs, "error_frac": (ours - theirs) / theirs,
+                }  # fmt: skip
+                print(json.dumps(row), file=sys.stderr)
+                rows.append(row)
+    return rows
+
+
+def _predicted(architecture: Any, config: Any, *, lengths: Any) -> int:
+    base = pretend_base(architecture, dtype=torch.bfloat16)
+    adapter = pretend_adapter(base, plan=_plan(base, config), dropout=config.lora.dropout)
+    with pretending():
+        adapter = fill(base, adapter)
+        examples = made_up_examples(lengths)
+        return trace_step(base, adapter=adapter, config=config, examples=examples).peak
+
+
+def _real(architecture: Any, config: Any, *, lengths: Any) -> int:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    register_packed_attention()
+    with quiet_transformers():
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**architecture), dtype=torch.bfloat16, attn_implementation=PACKED
+        )
+    model = model.eval().requires_grad_(False)
+    install_fast_norms(model)
+    base = FrozenBase(
+        model=model,
+        tokenizer=unspoken_tokenizer(),
+        device=torch.device("cpu"),
+        dtype=torch.bfloat16,
+    )
+    adapter = attach_adapter(
+        base,
+        name="default",
+        plan=_plan(base, config),
+        dropout=config.lora.dropout,
+        seed=0,
+        model_source="random",
+    )
+    examples = made_up_examples(lengths)
+    peak = trace_step(base, adapter=adapter, config=config, examples=examples).peak
+    del base, adapter, model
+    gc.collect()
+    return peak
+
+
+def _plan(base: FrozenBase, config: Any) -> Any:
+    lora = config.lora
+    return resolve_placement(
+        lora.placement, inventory=inventory_of(base.model), rank=lora.rank, alpha=lora.alpha
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""What a configuration comes to before it is run: the placements of a run or of a study."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_all_start_methods, get_context
+from typing import Any, TypeVar
+
+import torch
+
+from loracle.config import Config
+from loracle.configfile import find_config, load_config, read_yaml
+from loracle.placement import Inventory, ModulePlan, resolve_placement
+from loracle.plan.devices import Device
+from loracle.plan.lengths import Lengths, lengths_of
+from loracle.plan.predict import Prediction, Traces, predict_run, trace_run
+from loracle.plan.work import Rates
+from loracle.seeds import stream_seed
+
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True)
+class PlannedArms:
+    """The placements that a configuration comes to."""
+
+    title: str
+    """Of the file."""
+    config: Config
+    """What all of them share."""
+    architecture: Mapping[str, Any]
+    """The model's Transformers configuration."""
+    plans: Mapping[str, ModulePlan]
+    """By the arm's name; of a run, one."""
+    num_runs: Mapping[str, int]
+    """Runs of each arm in the study; of a run, one."""
+    stand_ins: tuple[str, ...]
+    """Arms whose modules are chosen only when the study runs; others of their number stand in."""
+
+
+def planned_arms(name: str, *, overrides: Sequence[str]) -> PlannedArms:
+    """Returns the placements of a run's or a study's configuration; no weights are needed.
+
+    Args:
+        name: A YAML file, or the name of a shipped one.
+        overrides: ``key=value`` each.
+
+    Raises:
+        UsageError: If it is not valid, or the model's architecture cannot be had.
+    """
+    path = find_config(name)
+    if "arms" in read_yaml(path):
+        return _of_study(name, title=path.stem, overrides=overrides)
+    config = load_config(name, overrides=overrides)
+    architecture, inventory = _model(config)
+    lora = config.lora
+    plan = resolve_placement(lora.placement, inventory=inventory, rank=lora.rank, alpha=lora.alpha)
+    plan.require_trainable(quantization=config.quantization)
+    return PlannedArms(
+        path.stem, config, architecture, {plan.placement: plan}, {plan.placement: 1}, ()
+    )
+
+
+def _model(config: Config) -> tuple[dict[str, Any], Inventory]:
+    from loracle.model.inventory import inventory_from_architecture
+    from loracle.sources import model_architecture
+
+    architecture = model_architecture(config.model)
+    return architecture, inventory_from_architecture(architecture)
+
+
+def _of_study(name: str, *, title: str, overrides: Sequence[str]) -> PlannedArms:
+    from loracle.study_config import StrategicConfig
+    from loracle.study_file import load_study
+    from loracle.study_plan import plan_study
+    from loracle.study_search import search_runs
+
+    study, base = load_study(name, overrides=overrides)
+    architecture, inventory = _model(base)
+    chosen = {
+        arm: given.placement.strategic
+        for arm, given in study.arms.items()
+        if isinstance(given.placement, StrategicConfig)
+    }
+    # Real scores need the weights. What a set of modules costs depends on which they are only by
+    # how low the lowest of them lies, so one that is drawn stands in.
+    drawn = {
+        kind: {
+            module.name: float(stream_seed(0, "stand-in", kind, module.name))
+            for module in inventory.modules
+        }
+        for kind in set(chosen.values())
+    }
+    plan = plan_study(study, base=base, name=title, inventory=inventory, scores=drawn)
+    runs = [*search_runs(plan), *plan.runs]
+    return PlannedArms(
+        title=title,
+        config=base,
+        architecture=architecture,
+        plans={arm.name: arm.plan for arm in plan.arms},
+        num_runs={arm.name: sum(run.arm == arm.name for run in runs) for arm in plan.arms},
+        stand_ins=tuple(chosen),
+    )
+
+
+def predict_arms(
+    arms: PlannedArms,
+    *,
+    device: Device,
+    rates: Rates | None,
+    config: Config | None = None,
+    only: Sequence[str] | None = None,
+) -> dict[str, Prediction]:
+    """Returns what each placement takes on a device.
+
+    Args:
+        arms: The placements.
+        device: Where they would run.
+        rates: How fast it is; None: not known.
+        config: In place of that of ``arms``; None: that.
+        only: Names of arms; None: all.
+    """
+    config = config or arms.config
+    lengths = lengths_of(config)
+    names = list(arms.plans if only is None else only)
+    trace = partial(
+        _traces, config=config, architecture=arms.architecture, device=device, lengths=lengths
+    )
+    traces = in_processes(trace, [arms.plans[name] for name in names])
+    return {
+        name: predict_run(each, device=device, lengths=lengths, rates=rates)
+        for name, each in zip(names, traces, strict=True)
+    }
+
+
+def _traces(
+    plan: ModulePlan,
+    *,
+    config: Config,
+    architecture: Mapping[str, Any],
+    device: Device,
+    lengths: Lengths,
+) -> Traces:
+    return trace_run(config, plan=plan, architecture=architecture, device=device, lengths=lengths)
+
+
+def in_processes(trace: Callable[[_Given], _Found], given: Sequence[_Given]) -> list[_Found]:
+    """Returns ``trace`` of each, on all cores where processes start cheaply.
+
+    Args:
+        trace: Computes nothing that needs threads.
+        given: What it takes.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    count = min(cores, len(given))
+    if count < 2 or "fork" not in get_all_start_methods():
+        return [trace(each) for each in given]
+    fork = get_context("fork")
+    # Threads of the parent are not there in a child, and must not be waited for.
+    with (
+        warnings.catch_warnings(),
+        ProcessPoolExecutor(
+            count, mp_context=fork, initializer=torch.set_num_threads, initargs=(1,)
+        ) as pool,
+    ):
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        return list(pool.map(trace, given))
