@@ -11,8 +11,11 @@ import ablation
 import floor
 import geometry
 import gpu
+import gpu_plan
 import gpu_study
 import pieces
+import plan_accuracy
+import plan_published
 import scaling
 import standings
 import study
@@ -565,3 +568,41 @@ def test_lengths_add_up_and_none_is_empty(tokens: int):
     lengths = pieces.lengths_of(tokens)
     assert sum(lengths) == tokens
     assert min(lengths) >= 1
+
+
+@pytest.mark.slow
+def test_predictions_are_measured_against_on_a_cpu_too(monkeypatch):
+    from loracle.plan import calibration
+
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    monkeypatch.setitem(calibration._SIZES, "cpu", size)
+    monkeypatch.setattr(calibration, "_ADDED", 1 << 16)
+    found = gpu_plan.measure(
+        "tiny", steps=4, packings=[None, "nf4"], placements=["all-linear", "last-third"]
+    )
+    assert len(found["rows"]) == 8
+    for row in found["rows"]:
+        assert row["predicted_gib"] > 0
+        assert row["predicted_step_s"] > 0
+        assert row["measured_step_s"] > 0
+        assert row["latency_ms_per_token"] > 0
+        assert row["measured_gib"] is None
+    assert "step_s: median error" in gpu_plan.summary(found)
+
+
+@pytest.mark.slow
+def test_counted_bytes_of_real_steps_are_those_predicted(monkeypatch):
+    """As ``plan_accuracy.py --counted``, at two placements and one shape of the small model."""
+    monkeypatch.setattr(plan_accuracy, "PLACEMENTS", ("all-linear", "last-third"))
+    monkeypatch.setattr(plan_accuracy, "SHAPES", {"2 x 40 tokens": [(10, 30)] * 2})
+    rows = plan_accuracy.counted("smollm2-135m")
+    assert len(rows) == 4
+    assert all(abs(row["error_frac"]) < 0.02 for row in rows)
+
+
+def test_published_shapes_are_ones_that_can_be_planned():
+    from loracle.sources import catalog
+
+    assert {row.model for row in plan_published.ROWS} <= set(catalog().models)
+    (row,) = [row for row in plan_published.ROWS if row.published_gb == 13.68]
+    assert 4 < plan_published.ours_gb(row) < row.published_gb

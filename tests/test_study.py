@@ -307,3 +307,18 @@ def test_the_recorded_study_is_the_file_with_its_base_resolved(done):
     assert recorded["question"] == "Does it matter where?"
     assert recorded["config"]["train"]["max_steps"] == 4
     assert recorded["config"]["model"].startswith("path:")
+
+
+def test_what_a_plan_says_stands_beside_what_was_measured(done):
+    folder, _ = done
+    rows = load(folder / "predicted.json")["arms"]
+    arms = load(folder / "plan.json")["arms"]
+    assert [row["arm"] for row in rows] == [arm["name"] for arm in arms]
+    for row in rows:
+        assert row["memory_kind"] == "tensors"
+        assert row["predicted_gib"] == pytest.approx(row["measured_gib"], rel=0.02)
+        assert row["measured_step_s"] > 0
+        assert row["predicted_step_s"] is None
+    page = (folder / "report" / "index.html").read_text(encoding="utf-8")
+    assert "Predicted and measured" in page
+    assert "error of memory: median" in page

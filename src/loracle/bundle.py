@@ -22,7 +22,7 @@ from loracle.errors import UsageError
 # assumed: at nine tenths of the best rate more tokens no longer pay for the memory they take
 _SATURATED_FRAC = 0.9
 # assumed: steps differ in length, and the allocator needs room between blocks
-_USABLE_FRAC = 0.8
+USABLE_FRAC = 0.8
 # assumed: where the probe starts and ends; the last is more than any bundle of small runs holds
 _PROBED_TOKENS = tuple(256 << k for k in range(9))
 _REPEATS = 5
@@ -120,7 +120,7 @@ def _require_fitting(size: int, memory: StepMemory | None) -> None:
 
 def _fitting(memory: StepMemory) -> int:
     each = max(memory.step_gib - memory.base_gib, 1e-6)
-    return int(_USABLE_FRAC * memory.free_gib / each)
+    return int(USABLE_FRAC * memory.free_gib / each)
 
 
 def saturation_tokens(rates: Sequence[tuple[int, float]]) -> int:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from loracle.bundle import USABLE_FRAC
 from loracle.config import Config
 from loracle.data.packing import batches_by_tokens
 from loracle.device import dtype_name
@@ -100,6 +101,15 @@ class Prediction:
     def fits(self) -> bool:
         """Whether the device holds it, with room for blocks that do not pack."""
         return self.peak_gib <= _PACKED_FRAC * self.capacity_gib
+
+    @property
+    def num_together(self) -> int:
+        """Runs of this kind that one base and the device's memory hold at once."""
+        train = self.memory["train"]
+        base = train.parts.get("weights", 0.0)
+        each = train.tensors_gib - base
+        free = self.capacity_gib - train.runtime_gib - base
+        return max(1, int(USABLE_FRAC * free / each))
 
     @property
     def adapter_mib(self) -> float:

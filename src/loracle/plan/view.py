@@ -100,6 +100,14 @@ def _footing(report: PlanReport) -> list[str]:
         lines.append(
             f"All {sum(report.arms.num_runs.values())} runs, one after another: {in_words(total)}."
         )
+    if report.target.device.is_gpu and report.fit is None and len(report.predictions) > 1:
+        together = min(each.num_together for each in report.predictions.values())
+        lines.append(
+            f"Memory holds {together} of these runs on one base at once; how many of them train "
+            "together is measured when the study starts."
+            if together > 1
+            else "Memory holds one of these runs at a time."
+        )
     if isinstance(report.fit, Fit):
         costs = _cost_words(report)
         lines.append(f"It fits with: {report.fit.words()}{costs}.")
