@@ -132,3 +132,46 @@ def test_stock_peft_gives_the_recorded_loss_of_the_real_run(short, model):
     tolerance = 1e-5 if dtype == "float32" else 1e-3
     assert out.startswith(f"8 validation examples, 1,080 tokens, {dtype}\n")
     assert reloaded == pytest.approx(recorded, rel=tolerance)
+
+
+@pytest.fixture(scope="module")
+def packed(cache, tmp_path_factory):
+    """A run of eight steps on the base in 4 bits."""
+    folder = tmp_path_factory.mktemp("packed") / "run"
+    changes = settings(
+        quantization="nf4",
+        device="cpu",
+        train__max_steps=8,
+        train__batch_size=4,
+        train__learning_rate=1e-3,
+        train__gradient_checkpointing="true",
+        eval__every_steps=0,
+        eval__max_examples=8,
+        eval__generate_examples=1,
+        eval__max_new_tokens=8,
+        measure__latency_trials=0,
+        tracking__mode="disabled",
+    )
+    words = ["baseline", "base_config", "--out", str(folder), *changes]
+    assert run(partial(app, args=words)) == 0
+    return folder
+
+
+def test_a_base_in_4_bits_trains_evaluates_saves_and_reloads(packed, short):
+    result, plain = load(packed / "result.json"), load(short / "result.json")
+    quality = result["quality"]
+    assert quality["tuned"]["loss_nats_per_token"] < quality["base"]["loss_nats_per_token"]
+    # Another model than the one in 16 bits, and nearly as good.
+    theirs = plain["quality"]["base"]["loss_nats_per_token"]
+    assert quality["base"]["loss_nats_per_token"] != theirs
+    assert quality["base"]["loss_nats_per_token"] == pytest.approx(theirs, rel=0.1)
+    assert result["audit"]["faults"] == []
+    assert result["audit"]["frozen_weights_unchanged"] is True
+    memory, whole = (each["efficiency"]["peak_memory_gib"] for each in (result, plain))
+    assert memory["train_tensors"] < 0.6 * whole["train_tensors"]
+
+
+def test_stock_peft_gives_the_recorded_loss_of_the_packed_run(packed, model):
+    environment = os.environ | {"OMP_NUM_THREADS": str(os.cpu_count() or 1)}
+    _, recorded, reloaded = reload(packed, model=model.path, environment=environment)
+    assert reloaded == pytest.approx(recorded, rel=2e-3)
