@@ -32,7 +32,8 @@ _ENGINE = (
     "audit.py", "bundle.py", "data/*.py", "decode.py", "device.py", "evaluate.py", "gradients.py",
     "isolated.py", "live_bytes.py", "lockstep.py", "measure.py", "members.py", "model/*.py",
     "placement/adapters.py", "probe.py", "result.py", "schedule.py", "seeds.py", "session.py",
-    "stages.py", "step_tensors.py", "train.py", "training_run.py", "workbench.py",
+    "stages.py", "step_tensors.py", "train.py", "training_run.py", "untuned.py",
+    "workbench.py",
 )  # fmt: skip
 
 # What must agree before two runs' numbers share a table, as dotted keys or their sections.

@@ -24,7 +24,8 @@ from loracle.evaluate import Answer, ExampleScore
 from loracle.known import Known, known_folder
 from loracle.measure import GIB, MemoryMeter
 from loracle.model.adapters import attach_adapter
-from loracle.model.base import FrozenBase, load_base
+from loracle.model.base import FrozenBase
+from loracle.model.load import load_base
 from loracle.model.trunk import TrunkStore
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
