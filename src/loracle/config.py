@@ -227,7 +227,7 @@ class Config(_Section):
     """Weights & Biases."""
 
 
-# Fields that say how a run is watched and kept, or what is measured beside it, not what it computes.
+# Fields that say how a run is watched and kept or what is measured beside it, not what it computes.
 _HOUSEKEEPING = {"checkpoint": True, "tracking": True, "measure": {"clock_rounds"}}
 
 
