@@ -25,7 +25,7 @@ def keep_study(study: Path, *, out: Path) -> Path:
         study: A study's folder.
         out: Where to; what an earlier copy left there is replaced.
     """
-    plan = [study / name for name in ("study.yaml", "plan.json", "scores.json")]
+    plan = [study / name for name in ("study.yaml", "plan.json", "scores.json", "clock.json")]
     assert plan[0].is_file(), f"{study}: not a study"
     shutil.rmtree(out / "runs", ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)

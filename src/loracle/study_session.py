@@ -11,6 +11,7 @@ from rich.markup import escape
 from loracle.lockstep import RunOutcome
 from loracle.screen import Screen
 from loracle.study import run_study
+from loracle.study_clock import keep_clock
 from loracle.study_plan import StudyPlan
 from loracle.study_view import StudyProgress, ended_line
 
@@ -31,6 +32,8 @@ def conduct_study(plan: StudyPlan, *, out: Path, console: Console) -> list[RunOu
             screen.notice(ended_line(outcome, progress=progress))
 
     outcome = run_study(plan, out=out, screen=screen, ended=ended, decided=progress.follow)
+    if not outcome.failed:
+        keep_clock(outcome.plan, out=out, screen=screen)
     report_study(out, console=console)
     return outcome.failed
 
