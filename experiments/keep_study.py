@@ -25,7 +25,7 @@ def keep_study(study: Path, *, out: Path) -> Path:
         study: A study's folder.
         out: Where to; what an earlier copy left there is replaced.
     """
-    names = ("study.yaml", "plan.json", "scores.json", "predicted.json")
+    names = ("study.yaml", "plan.json", "scores.json", "clock.json", "predicted.json")
     plan = [study / name for name in names]
     assert plan[0].is_file(), f"{study}: not a study"
     shutil.rmtree(out / "runs", ignore_errors=True)

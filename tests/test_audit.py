@@ -14,7 +14,8 @@ from loracle.data.packing import pack
 from loracle.errors import AuditError
 from loracle.evaluate import score_examples
 from loracle.model.adapters import Adapter, save_adapter
-from loracle.model.base import FrozenBase, load_base
+from loracle.model.base import FrozenBase
+from loracle.model.load import load_base
 from tiny_engine import (
     CPU,
     attach,

@@ -19,7 +19,8 @@ from loracle.evaluate import (
     score_answers,
     score_examples,
 )
-from loracle.model.base import FrozenBase, load_base
+from loracle.model.base import FrozenBase
+from loracle.model.load import load_base
 from loracle.model.lora import RoutedLinear
 from loracle.model.trunk import TrunkStore
 from tiny import save_tiny_model, tiny_tokenizer

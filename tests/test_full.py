@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from loracle.configfile import load_config
 from loracle.data import prepare_data
 from loracle.errors import PlacementError
-from loracle.model.base import load_base
 from loracle.model.head import target_nll, trained_target_nll
+from loracle.model.load import load_base
 from loracle.model.whole import moved_weights, stored_weights, whole_model
 from loracle.placement import ModulePlan, resolve_placement, select_modules
 from loracle.runner import RunSpec, run_many

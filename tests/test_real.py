@@ -44,7 +44,7 @@ def model(cache):
 @pytest.fixture(scope="module")
 def base(model):
     from loracle.device import choose_device, choose_dtype
-    from loracle.model.base import load_base
+    from loracle.model.load import load_base
 
     device = choose_device("cpu")
     return load_base(model.path, device=device, dtype=choose_dtype("auto", device=device))

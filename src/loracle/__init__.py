@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from loracle.device import choose_device, choose_dtype
     from loracle.evaluate import answer_prompts, likelihood, score_answers, score_examples
     from loracle.model.adapters import attach_adapter, load_adapter, save_adapter
-    from loracle.model.base import load_base
     from loracle.model.inventory import inventory_of
+    from loracle.model.load import load_base
     from loracle.placement import resolve_placement
     from loracle.runner import RunSpec, run_many
     from loracle.sample import sample_run
@@ -37,7 +37,7 @@ _HOMES = {
     "inventory_of": "loracle.model.inventory",
     "likelihood": "loracle.evaluate",
     "load_adapter": "loracle.model.adapters",
-    "load_base": "loracle.model.base",
+    "load_base": "loracle.model.load",
     "load_config": "loracle.configfile",
     "new_run": "loracle.train",
     "prepare_data": "loracle.data",

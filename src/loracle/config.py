@@ -173,6 +173,9 @@ class MeasureConfig(_Section):
     """Tokens decoded per latency trial."""
     latency_trials: Natural
     """Trials per variant; 0: no latency."""
+    # Not written when it is the default, so that runs from before it existed keep their digest.
+    clock_rounds: Natural = Field(default=8, exclude_if=lambda rounds: rounds == 8)
+    """Steps that each arm of a study takes in turn with the others, for their times; 0: none."""
 
 
 class AuditConfig(_Section):
@@ -232,13 +235,13 @@ class Config(_Section):
     """Weights & Biases."""
 
 
-# Fields that say how a run is watched and kept, not what it computes.
-_HOUSEKEEPING = ("checkpoint", "tracking")
+# Fields that say how a run is watched and kept or what is measured beside it, not what it computes.
+_HOUSEKEEPING = {"checkpoint": True, "tracking": True, "measure": {"clock_rounds"}}
 
 
 def identity(config: Config) -> dict[str, Any]:
     """Returns the part of a config that decides what a run computes, as plain data."""
-    return config.model_dump(mode="json", exclude=set(_HOUSEKEEPING))
+    return config.model_dump(mode="json", exclude=_HOUSEKEEPING)
 
 
 def config_digest(config: Config) -> str:

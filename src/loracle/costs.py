@@ -45,11 +45,11 @@ class Cost:
     median: float
     """Over the runs."""
     low: float
-    """Of the cheapest run."""
+    """Of the cheapest run; of steps taken in turn, the lower quartile."""
     high: float
-    """Of the dearest run."""
+    """Of the dearest run; of steps taken in turn, the upper quartile."""
     num_runs: int
-    """Runs in which it was measured."""
+    """Runs in which it was measured, or rounds."""
 
     @property
     def spread(self) -> float:
@@ -78,7 +78,25 @@ def arm_costs(study: StudyRecord, arm: str) -> dict[Axis, Cost]:
         if values:
             middle = statistics.median(values)
             found[axis] = Cost(axis, middle, min(values), max(values), len(values))
+    if in_turn := step_in_turn(study, arm):
+        found["step_time_s"] = in_turn
     return found
+
+
+def step_in_turn(study: StudyRecord, arm: str) -> Cost | None:
+    """Returns an arm's step time from the clock that all arms shared; None if it has none.
+
+    Times of a round are of one batch and minutes apart at most, so they are divided by the
+    reference's; what comes out is scaled back by the reference's median.
+    """
+    times = study.clock.step_time_s if study.clock else {}
+    if arm not in times or study.reference not in times:
+        return None
+    reference = times[study.reference]
+    ratios = [ours / theirs for ours, theirs in zip(times[arm], reference, strict=True)]
+    scale = statistics.median(reference)
+    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Cost("step_time_s", scale * middle, scale * low, scale * high, len(ratios))
 
 
 def amount_words(axis: Axis, value: float) -> str:

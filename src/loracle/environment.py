@@ -33,7 +33,7 @@ _ENGINE = (
     "isolated.py", "live_bytes.py", "lockstep.py", "measure.py", "members.py", "memory_limit.py",
     "model/*.py", "placement/adapters.py", "probe.py", "result.py", "schedule.py", "seeds.py",
     "session.py", "smoke.py", "stages.py", "step_tensors.py", "train.py", "training_run.py",
-    "workbench.py",
+    "untuned.py", "workbench.py",
 )  # fmt: skip
 
 # What must agree before two runs' numbers share a table, as dotted keys or their sections.

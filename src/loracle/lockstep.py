@@ -6,7 +6,6 @@ stopped anywhere continues from its last checkpoints and ends with the same bits
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -17,14 +16,13 @@ from loracle.audit import require_sound
 from loracle.bundle import BundleChoice, bundle_budget
 from loracle.checkpoint import Snapshot, save_checkpoint
 from loracle.config import config_digest
-from loracle.criteria import Repeat
-from loracle.durable import read_json, read_jsonl
 from loracle.errors import Interrupted, LoracleError, NonFiniteError, OutOfMemory
 from loracle.isolated import Isolated
 from loracle.members import Member, fill_for
 from loracle.result import Measured, build_result, example_rows
-from loracle.runs import completed_runs
+from loracle.runs import repeats_of
 from loracle.session import MEMORY, Session, keep_memory, open_sessions, record_failure
+from loracle.sources.cache import sha256_file
 from loracle.stages import (
     answer,
     audit_of,
@@ -296,7 +294,7 @@ def _conclude(session: Session, *, digest_after: str) -> None:
         memory=isolated.memory if isolated else session.memory,
         latency=latency,
         audit=audit,
-        adapter_sha256=sha256_of(saved_weights(folder.path, plan=session.plan)),
+        adapter_sha256=sha256_file(saved_weights(folder.path, plan=session.plan)),
     )
     result = build_result(
         config=session.config,
@@ -306,7 +304,7 @@ def _conclude(session: Session, *, digest_after: str) -> None:
         plan=session.plan,
         train_examples=len(bench.data.train),
         measured=measured,
-        repeats=_repeats(session),
+        repeats=repeats_of(folder.path, signature=session.signature),
     )
     rows = example_rows(
         bench.data.validation, base_scores=base_scores, tuned_scores=tuned_scores, answers=answers
@@ -320,32 +318,3 @@ def _conclude(session: Session, *, digest_after: str) -> None:
     folder.set_status("completed", phase="done", step=session.run.step)
     session.result = result
     session.tracker.finish(0)
-
-
-def _repeats(session: Session) -> list[Repeat]:
-    """Returns the finished runs beside this one that have its signature."""
-    found = []
-    for path in completed_runs(session.folder.path.parent):
-        repeat = read_repeat(path, signature=session.signature)
-        if repeat is not None and path != session.folder.path:
-            found.append(repeat)
-    return found
-
-
-def read_repeat(path: Path, *, signature: str) -> Repeat | None:
-    """Returns what a finished run is compared by, or None if it is another run."""
-    result = read_json(path / "result.json")
-    if result["signature"] != signature:
-        return None
-    return Repeat(
-        name=path.name,
-        adapter_sha256=result["adapter_sha256"],
-        losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / "steps.jsonl")),
-        final_loss_nats_per_token=result["quality"]["tuned"]["loss_nats_per_token"],
-    )
-
-
-def sha256_of(path: Path) -> str:
-    """Returns the SHA-256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

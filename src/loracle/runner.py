@@ -34,7 +34,7 @@ from loracle.session import record_failure
 from loracle.signals import StopRequest
 from loracle.smoke import smoke
 from loracle.sources.spec import parse_source
-from loracle.stages import know_untuned
+from loracle.untuned import know_untuned
 from loracle.workbench import Workbench, open_workbench
 
 _ALONE = BundleChoice(1, "full fine-tuning trains alone")

@@ -11,7 +11,8 @@ from loracle.durable import read_json
 from loracle.errors import RunFolderError
 from loracle.evaluate import Answer, answer_prompts
 from loracle.model.adapters import load_adapter
-from loracle.model.base import FrozenBase, load_base
+from loracle.model.base import FrozenBase
+from loracle.model.load import load_base
 from loracle.placement import ModulePlan
 from loracle.record import recorded_config
 from loracle.session import ADAPTER

@@ -16,23 +16,20 @@ from loracle.evaluate import (
     Answer,
     ExampleScore,
     TextScore,
-    answer_prompts,
     answer_with_adapters,
     likelihood,
     score_adapters,
     score_answers,
-    score_examples,
 )
 from loracle.isolated import latency_of
-from loracle.known import answer_key, score_key
-from loracle.measure import Latency, MemoryMeter
+from loracle.measure import Latency
 from loracle.memory_limit import memory_faults
 from loracle.model.adapters import save_adapter
 from loracle.model.whole import WEIGHTS, save_whole
 from loracle.placement import ModulePlan
 from loracle.record import RunFolder
 from loracle.session import Session
-from loracle.workbench import Workbench
+from loracle.untuned import untuned_answers, untuned_scores
 
 _LESS_AT_A_TIME = "lower eval.batch_tokens or eval.generate_batch_size"
 
@@ -158,71 +155,6 @@ def recorded_scores(session: Session, *, step: int, model: str) -> list[ExampleS
     assert row is not None, f"no validation of {model} at step {step}"
     pairs = zip(session.bench.scored, row["nll_sum_nats"], strict=True)
     return [ExampleScore(example.num_targets, nll) for example, nll in pairs]
-
-
-def untuned_scores(bench: Workbench, *, memory: MemoryMeter) -> tuple[list[ExampleScore], bool]:
-    """Returns the untuned base's scores, and whether they were known from an earlier time."""
-    if bench.untuned_scores is None:
-        batch_tokens = bench.config.eval.batch_tokens
-
-        def compute() -> list[ExampleScore]:
-            title, total = "validate the untuned base", len(bench.scored)
-            with bench.screen.phase(title, total=total) as advance, memory.phase("evaluate"):
-                return score_examples(
-                    bench.base,
-                    bench.scored,
-                    adapter=None,
-                    batch_tokens=batch_tokens,
-                    progress=bench.stopping(advance),
-                )
-
-        key = score_key(
-            bench.base,
-            bench.scored,
-            weights_digest=bench.weights_digest,
-            adapter=None,
-            batch_tokens=batch_tokens,
-        )
-        bench.untuned_scores = bench.known.scores(key, compute)
-    return bench.untuned_scores
-
-
-def untuned_answers(bench: Workbench, *, memory: MemoryMeter) -> tuple[list[Answer], bool]:
-    """Returns the untuned base's greedy answers, and whether they were known before."""
-    if bench.untuned_answers is None:
-        settings = {
-            "max_new_tokens": bench.config.eval.max_new_tokens,
-            "batch_size": bench.config.eval.generate_batch_size,
-        }
-
-        def compute() -> list[Answer]:
-            title, total = "answer (base)", len(bench.prompts)
-            with bench.screen.phase(title, total=total) as advance, memory.phase("generate"):
-                return answer_prompts(
-                    bench.base,
-                    bench.prompts,
-                    adapter=None,
-                    progress=bench.stopping(advance),
-                    **settings,
-                )
-
-        key = answer_key(
-            bench.base,
-            bench.prompts,
-            weights_digest=bench.weights_digest,
-            adapter=None,
-            **settings,
-        )
-        bench.untuned_answers = bench.known.answers(key, compute)
-    return bench.untuned_answers
-
-
-def know_untuned(bench: Workbench) -> None:
-    """Scores the untuned base and has it answer, while there is one."""
-    memory = bench.meter()
-    untuned_scores(bench, memory=memory)
-    if bench.prompts:
-        untuned_answers(bench, memory=memory)
 
 
 def answer(sessions: Sequence[Session]) -> None:

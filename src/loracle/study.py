@@ -229,7 +229,9 @@ def _require_same_study(before: Mapping[str, Any], now: Mapping[str, Any], *, ou
         f"{key}: {ours.get(key)!r} -> {theirs.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key)
-        and not key.startswith(("config.checkpoint.", "config.tracking."))
+        and not key.startswith(
+            ("config.checkpoint.", "config.tracking.", "config.measure.clock_rounds")
+        )
     ]
     if changed:
         raise RunFolderError(

@@ -6,6 +6,7 @@
     plan.json         arms with their ranks and counts, runs with their ids, the trial runs of a
                       learning-rate search, the model's modules
     scores.json       scores of the modules on the frozen base; absent without strategic arms
+    clock.json        step times of the arms, taken in turn; absent if they were not
     runs/<id>/        one run folder each (`loracle.record`)
     report/           what came of it
 
@@ -27,7 +28,7 @@ from loracle.placement.inventory import Inventory, LinearModule
 
 Role = Literal["arm", "repeat", "extra-seed", "search"]
 
-PLAN, STUDY, SCORES = "plan.json", "study.yaml", "scores.json"
+PLAN, STUDY, SCORES, CLOCK = "plan.json", "study.yaml", "scores.json", "clock.json"
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,19 @@ class RunRecord:
 
 
 @dataclass(frozen=True)
+class StudyClock:
+    """Step times of the arms, taken in turn on the same batches (`loracle.study_clock`)."""
+
+    step_time_s: Mapping[str, tuple[float, ...]]
+    """By arm, one per round; full fine-tuning has none."""
+
+    @property
+    def num_rounds(self) -> int:
+        """Steps of each arm."""
+        return min(map(len, self.step_time_s.values()))
+
+
+@dataclass(frozen=True)
 class StudyRecord:
     """Everything a report is made from."""
 
@@ -107,6 +121,8 @@ class StudyRecord:
     """The model's linear layers."""
     scores: Mapping[str, Mapping[str, float]]
     """Score name -> module name -> score; empty without strategic arms."""
+    clock: StudyClock | None = None
+    """None: only the runs' own clocks."""
 
     @property
     def reference(self) -> str:
@@ -154,7 +170,15 @@ def read_study(path: Path) -> StudyRecord:
             total_params=plan["inventory"]["total_params"],
         ),
         scores=scores,
+        clock=_clock(path),
     )
+
+
+def _clock(path: Path) -> StudyClock | None:
+    if not (path / CLOCK).is_file():
+        return None
+    times = read_json(path / CLOCK)["step_time_s"]
+    return StudyClock({arm: tuple(seconds) for arm, seconds in times.items()})
 
 
 def _completed(path: Path, planned: Iterable[Mapping[str, Any]]) -> Iterable[RunRecord]:

@@ -12,6 +12,7 @@ from rich.markup import escape
 from loracle.lockstep import RunOutcome
 from loracle.screen import Screen
 from loracle.study import run_study
+from loracle.study_clock import keep_clock
 from loracle.study_plan import StudyPlan
 from loracle.study_view import StudyProgress, ended_line
 
@@ -37,6 +38,8 @@ def conduct_study(
     outcome = run_study(
         plan, out=out, screen=screen, ended=ended, decided=progress.follow, notes=notes
     )
+    if not outcome.failed:
+        keep_clock(outcome.plan, out=out, screen=screen)
     _predict(out)
     report_study(out, console=console)
     return outcome.failed

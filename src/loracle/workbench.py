@@ -25,7 +25,8 @@ from loracle.known import Known, known_folder
 from loracle.measure import GIB, MemoryMeter
 from loracle.memory_limit import memory_faults
 from loracle.model.adapters import attach_adapter
-from loracle.model.base import FrozenBase, load_base
+from loracle.model.base import FrozenBase
+from loracle.model.load import load_base
 from loracle.model.trunk import TrunkStore
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from geometries import TINY, UNUSUAL
 from loracle.data.packing import pack
 from loracle.errors import ModelError
-from loracle.model.base import load_base
+from loracle.model.load import load_base
 from tiny import save_tiny_model, tiny_tokenizer
 from tiny_engine import (
     CPU,

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from loracle.errors import ModelError
 from loracle.model.adapters import attach_adapter
-from loracle.model.base import load_base
 from loracle.model.four_bit import PackedWeight, four_bit_config, num_numbers, weight_of
 from loracle.model.inventory import inventory_of
+from loracle.model.load import load_base
 from loracle.placement import resolve_placement
 from loracle.quiet import quiet_transformers
 from loracle.train import train_bundle

@@ -7,8 +7,8 @@ from transformers import AutoModelForCausalLM
 from geometries import TINY
 from loracle.configfile import load_config
 from loracle.model.adapters import attach_adapter
-from loracle.model.base import load_base
 from loracle.model.inventory import inventory_of
+from loracle.model.load import load_base
 from loracle.model.whole import whole_model
 from loracle.placement import resolve_placement
 from loracle.plan.pretend import fill, pretend_adapter, pretend_base, pretending

@@ -1,4 +1,4 @@
-"""The frozen base: loaded once, shared by every run, never changed.
+"""The frozen base: loaded once (`loracle.model.load`), shared by every run, never changed.
 
 Shapes: T tokens in the row, N targets, H hidden size.
 """
@@ -11,24 +11,16 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from peft import PeftModel
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loracle.data.packing import PackedRow, Tokens, pack
 from loracle.errors import ModelError
-from loracle.model.attention import PACKED, register_packed_attention
+from loracle.model.attention import PACKED
 from loracle.model.blocks import (
     Trunk,
     blocks_name_of,
@@ -36,24 +28,12 @@ from loracle.model.blocks import (
     replaying,
     states_entering,
 )
-from loracle.model.four_bit import (
-    PackedWeight,
-    four_bit_config,
-    install_unpacked_products,
-    weight_of,
-)
+from loracle.model.four_bit import PackedWeight, weight_of
 from loracle.model.head import as_float, target_nll, trained_target_nll
 from loracle.model.lora import RoutedLinear, Router
-from loracle.model.norm import install_fast_norms
 from loracle.model.recompute import recomputing
 from loracle.model.route import Route
 from loracle.parts import computing
-from loracle.quiet import quiet_transformers
-
-# assumed: a fast head that differs from the model's own by more than rounding is another head
-_HEAD_TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
-# assumed: other shapes round otherwise, a leak between sequences costs tenths of a nat or more
-_PACKING_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 @dataclass
@@ -112,7 +92,7 @@ class FrozenBase:
             )
         with self.router.following(routes), self.precision():
             if not self.plain_head:
-                return self._nll_from_logits(row)
+                return self.nll_from_logits(row)
             hidden = self.model.get_decoder()(**_inputs(row)).last_hidden_state[0, row.source]
             if self.trains:
                 with computing("head"):
@@ -124,16 +104,17 @@ class FrozenBase:
                     )
         if adapted:
             with self.router.following(_at_targets(row, routes)), computing("head"):
-                return _cross_entropy(head(hidden), row.targets)
+                return cross_entropy(head(hidden), row.targets)
         with computing("head"):
             return target_nll(
                 hidden, weight=head.weight, bias=getattr(head, "bias", None), targets=row.targets
             )
 
-    def _nll_from_logits(self, row: PackedRow) -> Float[Tensor, " N"]:
+    def nll_from_logits(self, row: PackedRow) -> Float[Tensor, " N"]:
+        """Returns -ln p of every target by the model's own logits, through the routes followed."""
         with self.precision():
             logits = self.model(**_inputs(row), logits_to_keep=row.source).logits[0]
-        return _cross_entropy(logits, row.targets)
+        return cross_entropy(logits, row.targets)
 
     def precision(self) -> AbstractContextManager[None]:
         """Returns a block in which products are in ``dtype``, whatever the weights are in."""
@@ -154,8 +135,8 @@ class FrozenBase:
     @cached_property
     def has_trunk(self) -> bool:
         """True if a forward pass may begin at any layer; found out by computing, at first use."""
-        row = pack(_PROBES[:1], device=self.device)
-        other = pack([_Probe(_PROBES[0].input_ids[::-1])], device=self.device)
+        row = pack(PROBES[:1], device=self.device)
+        other = pack([Probe(PROBES[0].input_ids[::-1])], device=self.device)
         with torch.no_grad(), self.router.following(()):
             if not blocks_stand_alone(
                 self.blocks,
@@ -165,7 +146,7 @@ class FrozenBase:
                 return False
             whole = self.token_nll(row, routes=())
             for layer in (1, len(self.blocks)):
-                trunk = Trunk(layer, self.states_entering(layer, example=_PROBES[0]))
+                trunk = Trunk(layer, self.states_entering(layer, example=PROBES[0]))
                 if not torch.equal(whole, self.token_nll(row, routes=(), trunk=trunk)):
                     return False
         return True
@@ -221,129 +202,20 @@ class FrozenBase:
         return digest.hexdigest()
 
 
-def load_base(
-    path: Path,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    trains: bool = False,
-    quantization: str | None = None,
-) -> FrozenBase:
-    """Returns the model in ``path``, frozen, in evaluation mode, with packed attention.
-
-    Args:
-        path: A folder that stock Transformers loads (safetensors only, no remote code).
-        device: Where it computes.
-        dtype: dtype of every weight; cast once, here.
-        trains: All weights train instead: they stay in fp32, and products are in ``dtype``.
-        quantization: ``nf4``: linear layers but the head are packed; None: none are.
-
-    Raises:
-        ModelError: If Transformers cannot load it, or it cannot be run on packed rows.
-    """
-    assert not (trains and quantization), "packed weights cannot train"
-    register_packed_attention()
-    # Packing happens where the weights arrive; moving packed ones is not everywhere possible.
-    packing = (
-        {"quantization_config": four_bit_config(dtype), "device_map": {"": device}}
-        if quantization
-        else {}
-    )
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=torch.float32 if trains else dtype,
-                attn_implementation=PACKED,
-                use_safetensors=True,
-                trust_remote_code=False,
-                **packing,
-            )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{path.name}: {_why_not_loaded(error, path=path)}") from None
-    # Transformers fills what a caller leaves open from here: penalties and sampling of the model's.
-    model.generation_config = GenerationConfig()
-    model = model if quantization else model.to(device)
-    model = model.eval().requires_grad_(trains)
-    install_fast_norms(model)
-    if quantization:
-        install_unpacked_products(model)
-    base = FrozenBase(
-        model=model,
-        tokenizer=tokenizer,
-        device=device,
-        dtype=dtype,
-        trains=trains,
-        quantization=quantization,
-    )
-    return _checked(base)
-
-
-def _why_not_loaded(error: Exception, *, path: Path) -> str:
-    if PACKED in error.args:
-        return (
-            "this architecture does not take its attention from Transformers' interface, "
-            "so it cannot run on packed rows"
-        )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"Transformers cannot load this model ({reason.replace(str(path), path.name)})"
-
-
-def _checked(base: FrozenBase) -> FrozenBase:
-    """Returns the base with the right head, after comparing packed rows with plain sequences.
-
-    A model that keeps a recurrent state or builds its own attention would mix the sequences of a
-    row without a word. Telling by the numbers needs no list of architectures.
-    """
-    name = type(base.model).__name__
-    row = pack(_PROBES, device=base.device)
-    try:
-        with torch.inference_mode():
-            packed = base._nll_from_logits(row)
-            alone = torch.cat([_stock_nll(base, probe) for probe in _PROBES])
-    except (AttributeError, TypeError) as error:
-        # How forward passes fail that need a mask, or do not hand the lengths to their attention.
-        raise ModelError(f"{name}: cannot run on packed rows ({error})") from None
-    if not torch.isfinite(alone).all():
-        raise ModelError(f"{name}: the untuned model gives NaN or infinity")
-    gap = (packed - alone).abs().mean().item()
-    if not gap <= _PACKING_TOLERANCE_NATS[base.dtype]:
-        raise ModelError(
-            f"{name}: sequences that share a row change each other's loss (by {gap:.2g} nats per "
-            "token), as with recurrent layers or position biases; this architecture cannot be used"
-        )
-    return replace(base, plain_head=_has_plain_head(base, row=row, own=packed))
-
-
-def _stock_nll(base: FrozenBase, probe: _Probe) -> Float[Tensor, " N"]:
-    ids = torch.tensor([probe.input_ids], device=base.device)
-    with base.generating(()) as model:
-        logits = model(input_ids=ids, use_cache=False).logits[0, probe.num_prompt - 1 : -1]
-    return _cross_entropy(logits, ids[0, probe.num_prompt :])
-
-
-def _has_plain_head(base: FrozenBase, *, row: PackedRow, own: Float[Tensor, " N"]) -> bool:
-    """True if the fast head gives the model's own loss; some models scale or cap their logits."""
-    if base.model.get_decoder() is base.model:
-        return False
-    with torch.inference_mode():
-        fast = base.token_nll(row, routes=())
-    return bool((own - fast).abs().max() <= _HEAD_TOLERANCE_NATS[base.dtype])
-
-
 @dataclass(frozen=True)
-class _Probe:
+class Probe:
     """A few tokens that every vocabulary has."""
 
     input_ids: tuple[int, ...]
     num_prompt: int = 1
 
 
-_PROBES = (_Probe((3, 5, 4, 6, 3, 4, 7, 5)), _Probe((6, 3, 7, 4, 5)))
+PROBES = (Probe((3, 5, 4, 6, 3, 4, 7, 5)), Probe((6, 3, 7, 4, 5)))
+"""Sequences on which a base is tried out."""
 
 
-def _cross_entropy(logits: Float[Tensor, "N V"], targets: Tensor) -> Float[Tensor, " N"]:
+def cross_entropy(logits: Float[Tensor, "N V"], targets: Tensor) -> Float[Tensor, " N"]:
+    """Returns -ln p of each target, in nats, the softmax in fp32 or wider."""
     return nn.functional.cross_entropy(as_float(logits), targets, reduction="none")
 
 

@@ -37,11 +37,23 @@ def how_measured(runs: Sequence[RunRecord]) -> str:
     return ", ".join(dict.fromkeys(run.result["efficiency"]["measured"] for run in runs))
 
 
+def how_clocked(study: StudyRecord) -> str:
+    """Returns how step times were taken, in a sentence."""
+    if study.clock is None:
+        return "Step time: the median of a run's clocked steps."
+    apart = [arm.name for arm in study.arms if arm.name not in study.clock.step_time_s]
+    words = (
+        f"Step time: arms in turn over the same {study.clock.num_rounds} batches, as a ratio to "
+        f"{study.reference}'s; quartiles"
+    )
+    return f"{words}; of {', '.join(apart)}, its runs' own." if apart else f"{words}."
+
+
 def cost_figures(study: StudyRecord) -> list[Figure]:
     """Returns the bars of memory, step time and latency."""
     notes: dict[Axis, str] = {
         "peak_memory_gib": f"Kind: {memory_kind(study.runs)}.",
-        "step_time_s": "Each run's own figure is the median of its clocked steps.",
+        "step_time_s": how_clocked(study),
         "latency_ms_per_token": _base_latency(study),
     }
     return [_bars(study, axis, note=note) for axis, note in notes.items()]
@@ -66,7 +78,7 @@ def _bars(study: StudyRecord, axis: Axis, *, note: str) -> Figure:
     return Figure(
         name,
         title,
-        caption=f"Bars: median over an arm's runs; lines: lowest to highest run. {note} "
+        caption=f"{_what_is_shown(study, axis)} {note} "
         f"Measured on: {how_measured(study.runs)}.{lacking}",
         spec={
             "width": _WIDTH_PX,
@@ -74,6 +86,12 @@ def _bars(study: StudyRecord, axis: Axis, *, note: str) -> Figure:
             "layer": _bar_layers(costs, label=axis_label(axis)),
         },
     )
+
+
+def _what_is_shown(study: StudyRecord, axis: Axis) -> str:
+    if axis == "step_time_s" and study.clock:
+        return "Bars: median over rounds; lines: quartiles."
+    return "Bars: median over an arm's runs; lines: lowest to highest run."
 
 
 def _bar_layers(costs: Mapping[str, Cost], *, label: str) -> list[Spec]:

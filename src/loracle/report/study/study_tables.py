@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from loracle.comparison import UNTUNED, Comparison
 from loracle.costs import AXES, Axis, Cost
-from loracle.report.study.cost_charts import costs_of, how_measured, memory_kind
+from loracle.report.study.cost_charts import costs_of, how_clocked, how_measured, memory_kind
 from loracle.report.study.numbers import (
     BLEU_DECIMALS,
     LOSS_DECIMALS,
@@ -246,8 +246,9 @@ def cost_table(study: StudyRecord, *, provenance: str) -> Table:
     cells = {axis: _with_range(study, axis) for axis in shown}
     return Table(
         name="costs",
-        caption=f"Median over an arm's runs; in brackets lowest to highest run. Memory: "
-        f"{memory_kind(study.runs)}; measured on {how_measured(study.runs)}. {provenance}.",
+        caption=f"Median over an arm's runs; in brackets lowest to highest run. "
+        f"{how_clocked(study)} Memory: {memory_kind(study.runs)}; measured on "
+        f"{how_measured(study.runs)}. {provenance}.",
         columns=(
             _ARM,
             Column("trainable parameters"),
