@@ -88,10 +88,15 @@ def _bars(study: StudyRecord, axis: Axis, *, note: str) -> Figure:
     )
 
 
+def range_words(study: StudyRecord, axis: Axis) -> str:
+    """Returns what a line beside a cost spans."""
+    in_turn = axis == "step_time_s" and study.clock
+    return "quartiles over rounds" if in_turn else "lowest to highest run"
+
+
 def _what_is_shown(study: StudyRecord, axis: Axis) -> str:
-    if axis == "step_time_s" and study.clock:
-        return "Bars: median over rounds; lines: quartiles."
-    return "Bars: median over an arm's runs; lines: lowest to highest run."
+    of = "rounds" if axis == "step_time_s" and study.clock else "an arm's runs"
+    return f"Bars: median over {of}; lines: {range_words(study, axis)}."
 
 
 def _bar_layers(costs: Mapping[str, Cost], *, label: str) -> list[Spec]:

@@ -46,7 +46,13 @@ class Point:
 
 
 def tradeoff_figure(
-    name: str, points: Sequence[Point], *, title: str, label: str, reference: str
+    name: str,
+    points: Sequence[Point],
+    *,
+    title: str,
+    label: str,
+    reference: str,
+    spans: str = "lowest to highest run",
 ) -> Figure:
     """Returns the panel of one cost, or the sentence why there is nothing to trade.
 
@@ -56,6 +62,7 @@ def tradeoff_figure(
         title: Name of the cost.
         label: The same with its unit, for the axis.
         reference: The arm at zero.
+        spans: What a horizontal line shows.
     """
     heading = f"Loss against {title}"
     if len(points) < 2:
@@ -68,7 +75,7 @@ def tradeoff_figure(
         name,
         heading,
         caption="Lower and further left is better. Vertical lines: 95 % interval of the loss "
-        "difference; horizontal: lowest to highest run.",
+        f"difference; horizontal: {spans}.",
         spec=_panel(points, label=label, reference=reference),
     )
 
