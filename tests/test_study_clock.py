@@ -20,6 +20,7 @@ config:
 reference: all-linear
 budget: equal-rank
 seeds: [0]
+interval: null
 arms:
   all-linear:
   last-1:
