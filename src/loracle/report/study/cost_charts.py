@@ -40,7 +40,7 @@ def how_measured(runs: Sequence[RunRecord]) -> str:
 def how_clocked(study: StudyRecord) -> str:
     """Returns how step times were taken, in a sentence."""
     if study.clock is None:
-        return "Step time: the median of a run's clocked steps."
+        return "Step time: the median of each run's clocked steps, then over runs."
     apart = [arm.name for arm in study.arms if arm.name not in study.clock.step_time_s]
     words = (
         f"Step time: arms in turn over the same {study.clock.num_rounds} batches, as a ratio to "

@@ -152,7 +152,7 @@ def _how_to_read(verdicts: Verdicts) -> str:
 
 def _measured_on(study: StudyRecord) -> str:
     return (
-        f"Step time and memory ({memory_kind(study.runs)}): median over runs, measured on "
+        f"{how_clocked(study)} Memory ({memory_kind(study.runs)}): median over runs, measured on "
         f"{how_measured(study.runs)}."
     )
 
