@@ -236,8 +236,8 @@ def test_the_words_say_that_what_is_alike_costs_no_less(tmp_path):
     arms = (replace(GOOD, effect_nats=0.004), replace(ALIKE, name="low"))
     words = told(tmp_path, *arms)
     assert words.endswith(
-        "; good cannot be told apart from it and does not cost less memory, time or parameters: "
-        "take low."
+        "; good cannot be told apart from it and is not established to cost less memory, time or "
+        "parameters: take low."
     )
 
 

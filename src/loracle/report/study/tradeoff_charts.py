@@ -94,7 +94,9 @@ def _panel(points: Sequence[Point], *, label: str, reference: str) -> Spec:
     y_domain = _loss_domain(points)
     logarithmic = x_domain[0] > 0 and x_domain[1] / x_domain[0] > _LOG_FROM_RATIO
     scale = {"domain": list(x_domain), "nice": False, "type": "log" if logarithmic else "linear"}
-    axis = {"labelOverlap": True, "tickCount": 5, "format": "~s" if x_domain[1] > 1000 else "~g"}
+    axis: Spec = {"labelOverlap": True, "tickCount": 5}
+    if x_domain[1] > 1000:
+        axis["format"] = "~s"
     x = {"title": label, "scale": scale, "axis": axis}
     y = {
         "title": f"loss minus {reference}'s, nats per token",
