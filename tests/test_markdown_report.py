@@ -11,6 +11,7 @@ import pytest
 from loracle.cli import app, run
 from loracle.errors import RunFolderError
 from loracle.report.markdown import baseline_table, read_results, without_seed
+from loracle.report.study import study_markdown
 
 ROOT = Path(__file__).parents[1]
 RECORDED = ROOT / "results" / "demo"
@@ -50,10 +51,20 @@ def row(table, name):
     return next(line for line in table.splitlines() if line.startswith(f"| {name} |"))
 
 
-def test_the_readme_shows_the_table_of_the_recorded_runs(recorded):
+def in_readme(source):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.split("<!-- loracle report results/demo --markdown -->")[1]
-    assert shown.split("<!-- end -->")[0].strip() == baseline_table(recorded)
+    return readme.split(f"<!-- {source} -->")[1].split("<!-- end -->")[0].strip()
+
+
+def test_the_readme_shows_the_table_of_the_recorded_runs(recorded):
+    assert in_readme("loracle report results/demo --markdown") == baseline_table(recorded)
+
+
+def test_the_readme_shows_the_verdicts_and_orderings_of_the_recorded_study():
+    verdicts = study_markdown(ROOT / "results" / "placement_study").strip()
+    assert in_readme("loracle report results/placement_study --markdown") == verdicts
+    orderings = "results/placement_study/report/tables/orderings.md"
+    assert in_readme(orderings) == (ROOT / orderings).read_text(encoding="utf-8").strip()
 
 
 def test_the_recorded_runs_follow_from_their_own_examples(recorded):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loracle import bundle, lockstep, probe, runner, session, stages, workbench
+from loracle import bundle, lockstep, probe, runner, session, untuned, workbench
 from loracle.bundle import StepMemory
 from loracle.configfile import load_config
 from loracle.errors import Interrupted, ModelError, NonFiniteError, UsageError
@@ -130,13 +130,13 @@ def test_the_untuned_model_is_scored_and_answers_once_for_all(here, tmp_path, mo
     here.forget()
     counts = {"score_examples": 0, "answer_prompts": 0}
     for name in counts:
-        whole = getattr(stages, name)
+        whole = getattr(untuned, name)
 
         def counting(*args, _whole=whole, _name=name, **kwargs):
             counts[_name] += 1
             return _whole(*args, **kwargs)
 
-        monkeypatch.setattr(stages, name, counting)
+        monkeypatch.setattr(untuned, name, counting)
     two = {name: ARMS[name] for name in ("everything", "top")}
     run_many(specs_of(here, tmp_path / "first", two))
     assert counts == {"score_examples": 1, "answer_prompts": 1}

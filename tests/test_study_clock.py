@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from loracle.costs import arm_costs, step_in_turn
+from loracle.costs import arm_costs, ratio_range, step_in_turn
 from loracle.study_record import StudyClock, read_study
 from runs_fixture import contents, load, settings
 from stats.simulated import ARMS, write_study
@@ -20,6 +20,7 @@ config:
 reference: all-linear
 budget: equal-rank
 seeds: [0]
+interval: null
 arms:
   all-linear:
   last-1:
@@ -92,6 +93,7 @@ def test_times_are_compared_round_by_round(tmp_path):
     timed = replace(study, clock=clock)
     cost = step_in_turn(timed, other)
     assert (cost.median, cost.low, cost.high, cost.num_runs) == (2.0, 2.0, 2.0, 3)
+    assert ratio_range(cost, step_in_turn(timed, reference)) == (0.5, 0.5)
     own = step_in_turn(timed, reference)
     assert (own.median, own.low, own.high) == (4.0, 4.0, 4.0)
     assert arm_costs(timed, other)["step_time_s"] == cost

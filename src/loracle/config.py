@@ -236,7 +236,7 @@ class Config(_Section):
 
 
 # Fields that say how a run is watched and kept or what is measured beside it, not what it computes.
-_HOUSEKEEPING = {"checkpoint": True, "tracking": True, "measure": {"clock_rounds"}}
+_HOUSEKEEPING: dict[str, Any] = {"checkpoint": True, "tracking": True, "measure": {"clock_rounds"}}
 
 
 def identity(config: Config) -> dict[str, Any]:

@@ -48,36 +48,61 @@ class Cost:
     """Of the cheapest run; of steps taken in turn, the lower quartile."""
     high: float
     """Of the dearest run; of steps taken in turn, the upper quartile."""
-    num_runs: int
-    """Runs in which it was measured, or rounds."""
+    values: Mapping[int, float]
+    """What was measured, by seed or by round."""
+    paired_by: Literal["seed", "round"] = "seed"
+    """What arms share: the batches of a seed, or those of a round of steps taken in turn."""
 
     @property
-    def spread(self) -> float:
-        """What two costs must differ by: the range of the runs, at least 1% where measured."""
-        if self.axis in _COUNTED:
-            return 0.0
-        return max(self.high - self.low, _RESOLUTION_FRAC * self.median)
+    def num_runs(self) -> int:
+        """Runs in which it was measured, or rounds."""
+        return len(self.values)
+
+    @property
+    def resolution_frac(self) -> float:
+        """Below this a difference is none: 1% where measured, nothing where counted."""
+        return 0.0 if self.axis in _COUNTED else _RESOLUTION_FRAC
 
 
-def ties_with(ours: Cost, theirs: Cost) -> bool:
-    """Returns whether two costs differ by no more than the spread of either."""
-    return abs(ours.median - theirs.median) <= max(ours.spread, theirs.spread)
+def ratio_range(ours: Cost, theirs: Cost) -> tuple[float, float] | None:
+    """Returns the least and the greatest ratio of two costs; None if they share no condition.
+
+    Ratios are taken seed by seed, over the same batches, or round by round; of rounds, which one
+    disturbance must not decide, the quartiles are returned.
+    """
+    if ours.paired_by != theirs.paired_by:
+        return None
+    shared = ours.values.keys() & theirs.values.keys()
+    ratios = [ours.values[key] / theirs.values[key] for key in shared]
+    if not ratios:
+        return None
+    if ours.paired_by == "round" and len(ratios) > 1:
+        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        return low, high
+    return min(ratios), max(ratios)
 
 
 def costs_no_more(ours: Cost, theirs: Cost) -> bool:
-    """Returns whether ours is lower or ties."""
-    return ours.median < theirs.median or ties_with(ours, theirs)
+    """Returns whether ours is established to be no higher: by all seeds, or most rounds."""
+    found = ratio_range(ours, theirs)
+    return found is not None and found[1] <= 1 + ours.resolution_frac
+
+
+def costs_more(ours: Cost, theirs: Cost) -> bool:
+    """Returns whether ours is established to be higher: by all seeds, or most rounds."""
+    found = ratio_range(ours, theirs)
+    return found is not None and found[0] > 1 + ours.resolution_frac
 
 
 def arm_costs(study: StudyRecord, arm: str) -> dict[Axis, Cost]:
     """Returns the costs of an arm; an axis on which no run was measured is left out."""
-    runs = list(study.runs_of(arm).values())
+    runs = study.runs_of(arm)
     found: dict[Axis, Cost] = {}
     for axis, read in _READERS.items():
-        values = [value for run in runs if (value := read(run)) is not None]
+        values = {seed: value for seed, run in runs.items() if (value := read(run)) is not None}
         if values:
-            middle = statistics.median(values)
-            found[axis] = Cost(axis, middle, min(values), max(values), len(values))
+            each = values.values()
+            found[axis] = Cost(axis, statistics.median(each), min(each), max(each), values)
     if in_turn := step_in_turn(study, arm):
         found["step_time_s"] = in_turn
     return found
@@ -96,7 +121,14 @@ def step_in_turn(study: StudyRecord, arm: str) -> Cost | None:
     ratios = [ours / theirs for ours, theirs in zip(times[arm], reference, strict=True)]
     scale = statistics.median(reference)
     low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-    return Cost("step_time_s", scale * middle, scale * low, scale * high, len(ratios))
+    return Cost(
+        "step_time_s",
+        scale * middle,
+        scale * low,
+        scale * high,
+        dict(enumerate(times[arm])),
+        paired_by="round",
+    )
 
 
 def amount_words(axis: Axis, value: float) -> str:

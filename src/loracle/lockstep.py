@@ -19,8 +19,8 @@ from loracle.config import config_digest
 from loracle.errors import Interrupted, LoracleError, NonFiniteError, OutOfMemory
 from loracle.isolated import Isolated
 from loracle.members import Member, fill_for
+from loracle.repeats import repeats_of
 from loracle.result import Measured, build_result, example_rows
-from loracle.runs import repeats_of
 from loracle.session import MEMORY, Session, keep_memory, open_sessions, record_failure
 from loracle.sources.cache import sha256_file
 from loracle.stages import (

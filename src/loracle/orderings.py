@@ -14,7 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 from loracle.comparison import Comparison, judged
-from loracle.costs import amount_words, arm_costs, ties_with
+from loracle.costs import Cost, amount_words, arm_costs, costs_more, ratio_range
 from loracle.errors import PlacementError
 from loracle.placement.presets import Selector, all_linear, by_role, output_projections, projections
 from loracle.study_record import ArmRecord, StudyRecord
@@ -176,12 +176,21 @@ def _memory_is_in_the_place(study: StudyRecord) -> _Finding:
     evidence = (
         f"{pair[0]} {amount_words('peak_memory_gib', ours.median)}, "
         f"{pair[1]} {amount_words('peak_memory_gib', theirs.median)} "
-        f"({ours.median / theirs.median - 1:+.1%}); runs of one arm differ by up to "
-        f"{amount_words('peak_memory_gib', max(ours.spread, theirs.spread))}."
+        f"({ours.median / theirs.median - 1:+.1%}){_over_seeds(ours, theirs)}."
     )
-    if ties_with(ours, theirs):
-        return _Finding("not distinguishable", evidence)
-    return _Finding("reproduced" if ours.median > theirs.median else "contradicted", evidence)
+    if costs_more(ours, theirs):
+        return _Finding("reproduced", evidence)
+    if costs_more(theirs, ours):
+        return _Finding("contradicted", evidence)
+    return _Finding("not distinguishable", evidence)
+
+
+def _over_seeds(ours: Cost, theirs: Cost) -> str:
+    found = ratio_range(ours, theirs)
+    if found is None:
+        return "; no seed was run with both"
+    low, high = found
+    return f"; seed by seed {low - 1:+.1%} to {high - 1:+.1%}"
 
 
 def _compared(verdicts: Verdicts, pairs: Sequence[tuple[str, str]]) -> _Finding:

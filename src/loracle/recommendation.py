@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from loracle.comparison import Comparison
-from loracle.costs import Axis, Cost, amount_words, arm_costs, ties_with
+from loracle.costs import Axis, Cost, amount_words, arm_costs, costs_more
 from loracle.study_record import StudyRecord
 
 if TYPE_CHECKING:
@@ -126,8 +126,11 @@ class _Choice:
         saves: Axis | None = None
         for axis in dict.fromkeys((*self.limits, *_PREFERENCE)):
             kept = _cheapest_on(axis, left, self.costs)
-            if self.fitting[0] in left and self.fitting[0] not in kept:
+            first = self.fitting[0]
+            if first in left and first not in kept:
                 saves = axis
+                mine = self.costs[first][axis]
+                kept = [arm for arm in kept if costs_more(mine, self.costs[arm][axis])]
             left = kept
         return left[0], saves
 
@@ -140,11 +143,11 @@ class _Choice:
 def _cheapest_on(
     axis: Axis, arms: list[str], costs: Mapping[str, Mapping[Axis, Cost]]
 ) -> list[str]:
-    """Returns the arms that tie with the cheapest; all of them where one was not measured."""
+    """Returns the arms that may cost as little as the cheapest; all if one was not measured."""
     if any(axis not in costs[arm] for arm in arms):
         return arms
     least = min((costs[arm][axis] for arm in arms), key=lambda cost: cost.median)
-    return [arm for arm in arms if ties_with(costs[arm][axis], least)]
+    return [arm for arm in arms if not costs_more(costs[arm][axis], least)]
 
 
 def _fits(costs: Mapping[Axis, Cost], limits: Mapping[Axis, float]) -> bool:
@@ -164,8 +167,9 @@ def _words(found: _Choice) -> str:
         return f"{told}, and {others} is established to be worse: take {lowest}."
     told = f"{told}; {_listed(found.alike)} cannot be told apart from it"
     if chosen == lowest or chosen is None or saves is None:
-        verb = "does" if len(found.alike) == 1 else "do"
-        return f"{told} and {verb} not cost less memory, time or parameters: take {lowest}."
+        verb = "is" if len(found.alike) == 1 else "are"
+        cheaper = f"{verb} not established to cost less memory, time or parameters"
+        return f"{told} and {cheaper}: take {lowest}."
     mine, theirs = (amount_words(saves, found.costs[a][saves].median) for a in (chosen, lowest))
     who = "" if found.alike == [chosen] else f"{chosen} "
     return f"{told} and {who}costs least ({mine} against {theirs}): take {chosen}."

@@ -1,4 +1,4 @@
-"""Finding runs: a path for a new one, the one to resume, the ones that completed, repeats."""
+"""Finding runs: a path for a new one, the one to resume, the ones that completed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from loracle.config import Config, config_digest
-from loracle.criteria import Repeat
-from loracle.durable import read_json, read_jsonl
 from loracle.errors import LoracleError
 from loracle.record import read_status, recorded_config
 
@@ -38,31 +36,6 @@ def completed_runs(root: Path) -> Iterator[Path]:
     for path in _runs(root):
         if _status(path) == "completed":
             yield path
-
-
-def repeats_of(run: Path, *, signature: str) -> list[Repeat]:
-    """Returns the finished runs beside ``run`` that have its signature.
-
-    Args:
-        run: Its folder.
-        signature: Of its result.
-    """
-    beside = (path for path in completed_runs(run.parent) if path != run)
-    found = (_repeat(path, signature=signature) for path in beside)
-    return [repeat for repeat in found if repeat is not None]
-
-
-def _repeat(path: Path, *, signature: str) -> Repeat | None:
-    """Returns what a finished run is compared by, or None if it is another run."""
-    result = read_json(path / "result.json")
-    if result["signature"] != signature:
-        return None
-    return Repeat(
-        name=path.name,
-        adapter_sha256=result["adapter_sha256"],
-        losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / "steps.jsonl")),
-        final_loss_nats_per_token=result["quality"]["tuned"]["loss_nats_per_token"],
-    )
 
 
 def _runs(root: Path) -> Iterator[Path]:

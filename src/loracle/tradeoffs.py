@@ -1,8 +1,8 @@
 """What an arm's loss costs: the Pareto set with its uncertainty, and a recommendation in words.
 
-An arm is dominated only if another one costs no more and is established to be better. Two costs
-that differ by no more than the runs of an arm do tie. Where a cheaper arm, or one at the same cost,
-cannot be told from it, the arm is undecided: whether its price buys anything is not known.
+An arm is dominated only if another one is established to cost no more and to be better. Costs are
+compared seed by seed, over the same batches. Where an arm that may cost no more may be as good, the
+arm is undecided: whether its price buys anything is not known.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loracle.comparison import Comparison
-from loracle.costs import AXES, Axis, Cost, amount_words, arm_costs, costs_no_more
+from loracle.costs import AXES, Axis, Cost, amount_words, arm_costs, costs_more, costs_no_more
 from loracle.recommendation import Evidence, Recommendation, recommend
 from loracle.study_record import StudyRecord
 from loracle.verdicts import Verdicts
@@ -43,10 +43,10 @@ class ParetoArm:
     comparison: Comparison | None
     """With the reference arm: the loss difference and its interval; None: it is the reference."""
     state: State
-    """``efficient``: every arm that costs no more is established to be worse."""
+    """``efficient``: every arm is established to cost more, or to be worse."""
     rivals: tuple[str, ...]
-    """Arms that dominate it; of an undecided arm, those that cost no more and cannot be told from
-    it."""
+    """Arms that dominate it; of an undecided arm, those that are neither established to cost more
+    nor to be worse."""
     reason: str
     """The state in one sentence."""
 
@@ -68,26 +68,27 @@ def pareto(study: StudyRecord, verdicts: Verdicts, axis: Axis) -> tuple[ParetoAr
 
 
 def _placed(arm: str, *, costs: dict[str, Cost], verdicts: Verdicts) -> ParetoArm:
-    cheaper = [other for other in costs if other != arm and costs_no_more(costs[other], costs[arm])]
-    better = [other for other in cheaper if verdicts.is_worse(arm, other)]
-    alike = [other for other in cheaper if not _told_apart(verdicts, arm, other)]
-    state: State = "dominated" if better else "undecided" if alike else "efficient"
+    mine = costs[arm]
+    near = [other for other in costs if other != arm and not costs_more(costs[other], mine)]
+    better = [
+        other
+        for other in near
+        if costs_no_more(costs[other], mine) and verdicts.is_worse(arm, other)
+    ]
+    rivals = better or [other for other in near if not verdicts.is_worse(other, arm)]
+    state: State = "dominated" if better else "undecided" if rivals else "efficient"
     summary = verdicts.summary(arm)
     assert summary is not None, "only arms with a completed run are placed"
     assert summary.loss_nats_per_token is not None, "a completed run has a loss"
     return ParetoArm(
         arm=arm,
-        cost=costs[arm],
+        cost=mine,
         loss_nats_per_token=summary.loss_nats_per_token.mean,
         comparison=verdicts.comparison(arm),
         state=state,
-        rivals=tuple(better or alike),
-        reason=_reason(state, costs[arm], rivals=better or alike, is_cheapest=not cheaper),
+        rivals=tuple(rivals),
+        reason=_reason(state, mine, rivals=rivals, is_cheapest=not near),
     )
-
-
-def _told_apart(verdicts: Verdicts, arm: str, other: str) -> bool:
-    return verdicts.is_worse(arm, other) or verdicts.is_worse(other, arm)
 
 
 def _reason(state: State, cost: Cost, *, rivals: list[str], is_cheapest: bool) -> str:
@@ -95,7 +96,7 @@ def _reason(state: State, cost: Cost, *, rivals: list[str], is_cheapest: bool) -
     if state == "dominated":
         return f"{price}: {named} costs no more and has a lower loss."
     if state == "undecided":
-        return f"{price}: {named} costs no more and cannot be told from it."
+        return f"{price}: {named} may cost no more, and may have as low a loss."
     if is_cheapest:
-        return f"{price}: no arm costs as little."
-    return f"{price}: every arm that costs no more has a higher loss."
+        return f"{price}: every other arm costs more."
+    return f"{price}: every arm that may cost no more has a higher loss."

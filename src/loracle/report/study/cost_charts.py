@@ -40,7 +40,7 @@ def how_measured(runs: Sequence[RunRecord]) -> str:
 def how_clocked(study: StudyRecord) -> str:
     """Returns how step times were taken, in a sentence."""
     if study.clock is None:
-        return "Step time: the median of a run's clocked steps."
+        return "Step time: the median of each run's clocked steps, then over runs."
     apart = [arm.name for arm in study.arms if arm.name not in study.clock.step_time_s]
     words = (
         f"Step time: arms in turn over the same {study.clock.num_rounds} batches, as a ratio to "
@@ -51,10 +51,12 @@ def how_clocked(study: StudyRecord) -> str:
 
 def cost_figures(study: StudyRecord) -> list[Figure]:
     """Returns the bars of memory, step time and latency."""
+    where = f"Measured on: {how_measured(study.runs)}."
+    clocked = how_clocked(study)
     notes: dict[Axis, str] = {
-        "peak_memory_gib": f"Kind: {memory_kind(study.runs)}.",
-        "step_time_s": how_clocked(study),
-        "latency_ms_per_token": _base_latency(study),
+        "peak_memory_gib": f"Kind: {memory_kind(study.runs)}. {where}",
+        "step_time_s": clocked if study.clock else f"{clocked} {where}",
+        "latency_ms_per_token": f"{_base_latency(study)} {where}",
     }
     return [_bars(study, axis, note=note) for axis, note in notes.items()]
 
@@ -78,8 +80,7 @@ def _bars(study: StudyRecord, axis: Axis, *, note: str) -> Figure:
     return Figure(
         name,
         title,
-        caption=f"{_what_is_shown(study, axis)} {note} "
-        f"Measured on: {how_measured(study.runs)}.{lacking}",
+        caption=f"{_what_is_shown(study, axis)} {note}{lacking}",
         spec={
             "width": _WIDTH_PX,
             "height": _ROW_PX * len(costs),
@@ -88,10 +89,15 @@ def _bars(study: StudyRecord, axis: Axis, *, note: str) -> Figure:
     )
 
 
+def range_words(study: StudyRecord, axis: Axis) -> str:
+    """Returns what a line beside a cost spans."""
+    in_turn = axis == "step_time_s" and study.clock
+    return "quartiles over rounds" if in_turn else "lowest to highest run"
+
+
 def _what_is_shown(study: StudyRecord, axis: Axis) -> str:
-    if axis == "step_time_s" and study.clock:
-        return "Bars: median over rounds; lines: quartiles."
-    return "Bars: median over an arm's runs; lines: lowest to highest run."
+    of = "rounds" if axis == "step_time_s" and study.clock else "an arm's runs"
+    return f"Bars: median over {of}; lines: {range_words(study, axis)}."
 
 
 def _bar_layers(costs: Mapping[str, Cost], *, label: str) -> list[Spec]:
@@ -107,13 +113,14 @@ def _bar_layers(costs: Mapping[str, Cost], *, label: str) -> list[Spec]:
         for arm, cost in costs.items()
     ]
     arm = category("arm", None, sort=list(costs), axis={"ticks": False})
+    axis = {"labelOverlap": True, "tickCount": 6}
     tooltip = [
         category("arm", "arm"),
         *(quantity(key, key, format=f",.{decimals}f") for key in ("median", "low", "high")),
     ]
     bar: Spec = {
         "mark": {"type": "bar", "color": SHADE, "fillOpacity": 0.55, "height": {"band": 0.62}},
-        "encoding": {"y": arm, "x": quantity("median", label), "tooltip": tooltip},
+        "encoding": {"y": arm, "x": quantity("median", label, axis=axis), "tooltip": tooltip},
     }
     spread: Spec = {
         "mark": {"type": "rule", "strokeWidth": 1.5},

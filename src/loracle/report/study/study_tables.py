@@ -152,7 +152,7 @@ def _how_to_read(verdicts: Verdicts) -> str:
 
 def _measured_on(study: StudyRecord) -> str:
     return (
-        f"Step time and memory ({memory_kind(study.runs)}): median over runs, measured on "
+        f"{how_clocked(study)} Memory ({memory_kind(study.runs)}): median over runs, measured on "
         f"{how_measured(study.runs)}."
     )
 
@@ -246,7 +246,8 @@ def cost_table(study: StudyRecord, *, provenance: str) -> Table:
     cells = {axis: _with_range(study, axis) for axis in shown}
     return Table(
         name="costs",
-        caption=f"Median over an arm's runs; in brackets lowest to highest run. "
+        caption=f"Median over an arm's runs; in brackets lowest to highest run: "
+        f"batches differ between seeds, and are the same for all arms of a seed. "
         f"{how_clocked(study)} Memory: {memory_kind(study.runs)}; measured on "
         f"{how_measured(study.runs)}. {provenance}.",
         columns=(

@@ -46,7 +46,13 @@ class Point:
 
 
 def tradeoff_figure(
-    name: str, points: Sequence[Point], *, title: str, label: str, reference: str
+    name: str,
+    points: Sequence[Point],
+    *,
+    title: str,
+    label: str,
+    reference: str,
+    spans: str = "lowest to highest run",
 ) -> Figure:
     """Returns the panel of one cost, or the sentence why there is nothing to trade.
 
@@ -56,6 +62,7 @@ def tradeoff_figure(
         title: Name of the cost.
         label: The same with its unit, for the axis.
         reference: The arm at zero.
+        spans: What a horizontal line shows.
     """
     heading = f"Loss against {title}"
     if len(points) < 2:
@@ -68,7 +75,7 @@ def tradeoff_figure(
         name,
         heading,
         caption="Lower and further left is better. Vertical lines: 95 % interval of the loss "
-        "difference; horizontal: lowest to highest run.",
+        f"difference; horizontal: {spans}.",
         spec=_panel(points, label=label, reference=reference),
     )
 
@@ -87,7 +94,9 @@ def _panel(points: Sequence[Point], *, label: str, reference: str) -> Spec:
     y_domain = _loss_domain(points)
     logarithmic = x_domain[0] > 0 and x_domain[1] / x_domain[0] > _LOG_FROM_RATIO
     scale = {"domain": list(x_domain), "nice": False, "type": "log" if logarithmic else "linear"}
-    axis = {"labelOverlap": True, "tickCount": 5, "format": "~s" if x_domain[1] > 1000 else "~g"}
+    axis: Spec = {"labelOverlap": True, "tickCount": 5}
+    if x_domain[1] > 1000:
+        axis["format"] = "~s"
     x = {"title": label, "scale": scale, "axis": axis}
     y = {
         "title": f"loss minus {reference}'s, nats per token",

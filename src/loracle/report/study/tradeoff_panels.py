@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from loracle.costs import AXES, Axis
-from loracle.report.study.cost_charts import axis_label, costs_of
+from loracle.report.study.cost_charts import axis_label, costs_of, range_words
 from loracle.report.study.numbers import NOT_MEASURED
 from loracle.report.study.tables import Column, Table
 from loracle.report.study.tradeoff_charts import Point, tradeoff_figure
@@ -26,6 +26,7 @@ def tradeoff_figures(study: StudyRecord, verdicts: Verdicts) -> list[Figure]:
             title=AXES[axis][0],
             label=axis_label(axis),
             reference=verdicts.reference,
+            spans=range_words(study, axis),
         )
         for axis in AXES
     ]
@@ -58,9 +59,10 @@ def tradeoff_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -
     }
     return Table(
         name="tradeoffs",
-        caption="Efficient: every arm that costs no more has an established higher loss. "
-        "Dominated: another arm costs no more and has an established lower loss. Undecided: an "
-        "arm that costs no more cannot be told from it. All pairs are compared directly, Holm "
+        caption="Efficient: every arm is established to cost more or to have a higher loss. "
+        "Dominated: another arm is established to cost no more and to have a lower loss. "
+        "Undecided: another arm may cost no more and may be as good. Costs are compared seed by "
+        "seed or round by round. All pairs are compared directly, Holm "
         f"over all pairs; against the reference, a verdict above counts too. {provenance}.",
         columns=(
             Column("arm", align="left"),
