@@ -188,10 +188,12 @@ def _step_tensors(sessions: Sequence[Session]) -> Callable[[], AbstractContextMa
 
 def _halved_before(sessions: Sequence[Session], budget: int) -> int:
     """Returns the tokens per pass that fitted when these runs were stopped, or ``budget``."""
-    events = [
-        event for session in sessions for event in session.environment["engine"].get(_HALVED, [])
+    fitted: list[int] = [
+        event["to_tokens"]
+        for session in sessions
+        for event in session.environment["engine"].get(_HALVED, [])
     ]
-    return min([budget, *(event["to_tokens"] for event in events)])
+    return min([budget, *fitted])
 
 
 def _note_halved(sessions: Sequence[Session], *, before: int, after: int) -> None:

@@ -90,7 +90,7 @@ def _of_study(name: str, *, title: str, overrides: Sequence[str]) -> PlannedArms
     }
     # Real scores need the weights. What a set of modules costs depends on which they are only by
     # how low the lowest of them lies, so one that is drawn stands in.
-    drawn = {
+    drawn: dict[str, Mapping[str, float]] = {
         kind: {
             module.name: float(stream_seed(0, "stand-in", kind, module.name))
             for module in inventory.modules

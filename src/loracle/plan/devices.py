@@ -117,6 +117,6 @@ def this_device() -> Device:
         properties.name,
         memory_gib,
         has_bf16=properties.major >= 8,
-        tflop_per_s=known and known.tflop_per_s,
-        gbyte_per_s=known and known.gbyte_per_s,
+        tflop_per_s=known.tflop_per_s if known else None,
+        gbyte_per_s=known.gbyte_per_s if known else None,
     )

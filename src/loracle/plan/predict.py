@@ -7,7 +7,7 @@ granules (``GRANULE``), and it keeps memory for itself (``runtime_gib``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ import torch
 
 from loracle.bundle import USABLE_FRAC
 from loracle.config import Config
-from loracle.data.packing import batches_by_tokens
+from loracle.data import Example
 from loracle.device import dtype_name
+from loracle.memory_limit import largest_pass
 from loracle.parts import Part
 from loracle.placement import ModulePlan
 from loracle.plan.devices import Device
@@ -225,10 +226,9 @@ def kind_of(device: Device, *, plan: ModulePlan) -> Kind:
     return "gpu" if device.has_bf16 else "old gpu"
 
 
-def _largest(examples: Any, config: Config) -> int:
+def _largest(examples: Sequence[Example], config: Config) -> int:
     lengths = [example.num_tokens for example in examples]
-    passes = batches_by_tokens(lengths, budget=config.train.micro_batch_tokens)
-    return max(sum(lengths[part.start : part.stop]) for part in passes)
+    return largest_pass(lengths, budget=config.train.micro_batch_tokens)
 
 
 def predict_run(
