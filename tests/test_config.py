@@ -86,6 +86,7 @@ class Change:
 SAME_RUN = [
     Change("checkpoint.every_steps", "7"),
     Change("checkpoint.keep", "9"),
+    Change("measure.clock_rounds", "3"),
     Change("tracking.mode", "offline"),
     Change("tracking.project", "elsewhere"),
 ]

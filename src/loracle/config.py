@@ -173,8 +173,7 @@ class MeasureConfig(_Section):
     """Tokens decoded per latency trial."""
     latency_trials: Natural
     """Trials per variant; 0: no latency."""
-    # Not written when it is the default, so that runs from before it existed keep their digest.
-    clock_rounds: Natural = Field(default=8, exclude_if=lambda rounds: rounds == 8)
+    clock_rounds: Natural
     """Steps that each arm of a study takes in turn with the others, for their times; 0: none."""
 
 
