@@ -109,3 +109,12 @@ def test_an_arm_with_a_slow_minute_keeps_its_median(tmp_path):
     cost = step_in_turn(replace(study, clock=clock), other)
     assert cost.median == 1.0
     assert cost.high == pytest.approx(1.1)
+
+
+def test_a_single_round_has_no_quartiles_but_its_ratio(tmp_path):
+    study = read_study(write_study(tmp_path, arms=ARMS[:2]))
+    other = next(arm.name for arm in study.arms if arm.name != study.reference)
+    cost = step_in_turn(
+        replace(study, clock=StudyClock({study.reference: (2.0,), other: (1.0,)})), other
+    )
+    assert (cost.low, cost.median, cost.high) == (1.0, 1.0, 1.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -76,10 +76,17 @@ def ratio_range(ours: Cost, theirs: Cost) -> tuple[float, float] | None:
     ratios = [ours.values[key] / theirs.values[key] for key in shared]
     if not ratios:
         return None
-    if ours.paired_by == "round" and len(ratios) > 1:
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    if ours.paired_by == "round":
+        low, _, high = _quartiles(ratios)
         return low, high
     return min(ratios), max(ratios)
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    """Returns the lower quartile, the median and the upper one; of a single value, it thrice."""
+    if len(values) == 1:
+        return [values[0]] * 3
+    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def costs_no_more(ours: Cost, theirs: Cost) -> bool:
@@ -120,7 +127,7 @@ def step_in_turn(study: StudyRecord, arm: str) -> Cost | None:
     reference = times[study.reference]
     ratios = [ours / theirs for ours, theirs in zip(times[arm], reference, strict=True)]
     scale = statistics.median(reference)
-    low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+    low, middle, high = _quartiles(ratios)
     return Cost(
         "step_time_s",
         scale * middle,
