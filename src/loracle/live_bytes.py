@@ -83,12 +83,19 @@ class LiveBytes(TorchDispatchMode):
 
         return [each.register_post_accumulate_grad_hook(arrived) for each in parameters]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         found = func(*args, **kwargs)
-        for leaf in tree_leaves(found):
-            if isinstance(leaf, Tensor):
-                self._follow(leaf, part_now())
+        if isinstance(found, Tensor):
+            self._follow(found, part_now())
+        else:
+            for leaf in tree_leaves(found):
+                if isinstance(leaf, Tensor):
+                    self._follow(leaf, part_now())
         if self.watch is not None:
             self.watch(func, args, kwargs, found)
         return found

@@ -35,6 +35,19 @@ def test_what_does_not_fit_is_told_what_would(place):
     assert outcome.code == 0, outcome.err
     assert "It fits with: --set " in outcome.out
     assert re.search(r"\| all-linear \|.*\| no \|", outcome.out)
+    assert re.search(r"\| as given \| \d\.\d\d \| n/a \|\n\| [\w.]+=\w+ \|", outcome.out)
+
+
+def test_a_plan_of_what_fits_says_what_it_changed(place):
+    words = [*settings(model="tinyllama-1.1b", data__source="alpaca"), *SMALL, "--fit"]
+    outcome = place.loracle("plan", *words, "--gpu", "3GiB", "--markdown")
+    assert outcome.code == 0, outcome.err
+    assert "Fitted with: --set " in outcome.out
+    assert "What each setting does to all-linear" in outcome.out
+    assert re.search(r"\| all-linear \|.*\| yes \|", outcome.out)
+    roomy = place.loracle("plan", *words, "--gpu", "h100")
+    assert "Nothing has to change for it to fit." in roomy.out
+    assert "What each setting does" not in roomy.out
 
 
 def test_an_unknown_gpu_is_one_line(place):

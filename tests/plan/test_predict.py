@@ -1,5 +1,7 @@
 """Predictions for devices: what fits, what it rests on, and what nobody measured is not given."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -69,7 +71,7 @@ def test_each_profile_of_llama_2_7b_fits_its_device(name):
     arms = planned_arms("base_config", overrides=LLAMA)
     profile = profile_of("llama-2-7b", DEVICES[name])
     config = changed(arms.config, profile)
-    (found,) = predict_arms(arms, device=DEVICES[name], rates=None, config=config).values()
+    (found,) = predict_arms(replace(arms, config=config), device=DEVICES[name], rates=None).values()
     assert found.fits, found.peak_gib
 
 
@@ -95,6 +97,25 @@ def test_less_memory_means_smaller_passes_then_checkpointing_then_four_bits():
     assert "quantization" not in tight.changes
     assert small.changes["quantization"] == "nf4"
     assert all(each.fits for each in small.predictions.values())
+    # What it costs is told change by change, and ends at what was chosen.
+    told = [step.setting for step in small.steps]
+    assert told[:2] == ["", "quantization=nf4"]
+    assert sorted(told[1:]) == sorted(small.overrides)
+    assert small.steps[0].peak_gib > small.steps[1].peak_gib > small.peak_gib * 0.999
+    assert small.steps[-1].peak_gib == small.peak_gib
+    assert [len(each.steps) for each in (roomy, tight)] == [1, 1 + len(tight.changes)]
+
+
+def test_predictions_that_are_there_are_not_made_again():
+    arms = planned_arms("placement_study", overrides=["model=smollm2-135m", *SMALL])
+    device = Device("a gpu", 0.9, has_bf16=True)
+    known = predict_arms(arms, device=device, rates=None)
+    fresh, reused = (
+        find_fit(arms, device=device, rates=None, known=given) for given in (None, known)
+    )
+    assert fresh == reused
+    assert list(fresh.predictions) == list(arms.plans)
+    assert fresh.steps[0].peak_gib == max(each.peak_gib for each in known.values())
 
 
 def test_what_cannot_fit_says_which_device_would_hold_it():

@@ -64,6 +64,34 @@ def test_shapes_that_are_known_are_those_that_pytorch_works_out():
         assert outcomes() == plain
 
 
+def test_what_is_written_into_has_the_shape_it_would_have():
+    x = torch.ones(2, 3, dtype=torch.int32, device="meta")
+    with KnownShapes():
+        for _ in range(2):
+            into = torch.empty(2, 3, dtype=torch.int32, device="meta")
+            assert torch.bitwise_right_shift(x, 2, out=into) is into
+            grown = torch.empty(0, dtype=torch.int32, device="meta")
+            assert torch.bitwise_right_shift(x, 2, out=grown).shape == (2, 3)
+
+
+def test_flops_are_those_of_pytorch_s_counter():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    a, b = torch.ones(3, 4, 5), torch.ones(3, 5, 2)
+    image, kernel = torch.ones(1, 2, 8, 8), torch.ones(4, 2, 3, 3)
+
+    def run():
+        torch.bmm(a, b)
+        torch.addmm(torch.ones(2), a[0], b[0])
+        torch.baddbmm(torch.ones(3, 4, 2), a, b)
+        torch.conv2d(image, kernel)
+        torch.nn.functional.scaled_dot_product_attention(a[None], a[None], a[None])
+
+    with FlopCounterMode(display=False) as theirs:
+        run()
+    assert counted(run).flops == theirs.get_total_flops()
+
+
 def test_numbers_and_types_of_scalars_are_told_apart():
     x = torch.ones(3, dtype=torch.int64, device="meta")
     with KnownShapes():

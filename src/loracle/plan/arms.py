@@ -17,8 +17,8 @@ from loracle.config import Config
 from loracle.configfile import find_config, load_config, read_yaml
 from loracle.placement import Inventory, ModulePlan, resolve_placement
 from loracle.plan.devices import Device
-from loracle.plan.lengths import Lengths, lengths_of
-from loracle.plan.predict import Prediction, Traces, predict_run, trace_run
+from loracle.plan.lengths import lengths_of
+from loracle.plan.predict import Prediction, predict_run, trace_run
 from loracle.plan.work import Rates
 from loracle.seeds import stream_seed
 
@@ -114,7 +114,6 @@ def predict_arms(
     *,
     device: Device,
     rates: Rates | None,
-    config: Config | None = None,
     only: Sequence[str] | None = None,
 ) -> dict[str, Prediction]:
     """Returns what each placement takes on a device.
@@ -123,44 +122,57 @@ def predict_arms(
         arms: The placements.
         device: Where they would run.
         rates: How fast it is; None: not known.
-        config: In place of that of ``arms``; None: that.
         only: Names of arms; None: all.
     """
-    config = config or arms.config
-    lengths = lengths_of(config)
     names = list(arms.plans if only is None else only)
-    trace = partial(
-        _traces, config=config, architecture=arms.architecture, device=device, lengths=lengths
-    )
-    traces = in_processes(trace, [arms.plans[name] for name in names])
-    return {
-        name: predict_run(each, device=device, lengths=lengths, rates=rates)
-        for name, each in zip(names, traces, strict=True)
-    }
+    cases = [(name, arms.config) for name in names]
+    found = predict_cases(arms, cases, device=device, rates=rates)
+    return dict(zip(names, found, strict=True))
 
 
-def _traces(
-    plan: ModulePlan,
+def predict_cases(
+    arms: PlannedArms,
+    cases: Sequence[tuple[str, Config]],
     *,
-    config: Config,
-    architecture: Mapping[str, Any],
     device: Device,
-    lengths: Lengths,
-) -> Traces:
-    return trace_run(config, plan=plan, architecture=architecture, device=device, lengths=lengths)
-
-
-def in_processes(trace: Callable[[_Given], _Found], given: Sequence[_Given]) -> list[_Found]:
-    """Returns ``trace`` of each, on all cores where processes start cheaply.
+    rates: Rates | None,
+) -> list[Prediction]:
+    """Returns what placements take on a device, each under a configuration of its own.
 
     Args:
-        trace: Computes nothing that needs threads.
+        arms: The placements.
+        cases: Arms by name, and what each runs with.
+        device: Where they would run.
+        rates: How fast it is; None: not known.
+    """
+    predict = partial(_predict, architecture=arms.architecture, device=device, rates=rates)
+    return in_processes(predict, [(arms.plans[name], config) for name, config in cases])
+
+
+def _predict(
+    case: tuple[ModulePlan, Config],
+    *,
+    architecture: Mapping[str, Any],
+    device: Device,
+    rates: Rates | None,
+) -> Prediction:
+    plan, config = case
+    lengths = lengths_of(config)
+    traces = trace_run(config, plan=plan, architecture=architecture, device=device, lengths=lengths)
+    return predict_run(traces, device=device, lengths=lengths, rates=rates)
+
+
+def in_processes(each: Callable[[_Given], _Found], given: Sequence[_Given]) -> list[_Found]:
+    """Returns what a function makes of each, on all cores where processes start cheaply.
+
+    Args:
+        each: Computes nothing that needs threads.
         given: What it takes.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     count = min(cores, len(given))
     if count < 2 or "fork" not in get_all_start_methods():
-        return [trace(each) for each in given]
+        return [each(one) for one in given]
     fork = get_context("fork")
     # Threads of the parent are not there in a child, and must not be waited for.
     with (
@@ -170,4 +182,4 @@ def in_processes(trace: Callable[[_Given], _Found], given: Sequence[_Given]) -> 
         ) as pool,
     ):
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        return list(pool.map(trace, given))
+        return list(pool.map(each, given))

@@ -6,17 +6,19 @@ a base in 4 bits, which is another model and is said to be one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from loracle.config import Config
 from loracle.configfile import merge, nested, parse_config
 from loracle.errors import UsageError
 from loracle.placement.plan import FULL
-from loracle.plan.arms import PlannedArms, predict_arms
+from loracle.plan.arms import PlannedArms, predict_cases
 from loracle.plan.devices import DEVICES, Device, like_this
-from loracle.plan.predict import Prediction
+from loracle.plan.predict import Prediction, dtype_on
 from loracle.plan.work import Rates
 from loracle.sources.catalog import catalog
 
@@ -25,6 +27,28 @@ Changes = Mapping[str, Any]
 
 # assumed: below this many tokens a pass leaves a GPU idle and saves little
 _SMALLEST_PASS = 512
+
+# In which the costs of changes are told.
+_ORDER = (
+    "dtype",
+    "quantization",
+    "train.gradient_checkpointing",
+    "train.micro_batch_tokens",
+    "eval.batch_tokens",
+    "eval.generate_batch_size",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a run takes when one more setting is changed."""
+
+    setting: str
+    """``key=value``; empty: as given."""
+    peak_gib: float
+    """Of all phases."""
+    step_s: float | None
+    """Of an optimizer step; None: the device's speed is not known."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +61,24 @@ class Fit:
     """With the changes."""
     predictions: Mapping[str, Prediction]
     """Of every arm, with the changes."""
+    arm: str
+    """The arm that would need most."""
+    steps: tuple[Step, ...]
+    """What each change does to a run of that arm, on top of those before; the first: as given."""
 
-    def words(self) -> str:
-        """Returns the changes as one would set them."""
-        given = ((key, value_in_yaml(value)) for key, value in self.changes.items())
-        return " ".join(f"--set {key}={value}" for key, value in given)
+    @property
+    def peak_gib(self) -> float:
+        """Of all arms, with the changes."""
+        return max(each.peak_gib for each in self.predictions.values())
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """The changes as ``--set`` takes them."""
+        return tuple(_setting(key, value) for key, value in self.changes.items())
+
+
+def _setting(key: str, value: object) -> str:
+    return f"{key}={value_in_yaml(value)}"
 
 
 def value_in_yaml(value: object) -> str:
@@ -49,38 +86,86 @@ def value_in_yaml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def find_fit(arms: PlannedArms, *, device: Device, rates: Rates | None) -> Fit:
+def find_fit(
+    arms: PlannedArms,
+    *,
+    device: Device,
+    rates: Rates | None,
+    known: Mapping[str, Prediction] | None = None,
+) -> Fit:
     """Returns the settings nearest to those given with which every arm fits.
 
     Args:
         arms: The placements; all of them get the same settings.
         device: Where they will run.
         rates: How fast it is; None: not known.
+        known: Predictions of every arm as given; None: not made yet.
 
     Raises:
         UsageError: If none fits, saying what the smallest needs and which device would hold it.
     """
+    predict = partial(predict_cases, arms, device=device, rates=rates)
+    given = dict(known or {})
+    # While it does not fit, the others are not asked.
+    arm = _largest(given) if given else _most_modules(arms)
     smallest: Prediction | None = None
-    worst: list[str] | None = None
     for changes in candidates(arms, device=device):
         config = changed(arms.config, changes)
-        tried = predict_arms(arms, device=device, rates=rates, config=config, only=worst)
-        largest = max(tried, key=lambda name: tried[name].peak_gib)
-        if smallest is None or tried[largest].peak_gib < smallest.peak_gib:
-            smallest = tried[largest]
-        if not tried[largest].fits:
-            # The others are not asked again until the largest fits.
-            worst = [largest]
+        tried = given[arm] if not changes and arm in given else predict([(arm, config)])[0]
+        if not changes:
+            given[arm] = tried
+        if smallest is None or tried.peak_gib < smallest.peak_gib:
+            smallest = tried
+        if not tried.fits:
             continue
-        found = (
-            tried
-            if worst is None
-            else predict_arms(arms, device=device, rates=rates, config=config)
-        )
-        if all(each.fits for each in found.values()):
-            return Fit(changes, config, found)
+        others = [name for name in arms.plans if name != arm]
+        path = _path(arms.config, changes, device=device)
+        between: list[Changes] = [] if arm in given else [{}]
+        between += path[1:-1]
+        cases = [(name, config) for name in others]
+        cases += [(arm, changed(arms.config, each)) for each in between]
+        made = predict(cases)
+        rest = dict(zip(others, made, strict=False))
+        found = {name: rest.get(name, tried) for name in arms.plans}
+        largest = _largest(found)
+        if found[largest].fits:
+            ends = [*made[len(others) :], tried]
+            ends = [given[arm], *ends] if arm in given else ends
+            return Fit(changes, config, found, arm, _steps(path, ends))
+        arm = largest
     assert smallest is not None, "there is always a candidate"
     raise UsageError(_why_not(arms, device=device, smallest=smallest))
+
+
+def _largest(predictions: Mapping[str, Prediction]) -> str:
+    return max(predictions, key=lambda name: predictions[name].peak_gib)
+
+
+def _most_modules(arms: PlannedArms) -> str:
+    """Returns the arm that will probably need most: all weights, or adapters in most modules."""
+    plans = arms.plans
+    return max(plans, key=lambda name: (plans[name].is_full, len(plans[name].modules)))
+
+
+def _path(config: Config, changes: Changes, *, device: Device) -> list[Changes]:
+    """Returns the way from no change to all of them, one more at a time."""
+    keys = [key for key in _ORDER if key in changes]
+    if "dtype" in keys and dtype_on(device, asked=config.dtype) == dtype_on(
+        device, asked=changes["dtype"]
+    ):
+        # It only says what would be chosen anyhow.
+        keys.remove("dtype")
+    return [{key: changes[key] for key in keys[:count]} for count in range(len(keys) + 1)]
+
+
+def _steps(path: Sequence[Changes], predictions: Sequence[Prediction]) -> tuple[Step, ...]:
+    added = [""]
+    for before, after in pairwise(path):
+        added += [_setting(key, value) for key, value in after.items() if key not in before]
+    return tuple(
+        Step(setting, each.peak_gib, each.times.step_s if each.times else None)
+        for setting, each in zip(added, predictions, strict=False)
+    )
 
 
 def candidates(arms: PlannedArms, *, device: Device) -> Iterator[Changes]:
@@ -146,11 +231,6 @@ def changed(config: Config, changes: Changes) -> Config:
     for key, value in changes.items():
         tree = merge(tree, nested(key, value))
     return parse_config(tree, origin="settings that fit")
-
-
-def with_config(arms: PlannedArms, config: Config) -> PlannedArms:
-    """Returns the same placements under another configuration."""
-    return replace(arms, config=config)
 
 
 def _why_not(arms: PlannedArms, *, device: Device, smallest: Prediction) -> str:

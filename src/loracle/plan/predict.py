@@ -126,7 +126,7 @@ class Traces:
     config: Config
     dtype: torch.dtype
     full_step: Trace
-    """A step whose passes fill their budget."""
+    """A step whose passes fill their budget; its memory, not its work."""
     usual_step: Trace
     """A step over examples of average length."""
     scoring: Trace
@@ -193,7 +193,7 @@ def trace_run(
         full_step = (
             usual_step
             if _largest(usual, config) >= _largest(filled, config)
-            else trace_step(base, config=config, examples=filled, **more)
+            else trace_step(base, config=config, examples=filled, counts_work=False, **more)
         )
         scoring = trace_scoring(base, examples=made_up_examples(scored), **more)
         answers = trace_answers(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from loracle.errors import UsageError
 from loracle.plan.arms import PlannedArms, planned_arms, predict_arms
-from loracle.plan.fit import Fit, find_fit, value_in_yaml
+from loracle.plan.fit import Fit, find_fit
 from loracle.plan.lengths import lengths_of
+from loracle.plan.predict import Prediction
 from loracle.plan.target import Target, target_of
 from loracle.plan.view import PlanReport
 
@@ -28,17 +29,25 @@ def make_plan(
     Raises:
         UsageError: If the configuration is not valid, there is no such device, or nothing fits it.
     """
-    if fit:
-        overrides = [*overrides, *choose_fit(name, overrides=overrides, gpu=gpu).overrides]
     arms = planned_arms(name, overrides=overrides)
     target = target_of(gpu, config=arms.config)
+    if fit:
+        chosen = find_fit(arms, device=target.device, rates=target.rates)
+        return PlanReport(
+            arms=replace(arms, config=chosen.config),
+            target=target,
+            lengths=lengths_of(chosen.config),
+            predictions=chosen.predictions,
+            fit=chosen,
+            is_fitted=True,
+        )
     found = predict_arms(arms, device=target.device, rates=target.rates)
     return PlanReport(
         arms=arms,
         target=target,
         lengths=lengths_of(arms.config),
         predictions=found,
-        fit=None if all(each.fits for each in found.values()) else _fit(arms, target=target),
+        fit=None if all(each.fits for each in found.values()) else _fit(arms, target, found),
     )
 
 
@@ -70,26 +79,24 @@ def choose_fit(name: str, *, overrides: Sequence[str] = (), gpu: str | None = No
     arms = planned_arms(name, overrides=overrides)
     target = target_of(gpu, config=arms.config)
     found = find_fit(arms, device=target.device, rates=target.rates)
-    peak = max(each.peak_gib for each in found.predictions.values())
-    settings = tuple(f"{key}={value_in_yaml(value)}" for key, value in found.changes.items())
     where = f"{target.device.name} ({target.device.memory_gib:.1f} GiB)"
     return FitChoice(
-        overrides=settings,
+        overrides=found.overrides,
         notes={
             "fit": {
                 "device": target.device.name,
                 "memory_gib": round(target.device.memory_gib, 2),
                 "changes": dict(found.changes),
-                "predicted_peak_gib": round(peak, 3),
+                "predicted_peak_gib": round(found.peak_gib, 3),
             }
         },
-        words=f"fit to {where}: {', '.join(settings) or 'nothing has to change'}; at most "
-        f"{peak:.1f} GiB predicted",
+        words=f"fit to {where}: {', '.join(found.overrides) or 'nothing has to change'}; at most "
+        f"{found.peak_gib:.1f} GiB predicted",
     )
 
 
-def _fit(arms: PlannedArms, *, target: Target) -> Fit | str:
+def _fit(arms: PlannedArms, target: Target, found: Mapping[str, Prediction]) -> Fit | str:
     try:
-        return find_fit(arms, device=target.device, rates=target.rates)
+        return find_fit(arms, device=target.device, rates=target.rates, known=found)
     except UsageError as error:
         return str(error)

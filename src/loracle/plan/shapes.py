@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-_Kind = Literal["in place", "fresh", "other"]
+_Kind = Literal["in place", "into", "fresh", "other"]
 _Spec = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
 # In place and yet of another shape or storage.
@@ -30,6 +30,10 @@ class KnownShapes(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[Any, tuple[bool, tuple[_Spec, ...]]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         kind = _kind_of(func)
@@ -42,13 +46,17 @@ class KnownShapes(TorchDispatchMode):
             return func(*args, **kwargs)
         if kind == "in place":
             return args[0]
+        if kind == "into" and known is not None:
+            return kwargs["out"]
         if known is None:
             found = func(*args, **kwargs)
             single = isinstance(found, Tensor)
             made = (found,) if single else found
             if all(isinstance(one, Tensor) and one.is_meta for one in made):
                 specs = tuple((tuple(t.shape), t.stride(), t.dtype) for t in made)
-                self._known[key] = (single, specs)
+                # What is written into and had to grow is not answered for.
+                if kind != "into" or _keys(kwargs.items()) == key[2]:
+                    self._known[key] = (single, specs)
             return found
         single, specs = known
         outputs = tuple(
@@ -89,6 +97,8 @@ def _kind_of(func: Any) -> _Kind:
         alone = sum(bool(t.alias_info and t.alias_info.is_write) for t in takes) == 1
         returns_it = len(schema.returns) == 1 and schema.returns[0].alias_info is not None
         in_place = name.endswith("_") and name not in _RESHAPES
+        if alone and returns_it and [t.name for t in takes if t.is_out] == ["out"]:
+            return "into"
         return "in place" if in_place and first and alone and returns_it else "other"
     if any(each.alias_info is not None for each in schema.returns):
         return "other"

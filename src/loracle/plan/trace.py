@@ -66,6 +66,7 @@ def trace_step(
     config: Config,
     examples: Sequence[Example],
     granule: int = 1,
+    counts_work: bool = True,
 ) -> Trace:
     """Returns what an optimizer step takes of a run alone, any but its first.
 
@@ -75,6 +76,7 @@ def trace_step(
         config: The run's configuration.
         examples: One batch.
         granule: As of `LiveBytes`.
+        counts_work: False: memory alone, which is faster.
     """
     train = config.train.model_copy(update={"max_steps": 1, "batch_size": len(examples)})
     trained = list(adapter.parameters.values())
@@ -88,6 +90,8 @@ def trace_step(
     )
     moments = _make_moments(run)
     live, work = _begin(base, adapter, granule=granule)
+    if not counts_work:
+        live.watch = None
     live.hold(moments, "optimizer")
     hooks = live.hold_gradients(trained)
     with live:

@@ -38,7 +38,9 @@ class PlanReport:
     lengths: Lengths
     predictions: Mapping[str, Prediction]
     fit: Fit | str | None = None
-    """What would fit, or why nothing does; None: everything fits as it is."""
+    """What fits, or why nothing does; None: everything fits as it is."""
+    is_fitted: bool = False
+    """The predictions are those of the settings that fit."""
 
 
 def plan_report_view(report: PlanReport) -> RenderableType:
@@ -46,6 +48,8 @@ def plan_report_view(report: PlanReport) -> RenderableType:
     memory = _table(_memory_header(), _memory_rows(report), title="Peak memory, GiB")
     parts: list[RenderableType] = [Text("\n".join(_heading(report))), Text(), memory]
     parts += [Text(), _table(_time_header(), _time_rows(report), title="Size and time")]
+    if rows := _fit_rows(report):
+        parts += [Text(), _table(_FIT_HEADER, rows, title=_fit_title(report))]
     return Group(*parts, Text(), Text("\n".join(_footing(report))))
 
 
@@ -57,8 +61,10 @@ def plan_report_markdown(report: PlanReport) -> str:
         _markdown(_memory_header(), _memory_rows(report)),
         "**Size and time**",
         _markdown(_time_header(), _time_rows(report)),
-        "\n\n".join(_footing(report)),
     ]
+    if rows := _fit_rows(report):
+        blocks += [f"**{_fit_title(report)}**", _markdown(_FIT_HEADER, rows)]
+    blocks.append("\n\n".join(_footing(report)))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -83,6 +89,7 @@ def _heading(report: PlanReport) -> list[str]:
 
 def _footing(report: PlanReport) -> list[str]:
     lines = [
+        "Parts are those of training at its peak; train, eval, answers: the peak of each phase.",
         "Memory is that of a pass that fills its budget, traced from the code that runs, plus "
         "what the device keeps for itself."
         if report.target.device.is_gpu
@@ -100,7 +107,7 @@ def _footing(report: PlanReport) -> list[str]:
         lines.append(
             f"All {sum(report.arms.num_runs.values())} runs, one after another: {in_words(total)}."
         )
-    if report.target.device.is_gpu and report.fit is None and len(report.predictions) > 1:
+    if report.target.device.is_gpu and _all_fit(report) and len(report.predictions) > 1:
         together = min(each.num_together for each in report.predictions.values())
         lines.append(
             f"Memory holds {together} of these runs on one base at once; how many of them train "
@@ -109,26 +116,47 @@ def _footing(report: PlanReport) -> list[str]:
             else "Memory holds one of these runs at a time."
         )
     if isinstance(report.fit, Fit):
-        costs = _cost_words(report)
-        lines.append(f"It fits with: {report.fit.words()}{costs}.")
-        if "quantization" in report.fit.changes:
-            lines.append("A base in 4 bits is another model; do not mix its results with others.")
+        lines.append(_fit_words(report.fit, is_fitted=report.is_fitted))
     elif report.fit is not None:
         lines.append(report.fit)
     return lines
 
 
-def _cost_words(report: PlanReport) -> str:
-    """Returns what the fitting settings cost in time, of the dearest arm."""
+def _all_fit(report: PlanReport) -> bool:
+    return all(each.fits for each in report.predictions.values())
+
+
+def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
+    if not fit.changes:
+        return "Nothing has to change for it to fit."
+    settings = " ".join(f"--set {each}" for each in fit.overrides)
+    words = f"{'Fitted' if is_fitted else 'It fits'} with: {settings}"
+    words += f" (at most {fit.peak_gib:.1f} GiB)."
+    if "quantization" in fit.changes:
+        words += " A base in 4 bits is another model; do not mix its results with others."
+    return words
+
+
+_FIT_HEADER = ["setting", "peak", "step"]
+
+
+def _fit_title(report: PlanReport) -> str:
     assert isinstance(report.fit, Fit)
-    ratios = [
-        after.times.step_s / before.times.step_s
-        for name, before in report.predictions.items()
-        if before.times and (after := report.fit.predictions[name]).times
+    return f"What each setting does to {report.fit.arm}, on top of those before (peak in GiB)"
+
+
+def _fit_rows(report: PlanReport) -> list[list[str]]:
+    """Returns the way from the settings given to those that fit; empty if nothing changes."""
+    if not isinstance(report.fit, Fit) or not report.fit.changes:
+        return []
+    return [
+        [
+            step.setting or "as given",
+            f"{step.peak_gib:.2f}",
+            f"{step.step_s:.3g} s" if step.step_s is not None else _NONE,
+        ]
+        for step in report.fit.steps
     ]
-    peak = max(each.peak_gib for each in report.fit.predictions.values())
-    words = f" (at most {peak:.1f} GiB"
-    return f"{words}, steps {max(ratios):.2f} times as long)" if ratios else f"{words})"
 
 
 def _study_seconds(report: PlanReport) -> float | None:

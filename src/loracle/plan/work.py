@@ -7,7 +7,7 @@ Source: Williams et al. 2009 "Roofline", for the time of an operation.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -61,7 +61,7 @@ class Work:
         kind = _kind_of(func)
         if kind is None:
             return
-        given = list(_tensors((args, kwargs.values())))
+        given = _tensors((*args, *kwargs.values()))
         storages = {tensor.untyped_storage()._cdata for tensor in given}
         # Reshapes that did not have to copy return what they were given.
         made = [t for t in _tensors((found,)) if t.untyped_storage()._cdata not in storages]
@@ -71,8 +71,8 @@ class Work:
             for tensor in _tensors((kwargs.get(name, args[place] if place < len(args) else None),))
         ]
         if made or changed:
-            flops = int(kind.formula(*args, **kwargs, out_val=found)) if kind.formula else 0
-            moved = sum(t.numel() * t.element_size() for t in (*given, *made, *changed))
+            flops = _flops(kind.formula, args, kwargs, found) if kind.formula else 0
+            moved = sum(tensor.nbytes for tensor in (*given, *made, *changed))
             self.operations[Operation(flops, moved)] += 1
 
     @property
@@ -123,9 +123,22 @@ def _kind_of(func: Any) -> _Kind | None:
     return _Kind(flop_registry.get(plain), written)
 
 
-def _tensors(tree: Any) -> Iterator[Tensor]:
+def _flops(
+    formula: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], found: Any
+) -> int:
+    of_shapes = getattr(formula, "__wrapped__", None)
+    if of_shapes is None or not isinstance(found, Tensor):
+        return int(formula(*args, **kwargs, out_val=found))
+    # What PyTorch wraps around a formula of shapes takes ten times as long as the formula.
+    shapes = [each.shape if isinstance(each, Tensor) else each for each in args]
+    return int(of_shapes(*shapes, **kwargs, out_shape=found.shape))
+
+
+def _tensors(tree: Iterable[Any]) -> list[Tensor]:
+    found: list[Tensor] = []
     for each in tree:
         if isinstance(each, Tensor):
-            yield each
+            found.append(each)
         elif isinstance(each, list | tuple):
-            yield from _tensors(each)
+            found += _tensors(each)
+    return found
