@@ -5,7 +5,8 @@
 
 ``--counted`` takes real steps of SmolLM2-135M and of a 1B-class geometry with random weights, at
 several placements, two batch shapes, with checkpointing and without, and counts their tensors with
-the accounting that the prediction uses. It needs about 12 GiB and some minutes.
+the accounting that the prediction uses. It needs about 12 GiB and an hour or two on two cores; what
+is in ``--out`` already is not taken again, so it can be stopped and gone on with.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import gc
 import json
 import statistics
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +65,15 @@ def main() -> int:
             print(f"{folder.name}  {each.arm:20} memory {_percent(each.memory_error_frac)}"
                   f"  time {_percent(each.time_error_frac)}")  # fmt: skip
     if given.counted:
-        rows = [row for model in given.models for row in counted(model)]
+        rows = _kept(given.out)
+        for row in (row for model in given.models for row in counted(model, known=rows)):
+            rows.append(row)
+            if given.out:
+                text = strict_json({"schema": 1, "rows": rows}, origin=given.out.name, indent=1)
+                given.out.write_text(text + "\n", encoding="utf-8")
         errors = [abs(row["error_frac"]) for row in rows]
         print(f"{len(rows)} steps: median {100 * statistics.median(errors):.3f} %, "
               f"at most {100 * max(errors):.3f} %")  # fmt: skip
-        if given.out:
-            text = strict_json({"schema": 1, "rows": rows}, origin=given.out.name, indent=1)
-            given.out.write_text(text + "\n", encoding="utf-8")
     return 0
 
 
@@ -77,13 +81,24 @@ def _percent(value: float | None) -> str:
     return "n/a" if value is None else f"{100 * value:+.2f} %"
 
 
-def counted(model: str) -> list[dict[str, Any]]:
-    """Predicted and counted bytes of real steps, one row each."""
+def _kept(out: Path | None) -> list[dict[str, Any]]:
+    if out is None or not out.is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def counted(model: str, *, known: Sequence[Mapping[str, Any]] = ()) -> Iterator[dict[str, Any]]:
+    """Yields predicted and counted bytes of real steps, those that are not known yet."""
     architecture = catalog().models[model].architecture
-    rows = []
+    had = [_case(row) for row in known]
     for placement in PLACEMENTS:
         for shape, lengths in SHAPES.items():
             for checkpointing in (False, True):
+                case = {"model": model, "placement": placement, "shape": shape,
+                        "checkpointing": checkpointing}  # fmt: skip
+                if _case(case) in had:
+                    continue
                 config = load_config(
                     "demo",
                     overrides=[f"lora.placement={placement}",
@@ -91,14 +106,14 @@ def counted(model: str) -> list[dict[str, Any]]:
                 )  # fmt: skip
                 ours = _predicted(architecture, config, lengths=lengths)
                 theirs = _real(architecture, config, lengths=lengths)
-                row = {
-                    "model": model, "placement": placement, "shape": shape,
-                    "checkpointing": checkpointing, "predicted_bytes": ours,
-                    "counted_bytes": theirs, "error_frac": (ours - theirs) / theirs,
-                }  # fmt: skip
+                row = case | {"predicted_bytes": ours, "counted_bytes": theirs,
+                              "error_frac": (ours - theirs) / theirs}  # fmt: skip
                 print(json.dumps(row), file=sys.stderr)
-                rows.append(row)
-    return rows
+                yield row
+
+
+def _case(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[key] for key in ("model", "placement", "shape", "checkpointing"))
 
 
 def _predicted(architecture: Any, config: Any, *, lengths: Any) -> int:

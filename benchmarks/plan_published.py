@@ -44,7 +44,10 @@ class Published:
 
 # source: Lightning-AI/litgpt, config_hub/finetune/README.md (A10G, Alpaca2k, at most 512 tokens)
 # and tutorials/resource-tables.md (A100-40GB SXM, 2023-10-20, Alpaca, at most 1304 tokens);
-# PyTorch blog, 2024-01-10, "Finetune LLMs on your own consumer hardware" (T4, bitsandbytes)
+# PyTorch blog, 2024-01-10, "Finetune LLMs on your own consumer hardware" (T4, bitsandbytes);
+# huggingface/peft, method_comparison/MetaMathQA, 5d602fdb (L40S, at most 768 tokens, batches of 4);
+# pytorch/torchtune, README (RTX 4090, packed sequences of 2048, compiled; Llama-3.1-8B, of Llama-3's
+# shapes). Of the L40S only the runtime's share matters here, and it is taken to be the L4's.
 ROWS = (
     Published(
         "litgpt", "llama-2-7b", "a100-40", "attention-qv", 8, 1, 1304, ("dtype=bfloat16",), 21.30,
@@ -81,12 +84,33 @@ ROWS = (
         ("dtype=float16", "quantization=nf4", "train.gradient_checkpointing=true"), 10.0,
         "as above",
     ),
+    Published(
+        "PEFT", "llama-3.2-3b", "l4", "attention-qv", 32, 4, 768, ("dtype=bfloat16",), 22.29,
+        "what its allocator reserved at most, over 50 answers at once too, and all logits of "
+        "128,256 words in fp32",
+    ),
+    Published(
+        "PEFT", "llama-3.2-3b", "l4", "feed-forward", 10, 4, 768, ("dtype=bfloat16",), 24.70,
+        "as above; feed-forward over q,v is +2.41 there",
+    ),
+    Published(
+        "torchtune", "llama-3-8b", "rtx4090", "all-linear", 8, 2, 2048,
+        ("dtype=bfloat16", "train.gradient_checkpointing=true"), 16.2 * GIB / _GB,
+        "its adapters and optimizer are in bf16 and its step is compiled; rank, placement and "
+        "checkpointing are guesses",
+    ),
+    Published(
+        "torchtune", "llama-3-8b", "rtx4090", "all-linear", 8, 2, 2048,
+        ("dtype=bfloat16", "quantization=nf4", "train.gradient_checkpointing=true"),
+        7.4 * GIB / _GB, "as above",
+    ),
 )  # fmt: skip
 
 _INTRODUCTION = """\
 What `loracle plan` says of a step, beside what others measured of theirs. Theirs is their code and
-ours is ours: the head in pieces, no padding, and less kept for the gradient. So ours should come
-out lower, the more so the longer the sequences. GB is 1e9 bytes. Regenerate with
+ours is ours: the head in pieces, no padding, and less kept for the gradient. So ours mostly
+comes out lower, the more so the longer the sequences; adapters and optimizer are in fp32 here. GB is
+1e9 bytes. Regenerate with
 `python benchmarks/plan_published.py`.
 """
 

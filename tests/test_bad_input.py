@@ -221,7 +221,7 @@ def test_an_archive_with_another_hash(fails, place, tmp_path, monkeypatch):
 
 
 def test_no_route_to_the_hub(fails, no_network):
-    line = fails(model="hub:nobody/nothing", progress=1)
+    line = fails(model="hub:nobody/nothing")
     assert line.startswith("SourceError: hub:nobody/nothing@main: no route to the hub")
 
 
@@ -230,10 +230,14 @@ def test_a_gated_model_without_access(fails, monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import GatedRepoError
 
+    from loracle.plan.devices import Device
+
     def refuse(*_args, **_options):
         request = httpx2.Request("GET", "https://hub.invalid/api/models/meta-llama")
         raise GatedRepoError("403\n\nAccess denied", response=httpx2.Response(403, request=request))
 
+    large = Device("a large machine", 80.0, has_bf16=True)
+    monkeypatch.setattr("loracle.plan.devices.this_device", lambda: large)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
     line = fails(model="llama-2-7b", progress=1)
     assert line.startswith(

@@ -595,7 +595,7 @@ def test_counted_bytes_of_real_steps_are_those_predicted(monkeypatch):
     """As ``plan_accuracy.py --counted``, at two placements and one shape of the small model."""
     monkeypatch.setattr(plan_accuracy, "PLACEMENTS", ("all-linear", "last-third"))
     monkeypatch.setattr(plan_accuracy, "SHAPES", {"2 x 40 tokens": [(10, 30)] * 2})
-    rows = plan_accuracy.counted("smollm2-135m")
+    rows = list(plan_accuracy.counted("smollm2-135m"))
     assert len(rows) == 4
     assert all(abs(row["error_frac"]) < 0.02 for row in rows)
 

@@ -296,7 +296,8 @@ def test_a_dumped_config_loads_as_itself(tmp_path):
     )
     text = dump_yaml(config.model_dump(mode="json"))
     assert loaded(text, tmp_path) == config
-    assert list(yaml.safe_load(text)) == list(type(config).model_fields)
+    fields = [name for name in type(config).model_fields if name != "quantization"]
+    assert list(yaml.safe_load(text)) == fields
     assert parse_config(config.model_dump(mode="json"), origin="x") == config
 
 

@@ -21,6 +21,7 @@ EXIT_CODES = {
     "RunFailed": 1,
     "NonFiniteError": 1,
     "AuditError": 1,
+    "OutOfMemory": 1,
     "Interrupted": 130,
 }
 DEFINED = {

@@ -43,5 +43,5 @@ def test_it_comes_before_everything_else(place, tmp_path, monkeypatch):
     here(monkeypatch, Device("a small machine", 2.0, has_bf16=True, is_gpu=False))
     outcome = place.baseline("--out", tmp_path / "run", model="llama-2-7b")
     assert outcome.code == 2
-    assert "llama-2-7b: its weights take 12.6 GiB in bfloat16" in outcome.line
+    assert "llama-2-7b: its weights take 25.1 GiB in float32" in outcome.line
     assert not (tmp_path / "run").exists()

@@ -51,7 +51,7 @@ def test_a_table_does_not_mix_it_with_others(place, packed, finished, tmp_path):
         shutil.copytree(run, tmp_path / "runs" / str(index))
     outcome = place.loracle("report", tmp_path / "runs", "--markdown")
     assert outcome.code == 2
-    assert "quantization" in outcome.line
+    assert "dtype: float32+nf4 and float32" in outcome.line
 
 
 def test_answers_come_from_the_packed_base_too(place, packed):

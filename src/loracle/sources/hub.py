@@ -82,7 +82,7 @@ def _require_disk(source: HubSource) -> None:
                 ignore_patterns=list(folders.MODEL_IGNORED),
                 dry_run=True,
             )
-        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.DryRunError):
             return
     missing = sum(file.file_size or 0 for file in files if file.will_download)
     cache = Path(constants.HF_HUB_CACHE)
