@@ -46,8 +46,9 @@ class Published:
 # and tutorials/resource-tables.md (A100-40GB SXM, 2023-10-20, Alpaca, at most 1304 tokens);
 # PyTorch blog, 2024-01-10, "Finetune LLMs on your own consumer hardware" (T4, bitsandbytes);
 # huggingface/peft, method_comparison/MetaMathQA, 5d602fdb (L40S, at most 768 tokens, batches of 4);
-# pytorch/torchtune, README (RTX 4090, packed sequences of 2048, compiled; Llama-3.1-8B, of Llama-3's
-# shapes). Of the L40S only the runtime's share matters here, and it is taken to be the L4's.
+# pytorch/torchtune, README (RTX 4090, packed sequences of 2048, compiled; Llama-3.1-8B, which has
+# Llama-3's shapes). Of the L40S only the runtime's share matters here, and it is taken to be
+# the L4's.
 ROWS = (
     Published(
         "litgpt", "llama-2-7b", "a100-40", "attention-qv", 8, 1, 1304, ("dtype=bfloat16",), 21.30,
@@ -109,9 +110,8 @@ ROWS = (
 _INTRODUCTION = """\
 What `loracle plan` says of a step, beside what others measured of theirs. Theirs is their code and
 ours is ours: the head in pieces, no padding, and less kept for the gradient. So ours mostly
-comes out lower, the more so the longer the sequences; adapters and optimizer are in fp32 here. GB is
-1e9 bytes. Regenerate with
-`python benchmarks/plan_published.py`.
+comes out lower, the more so the longer the sequences; adapters and optimizer are in fp32 here. GB
+is 1e9 bytes. Regenerate with `python benchmarks/plan_published.py`.
 """
 
 
