@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
+from figures import environment_of, write_report
 from loracle.configfile import load_config
-from loracle.durable import strict_json
 from loracle.model.adapters import attach_adapter
 from loracle.model.attention import PACKED, register_packed_attention
 from loracle.model.base import FrozenBase
@@ -68,9 +68,8 @@ def main() -> int:
         rows = _kept(given.out)
         for row in (row for model in given.models for row in counted(model, known=rows)):
             rows.append(row)
-            if given.out:
-                text = strict_json({"schema": 1, "rows": rows}, origin=given.out.name, indent=1)
-                given.out.write_text(text + "\n", encoding="utf-8")
+            _keep(given.out, rows)
+        _keep(given.out, rows)
         errors = [abs(row["error_frac"]) for row in rows]
         print(f"{len(rows)} steps: median {100 * statistics.median(errors):.3f} %, "
               f"at most {100 * max(errors):.3f} %")  # fmt: skip
@@ -86,6 +85,19 @@ def _kept(out: Path | None) -> list[dict[str, Any]]:
         return []
     rows: list[dict[str, Any]] = json.loads(out.read_text(encoding="utf-8"))["rows"]
     return rows
+
+
+def _keep(out: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    if out is None:
+        return
+    report = {
+        "schema": 1,
+        "what": "most bytes of live tensors at once in an optimizer step: predicted without "
+        "weights, and counted of a real step; bf16 base",
+        "environment": environment_of(torch.device("cpu"), torch.bfloat16),
+        "rows": rows,
+    }
+    write_report(out, report)
 
 
 def counted(model: str, *, known: Sequence[Mapping[str, Any]] = ()) -> Iterator[dict[str, Any]]:

@@ -295,6 +295,13 @@ def test_a_run_killed_at_any_moment_stays_readable_and_free(tmp_path, config, de
         assert len(run.steps()) == len(rows) + 1
 
 
+def test_a_run_from_before_a_setting_existed_can_be_read():
+    folder = next(Path("results/placement_study/runs").glob("all-linear-s0-*"))
+    recorded = read_yaml(folder / "config.yaml")
+    assert "clock_rounds" not in recorded["measure"]
+    assert recorded_config(folder).measure.clock_rounds == 0
+
+
 def test_the_record_imports_without_torch():
     code = "import sys, loracle.runs; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent)

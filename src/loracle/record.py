@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from loracle.config import Config, difference
-from loracle.configfile import dump_yaml, parse_config, read_yaml
+from loracle.configfile import dump_yaml, merge, parse_config, read_yaml
 from loracle.durable import (
     disk_faults,
     is_unsupported,
@@ -241,6 +241,10 @@ class RunFolder:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
+# What runs lack that were recorded before it existed; it changes nothing that a run computes.
+_ADDED: dict[str, Any] = {"measure": {"clock_rounds": 0}}
+
+
 def recorded_config(path: Path) -> Config:
     """Returns the resolved configuration that a run folder records.
 
@@ -251,7 +255,7 @@ def recorded_config(path: Path) -> Config:
     file = path / "config.yaml"
     if not file.is_file():
         raise RunFolderError(f"{path}: no run here to go on with (it has no config.yaml)")
-    return parse_config(read_yaml(file), origin=str(file))
+    return parse_config(merge(_ADDED, read_yaml(file)), origin=str(file))
 
 
 def read_status(path: Path) -> dict[str, Any]:

@@ -60,8 +60,8 @@ def test_an_unknown_gpu_is_one_line(place):
 
 
 def test_a_run_is_fitted_and_says_so(place, tmp_path, monkeypatch):
-    from loracle.plan import session
     from loracle.plan.devices import Device
+    from loracle.plan.fit import value_in_yaml
 
     tiny = Device("a small machine", 0.0038, has_bf16=True, is_gpu=False)
     monkeypatch.setattr("loracle.plan.target.this_device", lambda: tiny)
@@ -78,7 +78,7 @@ def test_a_run_is_fitted_and_says_so(place, tmp_path, monkeypatch):
     assert note["predicted_peak_gib"] <= 0.0038
     config = (tmp_path / "run" / "config.yaml").read_text()
     for key, value in note["changes"].items():
-        assert f"{key.rpartition('.')[2]}: {session.value_in_yaml(value)}" in config
+        assert f"{key.rpartition('.')[2]}: {value_in_yaml(value)}" in config
 
 
 def test_a_run_that_cannot_be_fitted_is_refused_early(place, tmp_path, monkeypatch):
