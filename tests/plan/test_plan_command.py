@@ -1,6 +1,7 @@
 """``loracle plan``, ``--fit`` and ``doctor --calibrate``, as a person types them."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -122,3 +123,11 @@ def test_the_doctor_measures_it(place, tmp_path, monkeypatch):
     # What was measured here is of no use to the tests after this one.
     for path in (place.home / ".cache" / "loracle" / "calibration").iterdir():
         path.unlink()
+
+
+@pytest.mark.slow
+def test_the_plans_that_are_kept_are_what_the_command_says(place):
+    words = settings(train__max_steps=1000, model="llama-2-7b", data__source="alpaca")
+    outcome = place.loracle("plan", "placement_study", *words, "--gpu", "l4", "--fit", "--markdown")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out == Path("docs/plans/llama-2-7b-l4.md").read_text(encoding="utf-8")
