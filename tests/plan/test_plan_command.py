@@ -30,18 +30,20 @@ def test_a_study_is_planned_arm_by_arm(place):
     assert "strategic: its modules are chosen when the study runs" in outcome.out
 
 
-def test_what_does_not_fit_is_told_what_would(place):
+def test_what_does_not_fit_is_told_what_would(place, shallow):
+    shallow(3)
     words = settings(model="tinyllama-1.1b", data__source="alpaca")
-    outcome = place.loracle("plan", *words, *SMALL, "--gpu", "3GiB", "--markdown")
+    outcome = place.loracle("plan", *words, *SMALL, "--gpu", "1.3GiB", "--markdown")
     assert outcome.code == 0, outcome.err
     assert "It fits with: --set " in outcome.out
     assert re.search(r"\| all-linear \|.*\| no \|", outcome.out)
     assert re.search(r"\| as given \| \d\.\d\d \| n/a \|\n\| [\w.]+=\w+ \|", outcome.out)
 
 
-def test_a_plan_of_what_fits_says_what_it_changed(place):
+def test_a_plan_of_what_fits_says_what_it_changed(place, shallow):
+    shallow(3)
     words = [*settings(model="tinyllama-1.1b", data__source="alpaca"), *SMALL, "--fit"]
-    outcome = place.loracle("plan", *words, "--gpu", "3GiB", "--markdown")
+    outcome = place.loracle("plan", *words, "--gpu", "1.3GiB", "--markdown")
     assert outcome.code == 0, outcome.err
     assert "Fitted with: --set " in outcome.out
     assert "What each setting does to all-linear" in outcome.out
