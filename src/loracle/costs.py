@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from loracle.study_record import RunRecord, StudyRecord
 
@@ -77,16 +79,9 @@ def ratio_range(ours: Cost, theirs: Cost) -> tuple[float, float] | None:
     if not ratios:
         return None
     if ours.paired_by == "round":
-        low, _, high = _quartiles(ratios)
+        low, high = np.quantile(ratios, (0.25, 0.75)).tolist()
         return low, high
     return min(ratios), max(ratios)
-
-
-def _quartiles(values: Sequence[float]) -> list[float]:
-    """Returns the lower quartile, the median and the upper one; of a single value, it thrice."""
-    if len(values) == 1:
-        return [values[0]] * 3
-    return statistics.quantiles(values, n=4, method="inclusive")
 
 
 def costs_no_more(ours: Cost, theirs: Cost) -> bool:
@@ -127,7 +122,7 @@ def step_in_turn(study: StudyRecord, arm: str) -> Cost | None:
     reference = times[study.reference]
     ratios = [ours / theirs for ours, theirs in zip(times[arm], reference, strict=True)]
     scale = statistics.median(reference)
-    low, middle, high = _quartiles(ratios)
+    low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
     return Cost(
         "step_time_s",
         scale * middle,
