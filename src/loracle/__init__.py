@@ -7,9 +7,13 @@ The public API is what ``__all__`` names. It is imported on first use, so that t
 from __future__ import annotations
 
 from importlib import import_module
+from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# PEFT imports bitsandbytes where it finds it, which then lists the kernels that it did not find.
+getLogger("bitsandbytes").setLevel(ERROR)
 
 if TYPE_CHECKING:
     from loracle.baseline import run_baseline

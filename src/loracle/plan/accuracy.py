@@ -28,6 +28,8 @@ class ArmAccuracy:
     """Of a step over as many tokens as those that were clocked; null: the speed is not known."""
     measured_step_s: float | None
     """Median over the run; null: not measured."""
+    speed_measured_at: str | None
+    """Date of the device's calibration, on which a predicted time rests; null: there is none."""
 
     @property
     def memory_error_frac(self) -> float | None:

@@ -140,6 +140,7 @@ def _accuracy(run: RunRecord, traced: _Traced) -> ArmAccuracy:
         memory_kind=kind_of_memory(run.result),
         predicted_step_s=predicted_s,
         measured_step_s=run.result["efficiency"]["step_time_s"]["median"],
+        speed_measured_at=known.measured_at if known and predicted_s is not None else None,
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from loracle.costs import MEMORY_KINDS
+from loracle.costs import MEMORY_KINDS, step_in_turn
 from loracle.plan.accuracy import ArmAccuracy, kept_accuracy
 from loracle.report.study.numbers import NOT_MEASURED
 from loracle.report.study.tables import Column, Table
 from loracle.study_record import StudyRecord
+from loracle.words import plural
 
 
 def predicted_table(study: StudyRecord) -> Table | None:
@@ -17,9 +18,12 @@ def predicted_table(study: StudyRecord) -> Table | None:
     found = kept_accuracy(study.path)
     if not found:
         return None
+    ratios = _ratios(study, found)
+    times = f"times {study.reference}"
+    beside = (Column("step predicted", times), Column("in turn", times))
     return Table(
         name="predicted",
-        caption=_caption(found),
+        caption=_caption(found, in_turn=bool(ratios)),
         columns=(
             Column("arm", align="left"),
             Column("memory predicted", "GiB"),
@@ -28,6 +32,7 @@ def predicted_table(study: StudyRecord) -> Table | None:
             Column("step predicted", "s"),
             Column("measured", "s"),
             Column("error", "%"),
+            *(beside if ratios else ()),
         ),
         rows=tuple(
             (
@@ -38,6 +43,7 @@ def predicted_table(study: StudyRecord) -> Table | None:
                 _number(each.predicted_step_s, 3),
                 _number(each.measured_step_s, 3),
                 _percent(each.time_error_frac),
+                *(_number(ratio, 2) for ratio in ratios.get(each.arm, ())),
             )
             for each in found
         ),
@@ -45,11 +51,33 @@ def predicted_table(study: StudyRecord) -> Table | None:
     )
 
 
-def _caption(found: Sequence[ArmAccuracy]) -> str:
+def _ratios(
+    study: StudyRecord, found: Sequence[ArmAccuracy]
+) -> dict[str, tuple[float | None, float | None]]:
+    """Returns each arm's step time over the reference's, predicted and clocked in turn.
+
+    Empty if there is no time of the reference, predicted or clocked.
+    """
+    predicted = {each.arm: each.predicted_step_s for each in found}
+    reference = predicted.get(study.reference)
+    clocked = step_in_turn(study, study.reference)
+    if reference is None or clocked is None:
+        return {}
+    ratios = {}
+    for arm, seconds in predicted.items():
+        cost = step_in_turn(study, arm)
+        ratios[arm] = (
+            None if seconds is None else seconds / reference,
+            None if cost is None else cost.median / clocked.median,
+        )
+    return ratios
+
+
+def _caption(found: Sequence[ArmAccuracy], *, in_turn: bool) -> str:
     kinds = sorted({MEMORY_KINDS[each.memory_kind] for each in found})
     words = [
         (
-            "What `loracle plan` says of a step of each arm's first run, traced without weights, "
+            "What loracle plan says of a step of each arm's first run, traced without weights, "
             f"beside what was measured of it. Memory: {', '.join(kinds)}"
         )
     ]
@@ -61,10 +89,17 @@ def _caption(found: Sequence[ArmAccuracy]) -> str:
         if known:
             words.append(
                 f"error of {name}: median {100 * statistics.median(known):.1f} %, at most "
-                f"{100 * max(known):.1f} % of {len(known)} arms"
+                f"{100 * max(known):.1f} % of {plural(len(known), 'arm')}"
             )
-    if all(each.predicted_step_s is None for each in found):
+    if dates := sorted({each.speed_measured_at for each in found if each.speed_measured_at}):
+        words.append(f"times rest on the device's speed as measured on {', '.join(dates)}")
+    else:
         words.append("no time is predicted without a measurement of the device's speed")
+    if in_turn:
+        words.append(
+            "runs are hours apart and the device's speed changes between them, so the last "
+            "columns compare arms that took steps in turn"
+        )
     return "; ".join(words) + "."
 
 
