@@ -1,9 +1,10 @@
 # The front door. Every target sets up what it needs in .venv.
 
-PYTHON ?= python3
-VENV   := .venv
-BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check
+PYTHON  ?= python3
+WORKERS ?= 2
+VENV    := .venv
+BIN     := $(VENV)/bin
+PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test check fix bench clean
 
@@ -11,7 +12,7 @@ demo: $(VENV)/.ready            ## fine-tune a real model on real Alpaca, measur
 	$(BIN)/loracle baseline demo
 
 test: $(VENV)/.ready-dev check  ## format, lint, types, and every test
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=20 --cov --cov-report=term
 
 check: $(VENV)/.ready-dev       ## never writes
 	$(BIN)/ruff format --check .

@@ -211,6 +211,7 @@ def test_a_key_is_found_without_asking(
         (tmp_path / "home" / ".netrc").write_text(netrc)
         (tmp_path / "home" / ".netrc").chmod(0o600)
     assert has_key() is expected
+    assert "WANDB_SERVICE" not in os.environ
     assert capfd.readouterr() == ("", "")
 
 

@@ -220,6 +220,13 @@ def _quiet_environment(folder: Path) -> Iterator[None]:
         "WANDB_ERROR_REPORTING": "false",
         "WANDB_CACHE_DIR": str(folder.absolute() / "wandb" / "cache"),
     }
+    with _environment(ours):
+        yield
+
+
+@contextmanager
+def _environment(ours: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables inside the block, and takes back what W&B sets."""
     # WANDB_SERVICE would tie the runs of child processes to the service of this one.
     before = {key: os.environ.get(key) for key in (*ours, "WANDB_SERVICE")}
     os.environ.update(ours)
@@ -238,7 +245,8 @@ def has_key() -> bool:
     import wandb
 
     try:
-        found = wandb.setup(wandb.Settings(silent=True)).settings
+        with _environment({}):
+            found = wandb.setup(wandb.Settings(silent=True)).settings
         own = found.base_url != wandb.Settings().base_url
     except Exception:  # noqa: BLE001 - W&B settings that W&B cannot read hold no key for it
         return False
