@@ -12,7 +12,7 @@ demo: $(VENV)/.ready            ## fine-tune a real model on real Alpaca, measur
 	$(BIN)/loracle baseline demo
 
 test: $(VENV)/.ready-dev check  ## format, lint, types, and every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations=20 --cov --cov-report=term
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=20 --cov --cov-report=term
 
 check: $(VENV)/.ready-dev       ## never writes
 	$(BIN)/ruff format --check .

@@ -2,11 +2,20 @@
 
 import os
 
+import pytest
+
 # Before PyTorch is imported, and for processes that tests start. Tiny models gain nothing from a
 # second thread, and beside two busy processes they lose: 41 s instead of 24 s for test_baseline
-# (measured, 2 cores). Tests of the real model take every core for themselves.
+# (measured, 2 cores). Tests of the real model share the cores with the suite's other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from runs_fixture import finished, nursery, place
 
 __all__ = ["finished", "nursery", "place"]
+
+
+def pytest_collection_modifyitems(items):
+    """Keeps the tests of a file in one process, and all those of the real model, which is large."""
+    for item in items:
+        group = "real" if item.get_closest_marker("real") else item.location[0]
+        item.add_marker(pytest.mark.xdist_group(group))

@@ -7,7 +7,9 @@ import pytest
 
 from runs_fixture import load, settings
 
-SMALL = settings(eval__generate_batch_size=2, eval__max_new_tokens=4)
+SMALL = settings(
+    train__micro_batch_tokens=1024, eval__generate_batch_size=2, eval__max_new_tokens=4
+)
 
 
 def test_a_run_is_planned_without_weights_or_network(place, tmp_path):
@@ -20,7 +22,8 @@ def test_a_run_is_planned_without_weights_or_network(place, tmp_path):
     assert outcome.err == ""
 
 
-def test_a_study_is_planned_arm_by_arm(place):
+def test_a_study_is_planned_arm_by_arm(place, shallow):
+    shallow(6)
     words = [*SMALL, *settings(seeds="[0,1]"), "--gpu", "l4", "--markdown"]
     outcome = place.loracle("plan", "placement_study", *words)
     assert outcome.code == 0, outcome.err
@@ -69,9 +72,10 @@ def test_a_run_is_fitted_and_says_so(place, tmp_path, monkeypatch):
     tiny = Device("a small machine", 0.0038, has_bf16=True, is_gpu=False)
     monkeypatch.setattr("loracle.plan.target.this_device", lambda: tiny)
     short = settings(
-        train__max_steps=2, measure__latency_trials=0, eval__every_steps=0,
-        train__batch_size=16, eval__batch_tokens=1024, eval__max_new_tokens=2, data__max_tokens=64,
-        eval__generate_batch_size=1, eval__generate_examples=1,
+        train__max_steps=2, train__batch_size=16, train__micro_batch_tokens=1024,
+        measure__latency_trials=0, eval__every_steps=0, eval__batch_tokens=1024,
+        eval__max_new_tokens=2, eval__generate_batch_size=1, eval__generate_examples=1,
+        data__max_tokens=64,
     )  # fmt: skip
     outcome = place.baseline("--out", tmp_path / "run", *short, "--fit")
     assert outcome.code == 0, outcome.err
@@ -89,7 +93,7 @@ def test_a_run_that_cannot_be_fitted_is_refused_early(place, tmp_path, monkeypat
 
     tiny = Device("a tiny machine", 0.0001, has_bf16=True, is_gpu=False)
     monkeypatch.setattr("loracle.plan.target.this_device", lambda: tiny)
-    outcome = place.baseline("--out", tmp_path / "run", "--fit")
+    outcome = place.baseline("--out", tmp_path / "run", *SMALL, "--fit")
     assert outcome.code == 2
     assert "does not fit a tiny machine" in outcome.line
     assert not (tmp_path / "run").exists()

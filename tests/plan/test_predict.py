@@ -108,7 +108,7 @@ def test_less_memory_means_smaller_passes_then_checkpointing_then_four_bits(shal
 
 
 def test_predictions_that_are_there_are_not_made_again(shallow):
-    shallow(6)
+    shallow(3)
     arms = planned_arms("placement_study", overrides=["model=smollm2-135m", *SMALL])
     roomy = Device("a gpu", 80, has_bf16=True)
     known = predict_arms(arms, device=roomy, rates=None)
