@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def session_files(folder):
 
 
 def history(path):
+    """Returns the logged rows; W&B's service may write them a moment after the run is finished."""
+    give_up = time.monotonic() + 10
+    while not (rows := logged_rows(path)) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    return rows
+
+
+def logged_rows(path):
     rows = []
     for record in records(path):
         if record.WhichOneof("record_type") == "history":
