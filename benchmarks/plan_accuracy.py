@@ -69,7 +69,6 @@ def main() -> int:
         for row in (row for model in given.models for row in counted(model, known=rows)):
             rows.append(row)
             _keep(given.out, rows)
-        _keep(given.out, rows)
         errors = [abs(row["error_frac"]) for row in rows]
         print(f"{len(rows)} steps: median {100 * statistics.median(errors):.3f} %, "
               f"at most {100 * max(errors):.3f} %")  # fmt: skip

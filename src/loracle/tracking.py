@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -212,16 +212,15 @@ def _settings(mode: str, *, folder: Path) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _quiet_environment(folder: Path) -> Iterator[None]:
+def _quiet_environment(folder: Path) -> AbstractContextManager[None]:
     """Sets what W&B reads from the environment only while it starts; takes back what it sets."""
-    ours = {
-        "WANDB_SILENT": "true",
-        "WANDB_ERROR_REPORTING": "false",
-        "WANDB_CACHE_DIR": str(folder.absolute() / "wandb" / "cache"),
-    }
-    with _environment(ours):
-        yield
+    return _environment(
+        {
+            "WANDB_SILENT": "true",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_CACHE_DIR": str(folder.absolute() / "wandb" / "cache"),
+        }
+    )
 
 
 @contextmanager

@@ -97,8 +97,8 @@ def _caption(found: Sequence[ArmAccuracy], *, in_turn: bool) -> str:
         words.append("no time is predicted without a measurement of the device's speed")
     if in_turn:
         words.append(
-            "runs are hours apart and the device's speed changes between them, so the last "
-            "columns compare arms that took steps in turn"
+            "a device's speed may change between runs, so the last columns compare arms that "
+            "took steps in turn"
         )
     return "; ".join(words) + "."
 
