@@ -18,7 +18,6 @@ def difference(**changes) -> Difference:
             "num_seeds": 3,
             "num_examples": 100,
             "seed_share": 0.4,
-            "example_share": 0.6,
         }
         | changes
     )

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from loracle.verdicts import judge, published_orderings
+from loracle.orderings import published_orderings
+from loracle.verdicts import judge
 from stats.simulated import ARMS, SimulatedArm, simulated_study
 
 

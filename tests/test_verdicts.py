@@ -1,16 +1,14 @@
 """What a study establishes: simulated studies of known effects, judged."""
 
-import json
 import math
 
 import pytest
 
-from loracle.durable import strict_json
 from loracle.errors import RunFolderError
-from loracle.stats import paired_bleu
 from loracle.study_record import read_study
-from loracle.verdicts import Verdicts, judge
+from loracle.verdicts import judge
 from stats.simulated import ARMS, Noise, simulated_study, write_study
+from stats.texts import paired_bleu
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +170,6 @@ def test_what_was_not_measured_is_null(tmp_path):
     assert found.comparison("attention", metric="bleu") is None
     assert found.summary("attention").bleu is None
     assert found.num_answers == 0
-    assert Verdicts.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def test_an_arm_is_compared_over_the_seeds_that_both_completed(tmp_path):
@@ -214,10 +211,3 @@ def test_runs_on_other_examples_are_not_compared(tmp_path):
     file.write_text("".join(rows[1:]))
     with pytest.raises(RunFolderError, match="was not scored on the examples of all-linear-seed-0"):
         judge(read_study(folder))
-
-
-def test_verdicts_survive_json_without_loss(verdicts):
-    text = strict_json(verdicts.to_json(), origin="verdicts.json")
-    assert Verdicts.from_json(json.loads(text)) == verdicts
-    with pytest.raises(RunFolderError, match="schema is 2, must be 1"):
-        Verdicts.from_json(json.loads(text) | {"schema": 2})

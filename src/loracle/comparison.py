@@ -8,7 +8,7 @@ Anything else is "not distinguishable", which is a finding about the design as m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -127,40 +127,8 @@ class Comparison:
             "reason": self.reason,
         }
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Comparison:
-        """Returns the comparison that ``to_json`` wrote."""
-        return cls(
-            arm=data["arm"],
-            reference=data["reference"],
-            metric=data["metric"],
-            found=None if data["difference"] is None else _difference_from(data),
-            noise_floor=data["noise_floor"],
-            p_holm=data["p_holm"],
-            num_comparisons=data["num_comparisons"],
-            verdict=data["verdict"],
-            reason=data["reason"],
-        )
-
     def _percent(self, difference: float) -> float | None:
         return 100 * math.expm1(difference) if self.metric == "loss_nats_per_token" else None
-
-
-def _difference_from(data: Mapping[str, Any]) -> Difference:
-    low, high = data["interval"] or (None, None)
-    share = data["seed_share"]
-    return Difference(
-        estimate=data["difference"],
-        standard_error=data["standard_error"],
-        degrees_of_freedom=data["degrees_of_freedom"],
-        low=low,
-        high=high,
-        p_value=data["p"],
-        num_seeds=data["num_seeds"],
-        num_examples=data["num_examples"],
-        seed_share=share,
-        example_share=None if share is None else 1 - share,
-    )
 
 
 def judged(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from loracle.comparison import Comparison
 from loracle.costs import Axis, Cost, amount_words, arm_costs, costs_more
 from loracle.study_record import StudyRecord
 
@@ -20,25 +19,6 @@ if TYPE_CHECKING:
 
 # Costs by which arms that are alike are told apart, after those that are constrained.
 _PREFERENCE: tuple[Axis, ...] = ("peak_memory_gib", "step_time_s", "trainable_params")
-
-Standing = Literal["recommended", "alike", "worse", "excluded"]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """One arm as the recommendation saw it."""
-
-    arm: str
-    """Its name."""
-    loss_nats_per_token: float
-    """Mean over its seeds."""
-    versus_lowest: Comparison | None
-    """Its loss against the lowest that meets the constraint; None: it is that."""
-    costs: Mapping[Axis, Cost]
-    """On every axis that was measured."""
-    standing: Standing
-    """Whether it is the one to take, cannot be told from the lowest loss, is established to be
-    worse, or does not meet the constraint."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +29,6 @@ class Recommendation:
     """Its name; None: no arm meets the constraint."""
     words: str
     """The recommendation, with its figures."""
-    lowest: str | None
-    """The arm with the lowest mean loss that meets the constraint."""
-    alike: tuple[str, ...]
-    """The others that meet it and than which none is established to be better."""
-    excluded: tuple[str, ...]
-    """Arms that do not meet the constraint, or were not measured on it."""
-    evidence: tuple[Evidence, ...]
-    """Every arm, lowest mean loss first."""
 
 
 def recommend(
@@ -90,7 +62,6 @@ def recommend(
     arms = sorted(losses, key=lambda arm: losses[arm])
     costs = {arm: arm_costs(study, arm) for arm in arms}
     fitting = [arm for arm in arms if _fits(costs[arm], limits)]
-    lowest = fitting[0] if fitting else None
     alike = [
         arm for arm in fitting[1:] if not any(verdicts.is_worse(arm, other) for other in fitting)
     ]
@@ -98,10 +69,6 @@ def recommend(
     return Recommendation(
         arm=found.chosen,
         words=_words(found),
-        lowest=lowest,
-        alike=tuple(alike),
-        excluded=tuple(arm for arm in arms if arm not in fitting),
-        evidence=tuple(_evidence(arm, found, verdicts) for arm in arms),
     )
 
 
@@ -191,22 +158,3 @@ def _within(limits: Mapping[Axis, float]) -> str:
 
 def _listed(words: list[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
-
-
-def _evidence(arm: str, found: _Choice, verdicts: Verdicts) -> Evidence:
-    lowest = found.fitting[0] if found.fitting else None
-    return Evidence(
-        arm=arm,
-        loss_nats_per_token=found.losses[arm],
-        versus_lowest=verdicts.pair(arm, lowest) if lowest and arm != lowest else None,
-        costs=found.costs[arm],
-        standing=_standing(arm, found),
-    )
-
-
-def _standing(arm: str, found: _Choice) -> Standing:
-    if arm == found.chosen:
-        return "recommended"
-    if arm not in found.fitting:
-        return "excluded"
-    return "alike" if arm in found.alike or arm == found.fitting[0] else "worse"

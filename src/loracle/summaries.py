@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,12 +37,6 @@ class ArmSummary:
     bleu: Summary | None
     """Corpus BLEU, 0 to 100."""
 
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> ArmSummary:
-        """Returns the summary that ``asdict`` gave."""
-        figures = {key: value and Summary(**value) for key, value in data.items() if key != "arm"}
-        return cls(arm=data["arm"], **figures)
-
 
 @dataclass(frozen=True)
 class NoiseFloor:
@@ -68,11 +62,6 @@ class NoiseFloor:
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain data."""
         return asdict(self) | {"repeats": self.repeats and list(self.repeats)}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> NoiseFloor:
-        """Returns the noise floor that ``to_json`` wrote."""
-        return cls(**dict(data) | {"repeats": data["repeats"] and tuple(data["repeats"])})
 
 
 def summarise_arm(study: StudyRecord, arm: str) -> ArmSummary:

@@ -11,21 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loracle.comparison import Comparison
-from loracle.costs import AXES, Axis, Cost, amount_words, arm_costs, costs_more, costs_no_more
-from loracle.recommendation import Evidence, Recommendation, recommend
+from loracle.costs import Axis, Cost, amount_words, arm_costs, costs_more, costs_no_more
 from loracle.study_record import StudyRecord
 from loracle.verdicts import Verdicts
-
-__all__ = [
-    "AXES",
-    "Axis",
-    "Evidence",
-    "ParetoArm",
-    "Recommendation",
-    "State",
-    "pareto",
-    "recommend",
-]
 
 State = Literal["efficient", "dominated", "undecided"]
 

@@ -11,40 +11,17 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-from loracle.comparison import (
-    METRICS,
-    UNTUNED,
-    Comparison,
-    Metric,
-    Verdict,
-    judged,
-)
+from loracle.comparison import METRICS, UNTUNED, Comparison, Metric, judged
 from loracle.costs import Axis, Cost, arm_costs
-from loracle.errors import RunFolderError
-from loracle.orderings import Ordering, published_orderings
 from loracle.outcomes import Outcomes, compare_bleu, compare_losses, read_outcomes
 from loracle.study_record import StudyRecord
 from loracle.summaries import (
     ArmSummary,
     NoiseFloor,
-    Summary,
     measure_noise,
     summarise_arm,
     summarise_untuned,
 )
-
-__all__ = [
-    "ArmSummary",
-    "Comparison",
-    "CostDifference",
-    "NoiseFloor",
-    "Ordering",
-    "Summary",
-    "Verdict",
-    "Verdicts",
-    "judge",
-    "published_orderings",
-]
 
 SCHEMA = 1
 
@@ -144,36 +121,6 @@ class Verdicts:
             "costs": [asdict(cost) for cost in self.costs],
             "noise": [noise.to_json() for noise in self.noise.values()],
         }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Verdicts:
-        """Returns the verdicts that ``to_json`` wrote.
-
-        Raises:
-            RunFolderError: If they were written by another version.
-        """
-        if data.get("schema") != SCHEMA:
-            raise RunFolderError(
-                f"verdicts: schema is {data.get('schema')!r}, must be {SCHEMA}; judge it again"
-            )
-        comparisons, versus_untuned, pairs = (
-            tuple(Comparison.from_json(entry) for entry in data[key])
-            for key in ("comparisons", "versus_untuned", "pairs")
-        )
-        return cls(
-            reference=data["reference"],
-            seeds=tuple(data["seeds"]),
-            num_examples=data["num_examples"],
-            num_tokens=data["num_tokens"],
-            num_answers=data["num_answers"],
-            summaries=tuple(ArmSummary.from_json(entry) for entry in data["summaries"]),
-            untuned=ArmSummary.from_json(data["untuned"]),
-            comparisons=comparisons,
-            versus_untuned=versus_untuned,
-            pairs=pairs,
-            costs=tuple(CostDifference(**entry) for entry in data["costs"]),
-            noise={entry["metric"]: NoiseFloor.from_json(entry) for entry in data["noise"]},
-        )
 
 
 def judge(study: StudyRecord) -> Verdicts:

@@ -11,7 +11,6 @@ from loracle.model.dropout import (
     DropoutStream,
     _mixed,
     keep_bits,
-    keep_mask,
     threshold_of,
     zero_dropped,
     zero_dropped_,
@@ -23,7 +22,7 @@ FEATURES = 512
 
 
 def mask(stream=STREAM, *, module="q_proj", features=FEATURES):
-    return keep_mask(stream, module=module, features=features, device=CPU)
+    return keep_bits(stream, module=module, features=features, device=CPU).bool()
 
 
 def within(count: int, *, p: float, sigmas: float = 5.0) -> float:

@@ -13,7 +13,7 @@ from loracle.data import Example
 from loracle.data.packing import pack
 from loracle.model.adapters import Adapter
 from loracle.model.base import FrozenBase
-from loracle.model.dropout import DropoutStream, keep_mask, threshold_of
+from loracle.model.dropout import DropoutStream, keep_bits, threshold_of
 from loracle.model.inventory import inventory_of
 from loracle.model.lora import Route, RoutedLinear, _RoutedProduct
 from tiny_engine import (
@@ -161,9 +161,9 @@ def test_runs_that_share_a_row_get_what_they_get_alone():
 
 def masked_reference(layer: RoutedLinear, x: Tensor, route: Route) -> Tensor:
     """The layer in plain PyTorch, with the mask of the route."""
-    keep = keep_mask(route.dropout, module=layer.module_name, features=x.shape[1], device=CPU)
+    bits = keep_bits(route.dropout, module=layer.module_name, features=x.shape[1], device=CPU)
     a, b = layer.lora_A[route.adapter].weight, layer.lora_B[route.adapter].weight
-    update = (x * keep * route.dropout.scale) @ a.T @ b.T
+    update = (x * bits.bool() * route.dropout.scale) @ a.T @ b.T
     return layer.get_base_layer()(x) + layer.scaling[route.adapter] * update
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from budgets import planned_under
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -11,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from geometries import TINY
 from loracle.config import PlacementConfig
 from loracle.model.inventory import inventory_of
-from loracle.placement import ModulePlan, fit, peft_config_of, presets, resolve_placement
+from loracle.placement import PRESETS, ModulePlan, peft_config_of, resolve_placement
 
 QWEN3 = {"qwen3": TINY["qwen2"] | {"model_type": "qwen3", "head_dim": 8}}
 SPLIT = ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi"]
 FUSED = ["gpt2", "gpt_neox"]
 NEEDS_SPLIT = ("attention-qv", "attention-qkv")
-FIXED = [name for name in presets() if "N" not in name and name != "lm-head"]
+FIXED = [name for name in PRESETS if name != "lm-head"]
 CASES = [(family, placement) for family in SPLIT for placement in FIXED] + [
     (family, placement) for family in FUSED for placement in FIXED if placement not in NEEDS_SPLIT
 ]
@@ -113,7 +114,9 @@ def test_under_a_budget_peft_counts_what_the_plan_does(family, placement):
     model = tiny_model(family)
     inventory = inventory_of(model)
     whole = resolve_placement("all-linear", inventory=inventory, rank=16, alpha=32)
-    plan = fit(placement, inventory=inventory, reference_plan=whole, budget="equal-parameters")
+    plan = planned_under(
+        placement, inventory=inventory, reference_plan=whole, budget="equal-parameters"
+    )
     assert adapt(model, plan) == planned(plan)
     assert trainable_params(model) == plan.trainable_params
     step = plan.trainable_params // plan.modules[0].rank

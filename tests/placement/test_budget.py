@@ -1,6 +1,7 @@
 """Budgets: the published ranks at equal parameters, and never more than half a rank step beside."""
 
 import pytest
+from budgets import planned_under
 from drawn import KINDS, inventories, prove
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,13 +11,13 @@ from loracle.config import PlacementConfig
 from loracle.errors import PlacementError
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import (
+    PATTERNS,
+    PRESETS,
     Inventory,
     LinearModule,
     ModulePlan,
-    fit,
     gap_frac,
     params_per_rank,
-    presets,
     rank_for,
     rank_under,
     resolve_placement,
@@ -33,7 +34,7 @@ def reference(inventory: Inventory, *, rank: int = 16) -> ModulePlan:
 
 
 def equal_parameters(placement, inventory: Inventory, *, rank: int = 16) -> ModulePlan:
-    return fit(
+    return planned_under(
         placement,
         inventory=inventory,
         reference_plan=reference(inventory, rank=rank),
@@ -73,7 +74,7 @@ def test_the_gap_is_positive_where_an_arm_has_more():
 
 
 def test_equal_rank_is_the_references_rank_and_alpha():
-    plan = fit(
+    plan = planned_under(
         "attention", inventory=SMALL, reference_plan=reference(SMALL, rank=6), budget="equal-rank"
     )
     assert plan == resolve_placement("attention", inventory=SMALL, rank=6, alpha=12)
@@ -101,14 +102,16 @@ def test_the_refusal_names_the_placement():
         PlacementConfig(modules=["k_proj"], layers=[0]), inventory=SMALL, rank=1, alpha=1
     )
     with pytest.raises(PlacementError, match=r"^placement 'all-linear': a budget of 48 parameters"):
-        fit("all-linear", inventory=SMALL, reference_plan=small, budget="equal-parameters")
+        planned_under(
+            "all-linear", inventory=SMALL, reference_plan=small, budget="equal-parameters"
+        )
 
 
 @pytest.mark.parametrize("placement", ["atention", PlacementConfig(modules=["fake"])])
 @pytest.mark.parametrize("budget", ["equal-rank", "equal-parameters"])
 def test_a_placement_that_does_not_resolve_is_refused_under_every_budget(placement, budget):
     with pytest.raises(PlacementError, match=r"^placement '(atention|fake)': "):
-        fit(placement, inventory=SMALL, reference_plan=reference(SMALL), budget=budget)
+        planned_under(placement, inventory=SMALL, reference_plan=reference(SMALL), budget=budget)
 
 
 def test_what_a_runs_config_states_gives_the_same_plan():
@@ -160,7 +163,7 @@ def test_a_narrow_module_may_get_a_rank_its_update_cannot_have_and_the_plan_says
 
 
 counted = st.builds("{}-{}".format, st.sampled_from(["first", "last"]), st.integers(1, 9))
-placements = st.one_of(st.sampled_from([*presets(), *KINDS]), counted)
+placements = st.one_of(st.sampled_from([*PRESETS, *PATTERNS, *KINDS]), counted)
 
 
 @prove
@@ -175,7 +178,9 @@ def test_an_arm_is_never_more_than_half_a_rank_step_from_the_budget(
         return
     step, target = params_per_rank(modules), whole.trainable_params
     try:
-        plan = fit(placement, inventory=inventory, reference_plan=whole, budget="equal-parameters")
+        plan = planned_under(
+            placement, inventory=inventory, reference_plan=whole, budget="equal-parameters"
+        )
     except PlacementError:
         assert 2 * target < step
         return

@@ -14,7 +14,7 @@ from geometries import (
 )
 from loracle.errors import PlacementError
 from loracle.model.inventory import inventory_from_architecture
-from loracle.placement import presets, resolve_placement, select_modules
+from loracle.placement import PATTERNS, PRESETS, resolve_placement, select_modules
 from loracle.placement.presets import counted_names
 
 
@@ -109,8 +109,8 @@ def test_a_fused_projection_has_no_query_alone_and_the_error_says_why(family, fu
 def test_the_head_is_in_lm_head_and_nowhere_else():
     inventory = inventory_from_architecture(TINY["llama"])
     assert [m.name for m in select_modules("lm-head", inventory=inventory)] == ["lm_head"]
-    for placement in presets():
-        if placement != "lm-head" and "N" not in placement:
+    for placement in PRESETS:
+        if placement != "lm-head":
             modules = select_modules(placement, inventory=inventory)
             assert "lm_head" not in {module.name for module in modules}
 
@@ -174,6 +174,6 @@ def test_a_preset_without_modules_says_what_there_is():
 
 
 def test_every_preset_has_a_meaning_in_one_line():
-    meanings = presets()
+    meanings = {name: meaning for name, (meaning, _) in PRESETS.items()} | PATTERNS
     assert {"all-linear", "attention-qv", "output-projections", "last-N"} <= meanings.keys()
     assert all(meaning and "\n" not in meaning for meaning in meanings.values())

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from loracle.config import PlacementConfig
 from loracle.errors import PlacementError
 from loracle.placement import (
+    PATTERNS,
+    PRESETS,
     Inventory,
     LinearModule,
     ModulePlan,
-    presets,
     resolve_placement,
     select_modules,
 )
@@ -34,7 +35,7 @@ customs = st.builds(
     layers=st.none() | st.lists(st.integers(0, 10), min_size=1, max_size=4),
 )
 counted = st.builds("{}-{}".format, st.sampled_from(["first", "last"]), st.integers(0, 10))
-placements = st.one_of(st.sampled_from([*presets(), *KINDS]), counted, customs)
+placements = st.one_of(st.sampled_from([*PRESETS, *PATTERNS, *KINDS]), counted, customs)
 ranks = st.integers(1, 64)
 
 

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from budgets import planned_under
 from drawn import inventories, prove
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,16 +13,11 @@ from loracle.errors import PlacementError
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import (
     SCORES,
-    Inventory,
-    LinearModule,
-    fit,
     gap_frac,
     named_placement,
-    params_per_rank,
     resolve_placement,
     select_modules,
     select_modules_by_score,
-    select_modules_within,
 )
 
 SMALL = inventory_from_architecture(TINY["llama"])
@@ -82,67 +78,14 @@ def test_scores_of_something_else_are_refused(scores, part):
     assert part in str(caught.value)
 
 
-def sized(*sizes: int) -> Inventory:
-    modules = (
-        LinearModule(f"h.{place}", f"m{place}", place, size - 1, 1, "feed-forward")
-        for place, size in enumerate(sizes)
-    )
-    return Inventory(tuple(modules), len(sizes), 1000)
-
-
-@pytest.mark.parametrize(
-    ("target", "expected"),
-    [
-        (20, ("h.0",)),
-        (39, ("h.0",)),
-        (40, ("h.0", "h.2")),  # h.2 fills it exactly
-        (59, ("h.0", "h.2")),  # h.1 would not fit, and h.3, which would, is worse
-        (80, ("h.0", "h.1", "h.2")),
-        (1000, ("h.0", "h.1", "h.2", "h.3")),
-    ],
-)
-def test_a_budget_takes_the_best_that_fit_and_no_worse_module_in_place_of_a_better(
-    target, expected
-):
-    scores = {"h.0": 4.0, "h.1": 2.0, "h.2": 3.0, "h.3": 1.0}
-    chosen = select_modules_within(
-        scores, inventory=sized(10, 20, 10, 5), target_params=target, rank=2
-    )
-    assert chosen == expected
-
-
-def test_a_budget_too_small_for_the_best_module_is_refused():
-    with pytest.raises(PlacementError) as caught:
-        select_modules_within(
-            {"h.0": 1.0, "h.1": 2.0}, inventory=sized(3, 50), target_params=99, rank=2
-        )
-    assert str(caught.value) == (
-        "a budget of 99 parameters is too small for the best module, h.1, which takes 100 at rank 2"
-    )
-
-
 @prove
-@given(inventories(), st.data(), st.integers(1, 8), st.floats(0.01, 1))
-def test_no_module_is_taken_before_a_better_one_and_no_budget_is_exceeded(
-    inventory, data, rank, share
-):
+@given(inventories(), st.data(), st.floats(0.01, 1))
+def test_no_module_is_taken_before_a_better_one(inventory, data, share):
     levels = st.integers(-3, 3).map(float)
     scores = {module.name: data.draw(levels) for module in inventory.modules}
-    target = int(share * rank * params_per_rank(inventory.modules))
-    by_share = select_modules_by_score(scores, inventory=inventory, keep_frac=share)
-    choices = [by_share]
-    try:
-        within = select_modules_within(scores, inventory=inventory, target_params=target, rank=rank)
-    except PlacementError:
-        best = max(inventory.modules, key=lambda module: scores[module.name])
-        assert rank * params_per_rank([best]) > target
-    else:
-        choices.append(within)
-        plan = resolve_placement(named_placement(within), inventory=inventory, rank=rank, alpha=1.0)
-        assert plan.trainable_params <= target
-    for names in choices:
-        left = [scores[m.name] for m in inventory.modules if m.name not in names]
-        assert min(scores[name] for name in names) >= max(left, default=-math.inf)
+    names = select_modules_by_score(scores, inventory=inventory, keep_frac=share)
+    left = [scores[m.name] for m in inventory.modules if m.name not in names]
+    assert min(scores[name] for name in names) >= max(left, default=-math.inf)
 
 
 def test_the_chosen_names_are_a_placement_that_needs_no_scores():
@@ -155,7 +98,7 @@ def test_the_chosen_names_are_a_placement_that_needs_no_scores():
 def test_the_rank_then_meets_the_budget():
     whole = resolve_placement("all-linear", inventory=SMALL, rank=16, alpha=32)
     chosen = select_modules_by_score(FLAT, inventory=SMALL, keep_frac=0.25)
-    plan = fit(
+    plan = planned_under(
         named_placement(chosen), inventory=SMALL, reference_plan=whole, budget="equal-parameters"
     )
     assert abs(gap_frac(plan, reference_plan=whole)) < 0.01

@@ -41,8 +41,6 @@ def test_llama_2_7b_is_predicted_by_part():
     assert found.memory["train"].runtime_gib == runtime_gib(DEVICES["h100"]) > 0
     assert found.memory["generate"].total_gib > 12.5
     assert found.fits
-    # Forward and backward through the frozen products alone are 4 FLOPs per parameter and token.
-    assert found.step_flops > 4 * 6.4e9 * 8 * 127
     assert 0 < found.times.step_s < found.times.epoch_s < found.times.epoch_s * 8
 
 
@@ -170,7 +168,7 @@ def test_checkpointing_keeps_less_and_multiplies_more():
     assert ours.memory["train"].parts["activations"] < (
         0.4 * theirs.memory["train"].parts["activations"]
     )
-    assert 1.2 < ours.step_flops / theirs.step_flops < 1.5
+    assert 1.2 < ours.times.step_s / theirs.times.step_s < 1.5
 
 
 def test_full_fine_tuning_can_be_planned():

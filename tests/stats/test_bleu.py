@@ -8,9 +8,9 @@ from loracle.stats.bleu import (
     answer_counts,
     corpus_bleu,
     fast_bleu,
-    paired_bleu,
     paired_bleu_of_counts,
 )
+from stats.texts import paired_bleu
 
 REFERENCES = [
     "Red, yellow and blue are the primary colors.",

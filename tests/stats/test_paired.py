@@ -167,7 +167,7 @@ def test_differences_that_only_examples_make_are_a_paired_t_test_over_examples()
     assert found.p_value == pytest.approx(oracle.pvalue, rel=1e-6)
     assert (found.low, found.high) == pytest.approx(tuple(oracle.confidence_interval()))
     assert found.degrees_of_freedom == pytest.approx(29)
-    assert found.example_share == pytest.approx(1)
+    assert found.seed_share == pytest.approx(0, abs=1e-6)
 
 
 def test_the_estimate_is_the_difference_of_token_weighted_losses():

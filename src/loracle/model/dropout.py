@@ -26,7 +26,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int16, Int64
+from jaxtyping import Float, Int16, Int64
 from torch import Tensor
 
 from loracle.data.packing import to_device
@@ -108,13 +108,6 @@ def _lanes(words: Int64[Tensor, "T W"], *, features: int, threshold: Any) -> Int
     lanes = words.view(torch.int16)
     lanes.bitwise_or_(_SIGN).add_(threshold).bitwise_right_shift_(15)
     return lanes[:, :features]
-
-
-def keep_mask(
-    stream: DropoutStream, *, module: str, features: int, device: torch.device
-) -> Bool[Tensor, "T {features}"]:
-    """Returns ``keep_bits`` as True and False."""
-    return keep_bits(stream, module=module, features=features, device=device).bool()
 
 
 def zero_dropped(x: Float[Tensor, "T I"], bits: Int16[Tensor, "T I"]) -> Float[Tensor, "T I"]:

@@ -1,22 +1,23 @@
 """Where adapters go: presets and patterns resolved to an explicit list of modules and ranks."""
 
 from loracle.placement.adapters import peft_config_of
-from loracle.placement.budget import Budget, fit, gap_frac, params_per_rank, rank_for, rank_under
+from loracle.placement.budget import Budget, gap_frac, params_per_rank, rank_for, rank_under
 from loracle.placement.inventory import Inventory, LinearModule, Role
 from loracle.placement.names import layer_ranges
 from loracle.placement.plan import ModulePlan, PlannedModule
-from loracle.placement.presets import presets
-from loracle.placement.random_choice import random_modules, random_share
+from loracle.placement.presets import PATTERNS, PRESETS
+from loracle.placement.random_choice import random_share
 from loracle.placement.resolve import placement_label, resolve_placement, select_modules
 from loracle.placement.selection import (
     SCORES,
     Score,
     named_placement,
     select_modules_by_score,
-    select_modules_within,
 )
 
 __all__ = [
+    "PATTERNS",
+    "PRESETS",
     "SCORES",
     "Budget",
     "Inventory",
@@ -25,20 +26,16 @@ __all__ = [
     "PlannedModule",
     "Role",
     "Score",
-    "fit",
     "gap_frac",
     "layer_ranges",
     "named_placement",
     "params_per_rank",
     "peft_config_of",
     "placement_label",
-    "presets",
-    "random_modules",
     "random_share",
     "rank_for",
     "rank_under",
     "resolve_placement",
     "select_modules",
     "select_modules_by_score",
-    "select_modules_within",
 ]

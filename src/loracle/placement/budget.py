@@ -9,12 +9,7 @@ from loracle.config import PlacementConfig
 from loracle.errors import PlacementError
 from loracle.placement.inventory import Inventory, LinearModule
 from loracle.placement.plan import ModulePlan, most_common_rank
-from loracle.placement.resolve import (
-    own_ranks,
-    placement_label,
-    resolve_placement,
-    select_modules,
-)
+from loracle.placement.resolve import own_ranks, placement_label, select_modules
 
 Budget = Literal["equal-rank", "equal-parameters"]
 
@@ -85,23 +80,6 @@ def rank_under(
         note = f" (the ranks it gives itself take {taken:,})" if taken else ""
         raise PlacementError(f"{where}: {error}{note}") from None
     return fitted, alpha if fitted == rank else fitted * alpha / rank
-
-
-def fit(
-    placement: str | PlacementConfig,
-    *,
-    inventory: Inventory,
-    reference_plan: ModulePlan,
-    budget: Budget,
-) -> ModulePlan:
-    """Returns the plan of ``placement`` under the budget; alpha / r is the reference's.
-
-    The arguments and errors are those of ``rank_under``.
-    """
-    rank, alpha = rank_under(
-        placement, inventory=inventory, reference_plan=reference_plan, budget=budget
-    )
-    return resolve_placement(placement, inventory=inventory, rank=rank, alpha=alpha)
 
 
 def gap_frac(plan: ModulePlan, *, reference_plan: ModulePlan) -> float:

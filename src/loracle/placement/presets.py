@@ -108,11 +108,6 @@ PATTERNS: dict[str, str] = {
 }
 
 
-def presets() -> dict[str, str]:
-    """Returns each preset's name, or pattern of names, with its meaning in one line."""
-    return {name: meaning for name, (meaning, _) in PRESETS.items()} | PATTERNS
-
-
 def counted_preset(placement: str, *, inventory: Inventory) -> Modules | None:
     """Returns the modules of ``first-N``, ``last-N`` or ``every-Nth``; None for any other name.
 

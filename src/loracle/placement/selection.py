@@ -1,4 +1,4 @@
-"""Strategic placements: the modules that score best, as many as a share or a budget allows."""
+"""Strategic placements: the modules that score best, as many as a share allows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Literal
 
 from loracle.config import PlacementConfig
 from loracle.errors import PlacementError, did_you_mean
-from loracle.placement.budget import params_per_rank
 from loracle.placement.inventory import Inventory, LinearModule
 
 Score = Literal["gradient-energy", "feature-norm", "weight-gradient"]
@@ -37,42 +36,6 @@ def select_modules_by_score(
     ranking = _ranking(scores, inventory=inventory)
     best = ranking[: num_kept(len(ranking), keep_frac=keep_frac)]
     return in_model_order(best, inventory=inventory)
-
-
-def select_modules_within(
-    scores: Mapping[str, float], *, inventory: Inventory, target_params: int, rank: int
-) -> tuple[str, ...]:
-    """Returns the best modules that a budget holds at ``rank``, in the model's order.
-
-    Greedy by score, which already compares modules of different size (`loracle.model.scores`). It
-    stops at the first module that does not fit rather than fill up with smaller ones: no module is
-    ever taken before a better one. What is left of the budget, less than one module, is for the
-    rank to make up (`loracle.placement.budget`).
-
-    Args:
-        scores: By full name; modules without one are not candidates.
-        inventory: The model's linear layers.
-        target_params: Trainable parameters not to exceed.
-        rank: r at which they are counted.
-
-    Raises:
-        PlacementError: If a score is of no module or not a number, or the budget does not hold the
-            best module.
-    """
-    taken: list[LinearModule] = []
-    left = target_params
-    for module in _ranking(scores, inventory=inventory):
-        needed = rank * params_per_rank([module])
-        if needed > left:
-            break
-        left -= needed
-        taken.append(module)
-    if not taken:
-        raise PlacementError(
-            f"a budget of {target_params:,} parameters is too small for the best module, "
-            f"{module.name}, which takes {needed:,} at rank {rank}"
-        )
-    return in_model_order(taken, inventory=inventory)
 
 
 def num_kept(candidates: int, *, keep_frac: float) -> int:

@@ -29,7 +29,6 @@ from loracle.plan.work import Rates
 GIB = 2**30
 
 Phase = Literal["train", "evaluate", "generate"]
-PHASES: tuple[Phase, ...] = ("train", "evaluate", "generate")
 
 # source: c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize
 GRANULE = 512
@@ -69,11 +68,8 @@ class Times:
     """Of an optimizer step over examples of average length."""
     epoch_s: float
     """Of as many steps as the training set takes."""
-    validation_s: float
-    answers_s: float
-    """Every answer as long as allowed."""
     run_s: float
-    """Training, validations, answers."""
+    """Training, validations, answers; every answer as long as allowed."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,6 @@ class Prediction:
     """None: the device's speed is not known."""
     capacity_gib: float
     """Of the device."""
-    step_flops: int
-    """Of the products of a step over examples of average length."""
 
     @property
     def peak_gib(self) -> float:
@@ -261,7 +255,6 @@ def predict_run(
         },
         times=_times(traces, lengths=lengths, rates=rates) if rates else None,
         capacity_gib=device.memory_gib,
-        step_flops=traces.usual_step.work.flops,
     )
 
 
@@ -284,7 +277,5 @@ def _times(traces: Traces, *, lengths: Lengths, rates: Rates) -> Times:
     return Times(
         step_s=step,
         epoch_s=step * lengths.num_train(config) / train.batch_size,
-        validation_s=validation,
-        answers_s=answers,
         run_s=train.max_steps * step + validations * validation + answers,
     )

@@ -29,34 +29,6 @@ Floats = NDArray[np.float64]
 _ORDERS = 4
 
 
-def paired_bleu(
-    ours: Sequence[Sequence[str]],
-    theirs: Sequence[Sequence[str]],
-    references: Sequence[str],
-    *,
-    resamples: int = 1000,
-    seed: int = 0,
-    coverage: float = 1 - ALPHA,
-) -> Difference:
-    """Returns the difference in corpus BLEU, 0 to 100 points, averaged over the seeds.
-
-    Args:
-        ours: Answers: (S, E). An empty one counts.
-        theirs: The same of the other arm; (1, E) for a model that has no seeds.
-        references: The right answers: (E,).
-        resamples: Times that the examples are drawn again.
-        seed: Of the draws.
-        coverage: Probability that the interval holds the true difference.
-    """
-    return paired_bleu_of_counts(
-        np.stack([answer_counts(answers, references) for answers in ours]),
-        np.stack([answer_counts(answers, references) for answers in theirs]),
-        resamples=resamples,
-        seed=seed,
-        coverage=coverage,
-    )
-
-
 def answer_counts(answers: Sequence[str], references: Sequence[str]) -> Counts:
     """Returns what corpus BLEU is computed from, of each answer: (E, 10)."""
     from sacrebleu.metrics import BLEU
@@ -112,7 +84,15 @@ def paired_bleu_of_counts(
     seed: int = 0,
     coverage: float = 1 - ALPHA,
 ) -> Difference:
-    """Returns what `paired_bleu` does, of answers' counts: (S, E, 10) each, or (1, E, 10)."""
+    """Returns the difference in corpus BLEU, 0 to 100 points, averaged over the seeds.
+
+    Args:
+        ours: Counts of our answers, from `answer_counts`: (S, E, 10).
+        theirs: The same of the other arm; (1, E, 10) for a model that has no seeds.
+        resamples: Times that the examples are drawn again.
+        seed: Of the draws.
+        coverage: Probability that the interval holds the true difference.
+    """
     num_seeds, num_examples, _ = ours.shape
     each = corpus_bleu(ours.sum(1)) - corpus_bleu(theirs.sum(1))
     seed_variance = example_variance = 0.0

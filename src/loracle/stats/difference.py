@@ -67,9 +67,8 @@ class Difference:
     num_examples: int
     """Examples that both arms were measured on."""
     seed_share: float | None
-    """Of the variance, what the seeds contribute, with what differs by seed and example."""
-    example_share: float | None
-    """Of the variance, what the examples contribute: 1 - ``seed_share``."""
+    """Of the variance, what the seeds contribute, with what differs by seed and example; the rest
+    is the examples'."""
 
     @property
     def smallest_effect(self) -> float | None:
@@ -139,7 +138,6 @@ def difference_of(
         num_seeds=num_seeds,
         num_examples=num_examples,
         seed_share=share,
-        example_share=1 - share,
     )
 
 
@@ -154,7 +152,6 @@ def _without_interval(estimate: float, *, num_seeds: int, num_examples: int) -> 
         num_seeds=num_seeds,
         num_examples=num_examples,
         seed_share=None,
-        example_share=None,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from loracle.orderings import published_orderings
 from loracle.report.study.cost_charts import cost_figures
 from loracle.report.study.curve_charts import loss_figures
 from loracle.report.study.effects import Effect, forest_figure
@@ -41,7 +42,7 @@ from loracle.report.study.tradeoff_panels import advice, tradeoff_figures, trade
 from loracle.report.study.vega import Figure
 from loracle.report.study.words import answer, largest_smallest_effect, noise_words
 from loracle.study_record import StudyRecord
-from loracle.verdicts import Verdicts, published_orderings
+from loracle.verdicts import Verdicts
 
 
 @dataclass(frozen=True)

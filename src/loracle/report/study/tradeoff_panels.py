@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 
 from loracle.costs import AXES, Axis
+from loracle.recommendation import recommend
 from loracle.report.study.cost_charts import axis_label, costs_of, range_words
 from loracle.report.study.numbers import NOT_MEASURED
 from loracle.report.study.tables import Column, Table
 from loracle.report.study.tradeoff_charts import Point, tradeoff_figure
 from loracle.report.study.vega import Figure
 from loracle.study_record import StudyRecord
-from loracle.tradeoffs import ParetoArm, pareto, recommend
+from loracle.tradeoffs import ParetoArm, pareto
 from loracle.verdicts import Verdicts
 from loracle.words import plural
 
