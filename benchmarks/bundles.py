@@ -17,7 +17,7 @@ from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
 from loracle.model.trunk import TrunkStore
 from loracle.placement import ModulePlan
-from loracle.train import TrainingRun
+from loracle.training_run import TrainingRun
 
 # assumed: more than the states of any point here take
 _TRUNK_BYTES = 8 << 30

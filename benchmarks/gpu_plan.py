@@ -41,7 +41,8 @@ from loracle.plan.predict import GRANULE, kind_of
 from loracle.plan.pretend import fill, pretend_adapter, pretend_base, pretending
 from loracle.plan.trace import Trace, made_up_examples, trace_step
 from loracle.plan.work import Rates
-from loracle.train import new_run, train_bundle
+from loracle.train import train_bundle
+from loracle.training_run import new_run
 
 PLACEMENTS = (
     "all-linear", "attention", "attention-qv", "feed-forward", "output-projections",

@@ -18,7 +18,8 @@ from loracle.placement import ModulePlan, resolve_placement, select_modules
 from loracle.runner import RunSpec, run_many
 from loracle.schedule import DataOrder, learning_rate
 from loracle.study_record import read_study
-from loracle.train import new_run, train_bundle
+from loracle.train import train_bundle
+from loracle.training_run import new_run
 from runs_fixture import contents, facts, load, rows, settings
 
 SHORT = settings(train__max_steps=4, eval__every_steps=2, measure__latency_trials=0)

@@ -17,7 +17,8 @@ from loracle.errors import NonFiniteError
 from loracle.model.adapters import Adapter
 from loracle.model.base import FrozenBase
 from loracle.placement import ModulePlan
-from loracle.train import StepRecord, TrainingRun, capture_state, restore_state, train_bundle
+from loracle.train import StepRecord, train_bundle
+from loracle.training_run import TrainingRun, capture_state, restore_state
 from tiny_engine import (
     attach,
     base_of,

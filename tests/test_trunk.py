@@ -14,10 +14,12 @@ from loracle.data import Example
 from loracle.data.packing import pack
 from loracle.model import trunk as trunk_module
 from loracle.model.base import FrozenBase
+from loracle.model.blocks import Trunk
 from loracle.model.lora import Route
-from loracle.model.trunk import Trunk, TrunkStore, lowest_layer
+from loracle.model.trunk import TrunkStore, lowest_layer
 from loracle.placement import ModulePlan
-from loracle.train import TrainingRun, train_bundle
+from loracle.train import train_bundle
+from loracle.training_run import TrainingRun
 from tiny_engine import FAMILIES, attach, examples_of, tiny_base, tiny_plan, tiny_run
 
 DTYPES = [torch.float32, torch.bfloat16]

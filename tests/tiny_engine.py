@@ -22,7 +22,7 @@ from loracle.model.inventory import inventory_of
 from loracle.model.lora import Route
 from loracle.placement import ModulePlan, peft_config_of, resolve_placement
 from loracle.quiet import quiet_transformers
-from loracle.train import TrainingRun, new_run
+from loracle.training_run import TrainingRun, new_run
 from tiny import tiny_tokenizer
 
 FAMILIES = tuple(TINY)

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from loracle.runner import RunSpec, run_many
     from loracle.sample import sample_run
     from loracle.sources import resolve_data, resolve_model
-    from loracle.train import new_run, train_bundle
+    from loracle.train import train_bundle
+    from loracle.training_run import new_run
 
 _HOMES = {
     "Config": "loracle.config",
@@ -43,7 +44,7 @@ _HOMES = {
     "load_adapter": "loracle.model.adapters",
     "load_base": "loracle.model.load",
     "load_config": "loracle.configfile",
-    "new_run": "loracle.train",
+    "new_run": "loracle.training_run",
     "prepare_data": "loracle.data",
     "resolve_data": "loracle.sources",
     "resolve_model": "loracle.sources",

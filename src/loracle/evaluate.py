@@ -30,7 +30,8 @@ from loracle.model.base import FrozenBase
 from loracle.model.route import Route
 
 if TYPE_CHECKING:
-    from loracle.model.trunk import Trunk, TrunkStore
+    from loracle.model.blocks import Trunk
+    from loracle.model.trunk import TrunkStore
 
 Progress = Callable[[int], None]
 """Called with the number of examples just done."""

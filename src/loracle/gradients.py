@@ -17,8 +17,9 @@ from torch import Tensor
 from loracle.data import Example
 from loracle.data.packing import batches_by_tokens, pack
 from loracle.model.base import FrozenBase
+from loracle.model.blocks import Trunk
 from loracle.model.route import Route
-from loracle.model.trunk import Trunk, TrunkStore, lowest_layer
+from loracle.model.trunk import TrunkStore, lowest_layer
 from loracle.training_run import TrainingRun
 
 # source: torch.amp.GradScaler; below this an fp16 run has no gradient left to scale

@@ -17,7 +17,8 @@ from loracle.evaluate import score_examples
 from loracle.measure import Latency, MemoryMeter, measure_latency
 from loracle.placement import ModulePlan
 from loracle.step_tensors import StepTensors
-from loracle.train import TrainingRun, train_bundle
+from loracle.train import train_bundle
+from loracle.training_run import TrainingRun
 from loracle.workbench import Workbench
 
 _SCRATCH = "default"

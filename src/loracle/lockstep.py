@@ -38,7 +38,8 @@ from loracle.stages import (
     validate_due,
 )
 from loracle.step_tensors import StepTensors
-from loracle.train import StepRecord, capture_state, train_bundle
+from loracle.train import StepRecord, train_bundle
+from loracle.training_run import capture_state
 from loracle.workbench import Workbench
 
 # In the section ``engine`` of environment.json: when memory ran out, and the passes since.

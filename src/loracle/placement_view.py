@@ -19,9 +19,6 @@ from loracle.placement import Inventory, ModulePlan, Role, resolve_placement
 from loracle.placement.names import layer_ranges
 from loracle.placement.plan import FULL
 from loracle.placement.presets import PRESETS, counted_names
-from loracle.placement_map import placement_map
-
-__all__ = ["placement_map", "placements_table"]
 
 _BYTES_PER_PARAM = 4  # fp32: adapters are trained and saved in it
 _MIB = 1024**2

@@ -21,7 +21,7 @@ from loracle.model.adapters import Adapter
 from loracle.placement import ModulePlan
 from loracle.record import RunFolder
 from loracle.tracking import Tracker, open_tracker
-from loracle.train import TrainingRun, restore_state
+from loracle.training_run import TrainingRun, restore_state
 from loracle.workbench import TrunkUse, Workbench
 
 # PEFT saves an adapter of this name without a folder of its own.

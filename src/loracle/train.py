@@ -23,16 +23,7 @@ from loracle.model.base import FrozenBase
 from loracle.model.trunk import TrunkStore
 from loracle.parts import computing
 from loracle.schedule import learning_rate
-from loracle.training_run import TrainingRun, capture_state, new_run, restore_state
-
-__all__ = [
-    "StepRecord",
-    "TrainingRun",
-    "capture_state",
-    "new_run",
-    "restore_state",
-    "train_bundle",
-]
+from loracle.training_run import TrainingRun
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from loracle.data.prepare import PreparedData, prepare_data
 from loracle.data.prompt import Template, template_of
-from loracle.data.records import Drop, Record, read_records
+from loracle.data.records import Record, read_records
+from loracle.data.rows import Drop
 from loracle.data.split import Split, split_records
 from loracle.data.tokens import Example, encode_prompts, eos_id_of
 

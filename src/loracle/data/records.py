@@ -13,8 +13,6 @@ from loracle.data.rows import Drop, Table, read_table
 from loracle.data.snapshot import read_folder
 from loracle.errors import DataError, did_you_mean
 
-__all__ = ["Drop", "Record", "count_drops", "read_records"]
-
 
 @dataclass(frozen=True)
 class Record:

@@ -26,8 +26,6 @@ from loracle.model.blocks import Trunk
 from loracle.model.shards import Shards
 from loracle.placement import ModulePlan
 
-__all__ = ["Trunk", "TrunkStore", "lowest_layer"]
-
 
 def lowest_layer(plan: ModulePlan | None, *, base: FrozenBase) -> int:
     """Returns the first decoder layer that ``plan`` adapts: below it every run is the base.

@@ -193,7 +193,8 @@ def _measured_step(
     from loracle.plan.pretend import unspoken_tokenizer
     from loracle.plan.trace import made_up_examples
     from loracle.quiet import quiet_transformers
-    from loracle.train import new_run, train_bundle
+    from loracle.train import train_bundle
+    from loracle.training_run import new_run
 
     with quiet_transformers(), device:
         model = AutoModelForCausalLM.from_config(

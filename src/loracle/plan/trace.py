@@ -20,8 +20,8 @@ from loracle.model.adapters import Adapter
 from loracle.model.base import FrozenBase
 from loracle.parts import Part
 from loracle.plan.work import Work
-from loracle.train import new_run, train_bundle
-from loracle.training_run import TrainingRun
+from loracle.train import train_bundle
+from loracle.training_run import TrainingRun, new_run
 
 
 @dataclass(frozen=True)
