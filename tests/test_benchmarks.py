@@ -272,7 +272,7 @@ def test_losses_stand_beside_each_other(report: dict):
 @pytest.mark.parametrize(("name", "bench"), [("peers", standings), ("study", study)])
 def test_the_readmes_tables_are_those_of_the_committed_results(name: str, bench):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    pattern = rf"<!-- loracle bench (\S+/{name}-\S+) -->\n(.*?)\n<!-- end -->"
+    pattern = rf"<!-- benchmarks/{name}\.py: (\S+/{name}-\S+) -->\n(.*?)\n<!-- end -->"
     found = re.search(pattern, text, re.DOTALL)
     assert found is not None
     report = json.loads((ROOT / found[1]).read_text(encoding="utf-8"))

@@ -169,4 +169,4 @@ def _optional() -> Finding:
 
     if find_spec("bitsandbytes"):
         return Finding("4-bit", "ok", "bitsandbytes is installed")
-    return Finding("4-bit", "limited", "bitsandbytes is not installed; pip install 'loracle[gpu]'")
+    return Finding("4-bit", "limited", "bitsandbytes is not installed; pip install bitsandbytes")

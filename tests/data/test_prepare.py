@@ -2,8 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,17 +17,12 @@ from loracle.data.split import normalized
 from loracle.data.summary import fingerprint, public_source
 from loracle.data.tokens import Example
 from loracle.errors import DataError, ModelError
-
-
-@dataclass(frozen=True)
-class Source:
-    path: Path
-    source: str = "alpaca-demo"
-    revision: str = "sha256:0"
+from loracle.sources import ResolvedSource
 
 
 def prepare(path, tokenizer, **changes):
-    return prepare_data(Source(path), config=data_config(**changes), tokenizer=tokenizer)
+    source = ResolvedSource(path, "alpaca-demo", "sha256:0")
+    return prepare_data(source, config=data_config(**changes), tokenizer=tokenizer)
 
 
 @pytest.fixture
@@ -245,6 +239,6 @@ def test_an_absolute_path_is_not_recorded(source, public):
 
 
 def test_no_absolute_path_is_in_the_report(demo, tokenizer):
-    source = Source(demo, source=f"path:{demo}")
+    source = ResolvedSource(demo, f"path:{demo}", "sha256:0")
     data = prepare_data(source, config=data_config(), tokenizer=tokenizer)
     assert str(demo.parent) not in json.dumps(data.report)

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from loracle.config import DataConfig
 from loracle.data.prompt import Template, template_of
@@ -38,21 +37,7 @@ from loracle.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
-class DataSource(Protocol):
-    """What is needed of a resolved source."""
-
-    @property
-    def path(self) -> Path:
-        """The local file or folder."""
-
-    @property
-    def source(self) -> str:
-        """As the user named it."""
-
-    @property
-    def revision(self) -> str | None:
-        """What pins it."""
+    from loracle.sources import ResolvedSource
 
 
 @dataclass(frozen=True)
@@ -70,7 +55,7 @@ class PreparedData:
 
 
 def prepare_data(
-    source: DataSource, *, config: DataConfig, tokenizer: PreTrainedTokenizerBase
+    source: ResolvedSource, *, config: DataConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreparedData:
     """Returns the examples that ``config`` asks for, split, tokenised and described.
 
@@ -144,7 +129,7 @@ def _nothing_fits(
 
 
 def _describe_source(
-    source: DataSource, *, config: DataConfig, template: Template
+    source: ResolvedSource, *, config: DataConfig, template: Template
 ) -> dict[str, Any]:
     return {
         "source": public_source(source.source),

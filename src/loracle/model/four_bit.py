@@ -92,7 +92,7 @@ def four_bit_config(dtype: torch.dtype) -> Any:
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             "quantization: nf4 needs bitsandbytes, which is not installed; pip install "
-            "'loracle[gpu]', or set quantization=null"
+            "bitsandbytes, or set quantization=null"
         )
     from transformers import BitsAndBytesConfig
 
