@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import loracle
 from loracle.device import dtype_name
 from loracle.environment import capture_environment
-from loracle.measure import GIB
+from loracle.words import GIB
 
 T = TypeVar("T")
 

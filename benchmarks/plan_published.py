@@ -16,10 +16,11 @@ from loracle.configfile import load_config
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import resolve_placement
 from loracle.plan.devices import DEVICES
-from loracle.plan.predict import GIB, GRANULE, dtype_on, kind_of, runtime_gib
+from loracle.plan.predict import GRANULE, dtype_on, kind_of, runtime_gib
 from loracle.plan.pretend import fill, pretend_adapter, pretend_base, pretending
 from loracle.plan.trace import made_up_examples, trace_step
 from loracle.sources import catalog
+from loracle.words import GIB
 
 _GB = 1e9
 

@@ -12,7 +12,6 @@ import torch
 from loracle import measure
 from loracle.config import PlacementConfig
 from loracle.measure import (
-    GIB,
     Latency,
     MemoryMeter,
     Parameters,
@@ -22,6 +21,7 @@ from loracle.measure import (
 )
 from loracle.model.inventory import inventory_of
 from loracle.model.lora import RoutedLinear
+from loracle.words import GIB
 from tiny_engine import CPU, attach, stock_model, stock_peft, tiny_base, tiny_plan
 
 PROMPT = (3, 9, 27, 17, 51)

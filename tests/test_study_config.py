@@ -5,8 +5,9 @@ import pytest
 from loracle.config import PlacementConfig
 from loracle.configfile import load_config, read_yaml, shipped_configs
 from loracle.errors import ConfigError, ConfoundError
-from loracle.study_config import ArmConfig, RandomConfig, StrategicConfig, slug_of
+from loracle.study_config import ArmConfig, RandomConfig, StrategicConfig
 from loracle.study_file import load_study, parse_study
+from loracle.words import slug_of
 
 STUDIES = [name for name, path in shipped_configs().items() if "arms" in read_yaml(path)]
 

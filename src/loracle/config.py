@@ -251,11 +251,15 @@ def config_digest(config: Config) -> str:
 
 def difference(one: Config, other: Config) -> list[str]:
     """Returns ``key: one's value -> other's value`` for each field in which two runs differ."""
-    ours, theirs = flatten(identity(one)), flatten(identity(other))
+    return changes(flatten(identity(one)), flatten(identity(other)))
+
+
+def changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Returns ``key: one's value -> other's value`` for each key in which two mappings differ."""
     return [
-        f"{key}: {ours.get(key)!r} -> {theirs.get(key)!r}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
+        f"{key}: {one.get(key)!r} -> {other.get(key)!r}"
+        for key in sorted(one.keys() | other.keys())
+        if one.get(key) != other.get(key)
     ]
 
 

@@ -23,10 +23,10 @@ from loracle.device import (
 from loracle.environment import capture_environment
 from loracle.sources import cache_folder
 from loracle.tracking import has_key
+from loracle.words import GIB
 
 State = Literal["ok", "limited", "missing"]
 
-_GIB = 2**30
 # measured (2026-11-23): the wheel, the converted model and the demo's data, with room to work
 _DEMO_DISK_GIB = 1.5
 # measured (LOG.md): the demo's resident set
@@ -138,7 +138,7 @@ def _allocator() -> Finding:
 
 def _cache(folder: Path) -> Finding:
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    free_gib = shutil.disk_usage(there).free / _GIB
+    free_gib = shutil.disk_usage(there).free / GIB
     shown = "$LORACLE_CACHE" if os.environ.get("LORACLE_CACHE") else "~/.cache/loracle"
     if not os.access(there, os.W_OK):
         return Finding("cache", "missing", f"{shown} cannot be written; set LORACLE_CACHE")

@@ -83,6 +83,16 @@ def write_durably(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
 
 
+def write_json(path: Path, data: Mapping[str, Any], *, indent: int = 2) -> None:
+    """Replaces a JSON file.
+
+    Raises:
+        NonFiniteError: If a value is NaN or infinite.
+        RunFolderError: If it cannot be written.
+    """
+    write_durably(path, strict_json(data, origin=path.name, indent=indent).encode() + b"\n")
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Writes a file and returns once it is on the disk."""
     with path.open("wb") as file:

@@ -17,7 +17,8 @@ from typing import Any
 
 from loracle import __version__
 from loracle.code_digest import code_digest
-from loracle.config import Config, config_digest, flatten
+from loracle.config import Config, changes, config_digest, flatten
+from loracle.words import GIB
 
 _PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "datasets",
@@ -39,8 +40,6 @@ _ENGINE = (
 # What must agree before two runs' numbers share a table, as dotted keys or their sections.
 _COMPARED = ("loracle", "python", "device", "torch_settings", "cuda", "versions")
 _SAID_BY_ENGINE = ("loracle.version", "loracle.commit", "loracle.dirty")
-
-_GIB = 2**30
 
 
 def capture_environment(
@@ -72,7 +71,7 @@ def capture_environment(
             "machine": platform.machine(),
         },
         "cpu": {"model": cpu, "logical_cores": os.cpu_count(), "usable_cores": _usable_cores()},
-        "memory_gib": round(psutil.virtual_memory().total / _GIB, 2),
+        "memory_gib": round(psutil.virtual_memory().total / GIB, 2),
         "device": {"name": _device_name(device, cpu=cpu, gpus=gpus), "dtype": dtype}
         | ({"quantization": quantization} if quantization else {}),
         "gpus": gpus,
@@ -143,12 +142,7 @@ def environment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) ->
     Versions, the engine's code, device, dtype, threads and PyTorch's switches; not the date, the
     memory, how many cores lay idle, or a commit that changed nothing of the engine.
     """
-    ours, theirs = _compared(one), _compared(other)
-    return [
-        f"{key}: {ours.get(key)!r} -> {theirs.get(key)!r}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-    ]
+    return changes(_compared(one), _compared(other))
 
 
 def without_folder(source: str) -> str:
@@ -241,7 +235,7 @@ def _gpus() -> list[dict[str, Any]]:
     return [
         {
             "name": gpu.name,
-            "memory_gib": round(gpu.total_memory / _GIB, 2),
+            "memory_gib": round(gpu.total_memory / GIB, 2),
             "compute_capability": f"{gpu.major}.{gpu.minor}",
         }
         for gpu in found

@@ -25,8 +25,7 @@ from loracle.device import release_free_memory, synchronize
 from loracle.evaluate import Progress, routes_to
 from loracle.model.base import FrozenBase
 from loracle.model.lora import RoutedLinear
-
-GIB = 2**30
+from loracle.words import GIB
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from loracle.config import Config
 from loracle.errors import UsageError
 from loracle.sources.catalog import source_of
 from loracle.sources.spec import HubSource, parse_source
-
-_GIB = 2**30
+from loracle.words import GIB
 
 
 def preflight(config: Config) -> None:
@@ -63,4 +62,4 @@ def weights_gib(model: str, *, bytes_each: int, packed: bool) -> float:
         if module.role != "head"
     )
     dense = inventory.total_params - (linear if packed else 0)
-    return (dense * bytes_each + (linear * (0.5 + 1 / 64) if packed else 0)) / _GIB
+    return (dense * bytes_each + (linear * (0.5 + 1 / 64) if packed else 0)) / GIB

@@ -10,8 +10,8 @@ import torch
 
 from loracle.bundle import BundleChoice, StepMemory, choose_bundle_size, token_rates
 from loracle.isolated import Isolated, measure_alone
-from loracle.measure import GIB
 from loracle.members import Member, fill_for
+from loracle.words import GIB
 from loracle.workbench import Workbench
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 from loracle.live_bytes import LiveBytes
-from loracle.measure import GIB, MemoryMeter
+from loracle.measure import MemoryMeter
 from loracle.model.base import FrozenBase
 from loracle.training_run import TrainingRun
+from loracle.words import GIB
 
 _PHASE = "train"
 

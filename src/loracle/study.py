@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loracle.config import Config, flatten
+from loracle.config import Config, changes, flatten
 from loracle.configfile import dump_yaml, read_yaml
-from loracle.durable import disk_faults, read_json, strict_json, write_durably
+from loracle.durable import disk_faults, read_json, write_durably, write_json
 from loracle.environment import environment_differences
 from loracle.errors import RunFolderError
 from loracle.lockstep import RunOutcome
@@ -213,26 +213,16 @@ def keep_plan(plan: StudyPlan, *, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_durably(out / STUDY, dump_yaml(study).encode())
         trials = [run.to_json() for run in search_runs(plan)]
-        _write_json(out / PLAN, plan.plan_json() | {"search": trials})
+        write_json(out / PLAN, plan.plan_json() | {"search": trials})
         if plan.scores:
             scored = {"schema": 1, "steps": _SCORED_STEPS, "scores": dict(plan.scores)}
-            _write_json(out / SCORES, scored)
-
-
-def _write_json(path: Path, data: Mapping[str, Any]) -> None:
-    write_durably(path, strict_json(data, origin=path.name, indent=2).encode() + b"\n")
+            write_json(out / SCORES, scored)
 
 
 def _require_same_study(before: Mapping[str, Any], now: Mapping[str, Any], *, out: Path) -> None:
     ours, theirs = (flatten({key: each.get(key) for key in _FIXED}) for each in (before, now))
-    changed = [
-        f"{key}: {ours.get(key)!r} -> {theirs.get(key)!r}"
-        for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key)
-        and not key.startswith(
-            ("config.checkpoint.", "config.tracking.", "config.measure.clock_rounds")
-        )
-    ]
+    free = ("config.checkpoint.", "config.tracking.", "config.measure.clock_rounds")
+    changed = [line for line in changes(ours, theirs) if not line.startswith(free)]
     if changed:
         raise RunFolderError(
             f"{out}: holds another study ({'; '.join(changed[:5])}); give another --out"

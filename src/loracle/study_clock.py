@@ -14,7 +14,7 @@ from typing import Any
 
 from loracle.config import Config
 from loracle.device import choose_device, choose_dtype, faster_fp32, keep_large_blocks
-from loracle.durable import read_json, strict_json, write_durably
+from loracle.durable import read_json, write_json
 from loracle.environment import environment_differences
 from loracle.errors import OutOfMemory
 from loracle.members import trunk_pays
@@ -72,7 +72,7 @@ def keep_clock(plan: StudyPlan, *, out: Path, screen: Screen | None = None) -> b
         "environment": bench.environment,
         "step_time_s": times,
     }
-    write_durably(out / CLOCK, strict_json(found, origin=CLOCK, indent=1).encode() + b"\n")
+    write_json(out / CLOCK, found, indent=1)
     return True
 
 

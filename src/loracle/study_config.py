@@ -25,6 +25,7 @@ from loracle.errors import did_you_mean
 from loracle.placement.budget import Budget
 from loracle.placement.plan import FULL
 from loracle.placement.selection import Score
+from loracle.words import slug_of
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+@-]{0,39}")
 
@@ -221,8 +222,3 @@ def _config_key(key: str) -> str | None:
         if isinstance(kind, type) and issubclass(kind, BaseModel) and key in kind.model_fields:
             return f"{section}.{key}"
     return None
-
-
-def slug_of(name: str) -> str:
-    """Returns a name as part of a folder's name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()

@@ -17,8 +17,9 @@ from loracle.placement.budget import gap_frac, rank_under
 from loracle.placement.plan import FULL
 from loracle.placement.random_choice import random_share
 from loracle.placement.selection import named_placement, select_modules_by_score
-from loracle.study_config import ArmConfig, RandomConfig, StrategicConfig, StudyConfig, slug_of
+from loracle.study_config import ArmConfig, RandomConfig, StrategicConfig, StudyConfig
 from loracle.study_record import Role
+from loracle.words import slug_of
 
 Scores = Mapping[str, Mapping[str, float]]
 """Score name -> module name -> score."""

@@ -1,11 +1,16 @@
-"""Counts and durations as a person would say them."""
+"""Counts, sizes and durations as a person would say them."""
 
 from __future__ import annotations
 
+import re
 
-def plural(number: int, word: str, *, many: str | None = None) -> str:
+GIB = 2**30
+"""Bytes."""
+
+
+def plural(number: int, word: str) -> str:
     """Returns ``1 seed`` or ``3 seeds``."""
-    return f"{number:,} {word if number == 1 else many or word + 's'}"
+    return f"{number:,} {word if number == 1 else word + 's'}"
 
 
 def in_words(seconds: float) -> str:
@@ -15,3 +20,8 @@ def in_words(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, rest = divmod(minutes, 60)
     return f"{hours} h {rest} min" if hours else f"{minutes} min"
+
+
+def slug_of(name: str) -> str:
+    """Returns a name as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()

@@ -22,7 +22,7 @@ from loracle.device import choose_device, choose_dtype, dtype_name
 from loracle.environment import capture_environment
 from loracle.evaluate import Answer, ExampleScore
 from loracle.known import Known, known_folder
-from loracle.measure import GIB, MemoryMeter
+from loracle.measure import MemoryMeter
 from loracle.memory_limit import memory_faults
 from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase
@@ -35,6 +35,7 @@ from loracle.signals import StopRequest
 from loracle.sources import ResolvedSource, resolve_data, resolve_model
 from loracle.sources.cache import cache_folder
 from loracle.training_run import TrainingRun, new_run
+from loracle.words import GIB
 
 # assumed: the other half is for the run itself
 _TRUNK_MEMORY_FRAC = 0.5

@@ -80,7 +80,7 @@ def test_a_variance_of_one_part_has_students_t_of_that_part(seeds, examples, df)
     assert found.p_value == pytest.approx(2 * t.sf(3, df), rel=1e-6)
     assert found.seed_share == seeds
     visible = (t.ppf(0.975, df) + t.ppf(0.8, df)) * 0.1
-    assert found.smallest_effect == pytest.approx(visible)
+    assert found.smallest_effect_at(0.05) == pytest.approx(visible)
 
 
 def both(estimate: float, **kwargs):
@@ -117,7 +117,7 @@ def test_one_seed_or_one_example_has_no_interval():
         found = both(0.4, **few)
         assert found.estimate == 0.4
         assert (found.standard_error, found.low, found.high, found.p_value) == (None,) * 4
-        assert found.smallest_effect is None
+        assert found.smallest_effect_at(0.05) is None
         assert found.degrees_of_freedom is None
 
 
@@ -127,11 +127,10 @@ def test_no_noise_is_certainty_about_these_runs_and_says_nothing_about_the_desig
     other = both(0.2, seed_variance=0.0, example_variance=0.0)
     assert (other.low, other.high) == (0.2, 0.2)
     assert 0 < other.p_value < 1e-20
-    assert same.smallest_effect is other.smallest_effect is None
+    assert same.smallest_effect_at(0.05) is other.smallest_effect_at(0.05) is None
 
 
 def test_a_stricter_level_needs_a_larger_effect():
     found = both(0.0)
     assert found.smallest_effect_at(0.05 / 8) > found.smallest_effect_at(0.05)
-    assert found.smallest_effect == found.smallest_effect_at(0.05)
     assert math.isfinite(found.smallest_effect_at(1e-6))

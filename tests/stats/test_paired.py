@@ -119,7 +119,7 @@ def test_the_smallest_effect_is_found_four_times_in_five():
         num_seeds=5,
         num_examples=200,
     )
-    some = simulate(3000, **design, effect=typical.smallest_effect)
+    some = simulate(3000, **design, effect=typical.smallest_effect_at(0.05))
     found = missed_frac(Studies(some.differences, some.tokens, truth=0.0))
     assert 0.75 < found < 0.87
 
@@ -223,13 +223,13 @@ def test_identical_arms_differ_by_exactly_zero():
     found = paired_difference(nll, nll, np.full(25, 40))
     assert (found.estimate, found.standard_error, found.low, found.high) == (0, 0, 0, 0)
     assert found.p_value == 1
-    assert found.smallest_effect is None
+    assert found.smallest_effect_at(0.05) is None
 
 
 def test_one_seed_has_a_difference_and_no_interval():
     found = paired_difference([[10.0, 30.0]], [[8.0, 27.0]], [5, 20])
     assert found.estimate == pytest.approx(0.2)
-    assert (found.low, found.high, found.p_value, found.smallest_effect) == (None,) * 4
+    assert (found.low, found.high, found.p_value, found.smallest_effect_at(0.05)) == (None,) * 4
     assert found.num_seeds == 1
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from loracle.durable import read_json, strict_json, write_durably
+from loracle.durable import read_json, write_json
 
 FILE = "predicted.json"
 """In a study's folder."""
@@ -52,7 +52,7 @@ def keep_accuracy(folder: Path, found: Sequence[ArmAccuracy]) -> Path:
     """Leaves predictions and measurements in a study's folder and returns their file."""
     path = folder / FILE
     rows = {"schema": _SCHEMA, "arms": [asdict(each) for each in found]}
-    write_durably(path, strict_json(rows, origin=FILE, indent=2).encode() + b"\n")
+    write_json(path, rows)
     return path
 
 

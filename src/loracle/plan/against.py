@@ -22,11 +22,12 @@ from loracle.plan.accuracy import ArmAccuracy, keep_accuracy, kept_accuracy
 from loracle.plan.arms import in_processes
 from loracle.plan.calibration import known_calibration
 from loracle.plan.devices import Device
-from loracle.plan.predict import GIB, GRANULE, kind_of
+from loracle.plan.predict import GRANULE, kind_of
 from loracle.plan.pretend import fill, pretend_adapter, pretend_base, pretending
 from loracle.plan.trace import Trace, made_up_examples, trace_step
 from loracle.record import recorded_config
 from loracle.study_record import RunRecord, StudyRecord
+from loracle.words import GIB
 
 
 @dataclass(frozen=True)

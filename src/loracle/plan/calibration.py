@@ -6,7 +6,6 @@ a small random model, of the shape of the models that are tuned.
 
 from __future__ import annotations
 
-import re
 import statistics
 import time
 from collections.abc import Callable
@@ -20,11 +19,12 @@ import torch
 from loracle.bundle import token_rates
 from loracle.configfile import load_config
 from loracle.device import choose_device, choose_dtype, dtype_name, synchronize
-from loracle.durable import read_json, strict_json, write_durably
+from loracle.durable import read_json, write_json
 from loracle.errors import RunFolderError
 from loracle.plan.devices import Device, this_device
 from loracle.plan.work import Rates
 from loracle.sources.cache import cache_folder
+from loracle.words import slug_of
 
 _SCHEMA = 1
 # assumed: long enough to tell, short enough to wait for
@@ -228,8 +228,7 @@ def keep_calibration(found: Calibration) -> Path:
     """Leaves a calibration in the cache, where plans find it, and returns its file."""
     path = _path(found.device, found.dtype, found.threads)
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = strict_json({"schema": _SCHEMA, **asdict(found)}, origin=path.name, indent=2)
-    write_durably(path, text.encode() + b"\n")
+    write_json(path, {"schema": _SCHEMA, **asdict(found)})
     return path
 
 
@@ -253,6 +252,5 @@ def known_calibration(device: Device, *, dtype: str) -> Calibration | None:
 
 
 def _path(device: str, dtype: str, threads: int) -> Path:
-    words = [device, dtype, f"{threads}-threads"]
-    name = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-")
+    name = slug_of(f"{device} {dtype} {threads}-threads")
     return cache_folder() / "calibration" / f"{name}.json"

@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 
 from loracle.errors import UsageError, did_you_mean
+from loracle.words import GIB
 
 _MIB_PER_GIB = 1024
 
@@ -108,10 +109,10 @@ def this_device() -> Device:
 
     device = choose_device("auto")
     if device.type != "cuda":
-        memory_gib = psutil.virtual_memory().total / 2**30
+        memory_gib = psutil.virtual_memory().total / GIB
         return Device(cpu_model(), memory_gib, has_bf16=cpu_multiplies_bf16(), is_gpu=False)
     properties = torch.cuda.get_device_properties(device)
-    memory_gib = properties.total_memory / 2**30
+    memory_gib = properties.total_memory / GIB
     known = like_this(properties.name, memory_gib=memory_gib)
     return Device(
         properties.name,

@@ -25,8 +25,7 @@ from loracle.plan.lengths import Lengths, full_pass, usual_batch
 from loracle.plan.pretend import Kind, fill, pretend_adapter, pretend_base, pretending
 from loracle.plan.trace import Trace, made_up_examples, trace_answers, trace_scoring, trace_step
 from loracle.plan.work import Rates
-
-GIB = 2**30
+from loracle.words import GIB
 
 Phase = Literal["train", "evaluate", "generate"]
 

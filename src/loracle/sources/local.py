@@ -10,6 +10,7 @@ from loracle.errors import SourceError
 from loracle.sources import folders
 from loracle.sources.cache import Progress, cache_folder, obtain, sha256_file
 from loracle.sources.spec import PathSource, ResolvedSource
+from loracle.words import GIB
 
 # assumed: hashing more than this takes long enough to say so.
 _WORTH_A_LINE_BYTES = 2**31
@@ -65,7 +66,7 @@ def _pinned(source: PathSource, *, files: list[Path], progress: Progress) -> Res
 def _announce(files: Iterable[Path], *, name: str, progress: Progress) -> None:
     total_bytes = sum(file.stat().st_size for file in files)
     if total_bytes > _WORTH_A_LINE_BYTES:
-        progress(f"hashing {name} ({total_bytes / 2**30:.1f} GiB)")
+        progress(f"hashing {name} ({total_bytes / GIB:.1f} GiB)")
 
 
 def _only_gguf(path: Path, *, name: str) -> Path | None:

@@ -70,11 +70,6 @@ class Difference:
     """Of the variance, what the seeds contribute, with what differs by seed and example; the rest
     is the examples'."""
 
-    @property
-    def smallest_effect(self) -> float | None:
-        """The difference that a test at 5% finds four times in five; None without an interval."""
-        return self.smallest_effect_at(ALPHA)
-
     def smallest_effect_at(self, alpha: float) -> float | None:
         """Returns the difference found with a power of 80% by a two-sided test at ``alpha``.
 

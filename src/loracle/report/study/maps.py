@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -13,6 +12,7 @@ from loracle.report.study.numbers import count
 from loracle.report.study.palette import INK, SHADE
 from loracle.report.study.vega import Figure, Rows, Spec, category, missing, quantity, values
 from loracle.study_record import ArmRecord, StudyRecord
+from loracle.words import slug_of
 
 _MAP_PX, _MIN_CELL_PX, _MAX_CELL_PX, _ROW_PX = 250, 5, 24, 13
 _OUTSIDE = "outside"
@@ -188,7 +188,7 @@ def score_figures(study: StudyRecord) -> list[Figure]:
         return [missing("scores", "Scores of the modules", why=why)]
     return [
         Figure(
-            f"scores-{_slug(name)}",
+            f"scores-{slug_of(name)}",
             f"Score: {name}",
             caption="Shade: the share of modules that score lower (dark: this module is among the "
             "highest). Computed on the frozen base with training examples only.",
@@ -237,7 +237,3 @@ def _heat_map(scores: Mapping[str, float], *, inventory: Inventory) -> Spec:
 def _share_below(value: float, ordered: Sequence[float]) -> float:
     below = sum(other < value for other in ordered)
     return below / max(1, len(ordered) - 1)
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")

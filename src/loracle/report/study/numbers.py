@@ -14,7 +14,6 @@ NOT_MEASURED = "n/a"
 LOSS_DECIMALS = 4
 PERCENT_DECIMALS = 2
 BLEU_DECIMALS = 2
-GIB_DECIMALS = 2
 
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
 _SMALLEST_P = 0.001
