@@ -18,6 +18,7 @@ check: $(VENV)/.ready-dev       ## never writes
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 fix: $(VENV)/.ready-dev         ## what check would ask for, where a tool can do it
 	$(BIN)/ruff format .

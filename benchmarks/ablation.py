@@ -59,7 +59,7 @@ def run(*, steps: int, overrides: Sequence[str], only: Sequence[str]) -> None:
 def measure(spec: dict[str, Any]) -> dict[str, Any]:
     """Returns the steps of every variant on every batch; the process is its own."""
     import loracle
-    from loracle.device import keep_large_blocks
+    from loracle.engine.device import keep_large_blocks
     from tricks import TRICKS
     from workload import (
         FixedOrder,

@@ -10,14 +10,14 @@ import loracle
 from figures import environment_of, peak_gib, sources_digest
 from floor import base_products, flops_of, head_products, lora_products
 from geometry import GEOMETRIES, alpaca_like_lengths, random_base, random_examples
-from loracle.bundle import bundle_budget
 from loracle.data import Example
-from loracle.device import keep_large_blocks
+from loracle.engine.device import keep_large_blocks
+from loracle.engine.train_state import TrainingRun
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
 from loracle.model.trunk import TrunkStore
 from loracle.placement import ModulePlan
-from loracle.training_run import TrainingRun
+from loracle.runner.bundle_size import bundle_budget
 
 # assumed: more than the states of any point here take
 _TRUNK_BYTES = 8 << 30

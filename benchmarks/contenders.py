@@ -10,7 +10,7 @@ import torch
 from datasets import disable_progress_bars
 
 from loops import Loop, Rows, our_loop, peft_loop, trainer_loop, trl_loop
-from loracle.device import keep_large_blocks
+from loracle.engine.device import keep_large_blocks
 from workload import Workload
 
 

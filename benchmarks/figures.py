@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import loracle
-from loracle.device import dtype_name
-from loracle.environment import capture_environment
-from loracle.words import GIB
+from loracle.engine.device import dtype_name
+from loracle.engine.environment import capture_environment
+from loracle.text import GIB
 
 T = TypeVar("T")
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 
-from loracle.device import keep_large_blocks, synchronize
-from loracle.model.head import CHUNK_ROWS
+from loracle.engine.device import keep_large_blocks, synchronize
+from loracle.model.layers.head import CHUNK_ROWS
 from loracle.placement import ModulePlan
 from workload import Workload, counts_of, plan_of, shape_of
 

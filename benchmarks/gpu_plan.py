@@ -24,25 +24,25 @@ import torch
 
 from geometry import GEOMETRIES, random_base
 from gpu import start_again_with
-from loracle.config import Config
-from loracle.configfile import load_config
-from loracle.decode import Answering
-from loracle.device import choose_device, choose_dtype, dtype_name, synchronize
-from loracle.durable import strict_json
+from loracle.config.files import load_config
+from loracle.config.run import Config
+from loracle.engine.decode import Answering
+from loracle.engine.device import choose_device, choose_dtype, dtype_name, synchronize
+from loracle.engine.train import train_bundle
+from loracle.engine.train_state import new_run
+from loracle.forecast.calibration import calibrate
+from loracle.forecast.devices import this_device
+from loracle.forecast.meta_base import fill, pretend_adapter, pretend_base, pretending
+from loracle.forecast.op_costs import Rates
+from loracle.forecast.predict import GRANULE, kind_of
+from loracle.forecast.trace import Trace, made_up_examples, trace_step
 from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase
-from loracle.model.four_bit import install_unpacked_products
 from loracle.model.inventory import inventory_from_architecture
-from loracle.model.norm import install_fast_norms
+from loracle.model.layers.four_bit import install_unpacked_products
+from loracle.model.layers.norm import install_fast_norms
 from loracle.placement import ModulePlan, resolve_placement
-from loracle.plan.calibration import calibrate
-from loracle.plan.devices import this_device
-from loracle.plan.predict import GRANULE, kind_of
-from loracle.plan.pretend import fill, pretend_adapter, pretend_base, pretending
-from loracle.plan.trace import Trace, made_up_examples, trace_step
-from loracle.plan.work import Rates
-from loracle.train import train_bundle
-from loracle.training_run import new_run
+from loracle.records.files import strict_json
 
 PLACEMENTS = (
     "all-linear", "attention", "attention-qv", "feed-forward", "output-projections",

@@ -68,9 +68,9 @@ def run(name: str, *, overrides: Sequence[str], runs: Path, out: Path) -> int:
     sys.path.insert(0, str(_ROOT / "experiments"))
     from keep_study import keep_study
 
-    from loracle.configfile import find_config
-    from loracle.study import prepare_study, run_study
-    from loracle.study_file import load_study
+    from loracle.config.files import find_config
+    from loracle.study.file import load_study
+    from loracle.study.run import prepare_study, run_study
 
     stem = find_config(name).stem
     study, base = load_study(name, overrides=overrides)

@@ -26,10 +26,10 @@ from transformers import (
 )
 
 import loracle
-from loracle.device import keep_large_blocks, synchronize
-from loracle.placement import peft_config_of
+from loracle.engine.device import keep_large_blocks, synchronize
+from loracle.engine.schedule import learning_rate
+from loracle.model.adapters import peft_config_of
 from loracle.quiet import quiet_transformers
-from loracle.schedule import learning_rate
 from workload import (
     Batch,
     FixedOrder,

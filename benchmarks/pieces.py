@@ -27,13 +27,13 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
-import loracle.model.attention as attention
+import loracle.model.layers.attention as attention
 from figures import dated, environment_of, quartiles, sources_digest, table, write_report
 from geometry import GEOMETRIES
-from loracle.device import choose_device, choose_dtype, keep_large_blocks, synchronize
-from loracle.model.dropout import DropoutStream, keep_bits, threshold_of, zero_dropped
-from loracle.model.head import target_nll
-from loracle.model.norm import rms_norm
+from loracle.engine.device import choose_device, choose_dtype, keep_large_blocks, synchronize
+from loracle.model.layers.dropout import DropoutStream, keep_bits, threshold_of, zero_dropped
+from loracle.model.layers.head import target_nll
+from loracle.model.layers.norm import rms_norm
 
 _DROPOUT = 0.1
 _TARGET_SHARE = 0.6

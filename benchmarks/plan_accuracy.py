@@ -23,26 +23,26 @@ from typing import Any
 import torch
 
 from figures import environment_of, write_report
-from loracle.configfile import load_config
-from loracle.model.adapters import attach_adapter
-from loracle.model.attention import PACKED, register_packed_attention
-from loracle.model.base import FrozenBase
-from loracle.model.inventory import inventory_of
-from loracle.model.norm import install_fast_norms
-from loracle.placement import resolve_placement
-from loracle.plan.accuracy import keep_accuracy, kept_accuracy
-from loracle.plan.against import accuracy_of
-from loracle.plan.pretend import (
+from loracle.config.files import load_config
+from loracle.forecast.meta_base import (
     fill,
     pretend_adapter,
     pretend_base,
     pretending,
     unspoken_tokenizer,
 )
-from loracle.plan.trace import made_up_examples, trace_step
+from loracle.forecast.trace import made_up_examples, trace_step
+from loracle.model.adapters import attach_adapter
+from loracle.model.base import FrozenBase
+from loracle.model.inventory import inventory_of
+from loracle.model.layers.attention import PACKED, register_packed_attention
+from loracle.model.layers.norm import install_fast_norms
+from loracle.placement import resolve_placement
 from loracle.quiet import quiet_transformers
+from loracle.records.predictions import keep_accuracy, kept_accuracy
+from loracle.records.study_folder import read_study
 from loracle.sources import catalog
-from loracle.study_record import read_study
+from loracle.study.accuracy import accuracy_of
 
 MODELS = ("smollm2-135m", "tinyllama-1.1b")
 PLACEMENTS = (

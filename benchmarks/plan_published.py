@@ -12,15 +12,15 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loracle.configfile import load_config
+from loracle.config.files import load_config
+from loracle.forecast.devices import DEVICES
+from loracle.forecast.meta_base import fill, pretend_adapter, pretend_base, pretending
+from loracle.forecast.predict import GRANULE, dtype_on, kind_of, runtime_gib
+from loracle.forecast.trace import made_up_examples, trace_step
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import resolve_placement
-from loracle.plan.devices import DEVICES
-from loracle.plan.predict import GRANULE, dtype_on, kind_of, runtime_gib
-from loracle.plan.pretend import fill, pretend_adapter, pretend_base, pretending
-from loracle.plan.trace import made_up_examples, trace_step
 from loracle.sources import catalog
-from loracle.words import GIB
+from loracle.text import GIB
 
 _GB = 1e9
 

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, scaled_dot_product_attention
 from transformers import AttentionInterface
 
-import loracle.model.attention
 import loracle.model.base
-import loracle.model.lora
+import loracle.model.layers.attention
+import loracle.model.layers.lora
 from loracle.data.packing import PackedRow
-from loracle.model.attention import PACKED, register_packed_attention
 from loracle.model.base import FrozenBase
-from loracle.model.lora import RoutedLinear
+from loracle.model.layers.attention import PACKED, register_packed_attention
+from loracle.model.layers.lora import RoutedLinear
 from loracle.seeds import stream_seed
 
 Without = Callable[[FrozenBase], AbstractContextManager[Any]]
@@ -108,7 +108,9 @@ def stock_attention(_base: FrozenBase) -> AbstractContextManager[Any]:
     stack = ExitStack()
     for name in ("attend_on_cpu", "attend_variable_length"):
         stack.enter_context(
-            mock.patch.object(loracle.model.attention, name, loracle.model.attention._attend_each)
+            mock.patch.object(
+                loracle.model.layers.attention, name, loracle.model.layers.attention._attend_each
+            )
         )
     return stack
 
@@ -123,7 +125,7 @@ def framework_dropout(_base: FrozenBase) -> AbstractContextManager[Any]:
             ones = torch.ones(sum(stream.lengths), features, dtype=torch.bfloat16, device=device)
             return -(torch.nn.functional.dropout(ones, p=drop) > 0).to(torch.int16)
 
-    return mock.patch.object(loracle.model.lora, "keep_bits", keep_bits)
+    return mock.patch.object(loracle.model.layers.lora, "keep_bits", keep_bits)
 
 
 @contextmanager
@@ -133,7 +135,7 @@ def no_dropout(_base: FrozenBase) -> Iterator[None]:
     def keep_nothing(_x: Tensor, _route: Any, _module: str) -> None:
         return None
 
-    with mock.patch.object(loracle.model.lora, "_bits", keep_nothing):
+    with mock.patch.object(loracle.model.layers.lora, "_bits", keep_nothing):
         yield
 
 

@@ -26,15 +26,15 @@ from geometry import (
     random_examples,
     random_model,
 )
-from loracle.config import Config
+from loracle.config.run import Config
 from loracle.data import Example, PreparedData
-from loracle.environment import without_folder
+from loracle.engine.schedule import DataOrder
 from loracle.model.adapters import initial_a
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
 from loracle.placement import ModulePlan
 from loracle.quiet import quiet_transformers
-from loracle.schedule import DataOrder
+from loracle.records.signature import without_folder
 
 Batch = list[Example]
 

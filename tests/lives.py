@@ -25,8 +25,8 @@ from functools import partial
 from pathlib import Path
 
 WARM = (
-    "loracle.baseline",
-    "loracle.report.terminal",
+    "loracle.runner.run_many",
+    "loracle.report.terminal.run",
     "peft",
     "sacrebleu.metrics",
     "transformers.generation",
@@ -54,7 +54,7 @@ def watch(folder: str, *, end: dict, counted: list[int]) -> None:
 
 
 def die_after_step(nth: int, *, delay_s: float) -> None:
-    from loracle.record import RunFolder
+    from loracle.records.run_folder import RunFolder
 
     append, seen = RunFolder.append_step, []
 
@@ -68,7 +68,7 @@ def die_after_step(nth: int, *, delay_s: float) -> None:
 
 
 def die_in_checkpoint(nth: int) -> None:
-    from loracle import checkpoint
+    from loracle.runner import checkpoint
 
     write, seen = checkpoint.write_synced, []
 
@@ -99,7 +99,7 @@ def shut_every_way_out() -> None:
 
 
 def live(life: dict) -> int:
-    from loracle.cli import app, run
+    from loracle.cli.main import app, run
 
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     log = os.open(life["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
@@ -124,8 +124,8 @@ def live(life: dict) -> int:
 
 def run_runs(given: str, *, standalone_mode: bool) -> int:
     """Runs many; ``given`` is JSON: ``config``, ``runs`` (folder: overrides), ``bundle_size``."""
-    from loracle.configfile import load_config
-    from loracle.runner import RunSpec, run_many
+    from loracle.config.files import load_config
+    from loracle.runner.run_many import RunSpec, run_many
 
     study = json.loads(given)
     specs = [

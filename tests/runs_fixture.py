@@ -70,7 +70,7 @@ class Place:
 
     def loracle(self, *argv: object) -> Outcome:
         """Runs ``loracle`` with these words, here, in this process."""
-        from loracle.cli import app, run
+        from loracle.cli.main import app, run
 
         with self.entered(), _captured() as (out, err):
             code = run(partial(app, args=[str(word) for word in argv]))
@@ -94,7 +94,7 @@ class Place:
                 patch.setenv(key, value)
             patch.chdir(self.work)
             # Whoever edits the checkout while the tests run does not make a repeat another run.
-            patch.setattr("loracle.environment._checkout", lambda _root: _CHECKOUT)
+            patch.setattr("loracle.engine.environment._checkout", lambda _root: _CHECKOUT)
             yield
 
 

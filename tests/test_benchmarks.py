@@ -24,8 +24,8 @@ from blocks import run_once
 from bundles import Point, measure_point, point_figures
 from contenders import CONTENDERS, TUNED, Contender, run_contender
 from figures import bootstrap, quartiles, read_lines, table
-from loracle.study_record import read_study
-from loracle.verdicts import judge
+from loracle.analysis.verdicts import judge
+from loracle.records.study_folder import read_study
 from tiny import save_tiny_model, write_records
 from tricks import TRICKS, block_mask
 
@@ -572,7 +572,7 @@ def test_lengths_add_up_and_none_is_empty(tokens: int):
 
 @pytest.mark.slow
 def test_predictions_are_measured_against_on_a_cpu_too(monkeypatch):
-    from loracle.plan import calibration
+    from loracle.forecast import calibration
 
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
     monkeypatch.setitem(calibration._SIZES, "cpu", size)

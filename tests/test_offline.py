@@ -6,9 +6,9 @@ import os
 import zipfile
 
 import pytest
+from test_tracking import history, session_files
 
 from runs_fixture import facts, load, rows, settings
-from test_tracking import history, session_files
 
 
 def test_the_curves_are_in_the_offline_folder_of_the_run(finished):

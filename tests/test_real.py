@@ -7,11 +7,11 @@ import os
 from functools import partial
 
 import pytest
-
-from loracle.cli import app, run
-from loracle.configfile import load_config
-from runs_fixture import load, rows, settings
 from test_stock_peft import reload
+
+from loracle.cli.main import app, run
+from loracle.config.files import load_config
+from runs_fixture import load, rows, settings
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -46,7 +46,7 @@ def model(cache):
 
 @pytest.fixture(scope="module")
 def base(model):
-    from loracle.device import choose_device, choose_dtype
+    from loracle.engine.device import choose_device, choose_dtype
     from loracle.model.load import load_base
 
     device = choose_device("cpu")
@@ -86,7 +86,7 @@ def test_all_linear_at_rank_16_trains_the_published_number_of_parameters(base):
 
 def test_the_untuned_model_knows_its_language(base, data):
     """Measured at 6.83 in bf16 and in fp32; a wrong template, shift or mask gives far more."""
-    from loracle.evaluate import likelihood, score_examples
+    from loracle.engine.evaluate import likelihood, score_examples
 
     scores = score_examples(base, data.validation[:40], adapter=None, batch_tokens=4096)
     assert likelihood(scores).perplexity == pytest.approx(6.83, rel=0.02)

@@ -11,18 +11,18 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from geometries import TINY
-from loracle.config import PlacementConfig, TrainConfig
-from loracle.configfile import load_config
+from loracle.config.files import load_config
+from loracle.config.run import PlacementConfig, TrainConfig
 from loracle.data import Example, Record
 from loracle.data.packing import PackedRow
-from loracle.model.adapters import Adapter, attach_adapter
-from loracle.model.attention import PACKED, register_packed_attention
+from loracle.engine.train_state import TrainingRun, new_run
+from loracle.model.adapters import Adapter, attach_adapter, peft_config_of
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
-from loracle.model.lora import Route
-from loracle.placement import ModulePlan, peft_config_of, resolve_placement
+from loracle.model.layers.attention import PACKED, register_packed_attention
+from loracle.model.layers.lora import Route
+from loracle.placement import ModulePlan, resolve_placement
 from loracle.quiet import quiet_transformers
-from loracle.training_run import TrainingRun, new_run
 from tiny import tiny_tokenizer
 
 FAMILIES = tuple(TINY)

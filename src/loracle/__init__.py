@@ -10,57 +10,62 @@ from importlib import import_module
 from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from loracle.version import __version__
 
 # PEFT imports bitsandbytes where it finds it, which then lists the kernels that it did not find.
 getLogger("bitsandbytes").setLevel(ERROR)
 
 if TYPE_CHECKING:
-    from loracle.baseline import run_baseline
-    from loracle.config import Config
-    from loracle.configfile import load_config
+    from loracle.config.files import load_config
+    from loracle.config.run import Config
     from loracle.data import prepare_data
-    from loracle.device import choose_device, choose_dtype
-    from loracle.evaluate import answer_prompts, likelihood, score_answers, score_examples
+    from loracle.engine.device import choose_device, choose_dtype
+    from loracle.engine.evaluate import (
+        answer_prompts,
+        likelihood,
+        score_answers,
+        score_examples,
+    )
+    from loracle.engine.train import train_bundle
+    from loracle.engine.train_state import new_run
     from loracle.model.adapters import attach_adapter, load_adapter, save_adapter
     from loracle.model.inventory import inventory_of
     from loracle.model.load import load_base
     from loracle.placement import resolve_placement
-    from loracle.runner import RunSpec, run_many
-    from loracle.sample import sample_run
+    from loracle.runner.run_many import RunSpec, run_baseline, run_many
+    from loracle.runner.sample import sample_run
     from loracle.sources import resolve_data, resolve_model
-    from loracle.train import train_bundle
-    from loracle.training_run import new_run
 
 _HOMES = {
-    "Config": "loracle.config",
-    "RunSpec": "loracle.runner",
-    "answer_prompts": "loracle.evaluate",
+    "Config": "loracle.config.run",
+    "RunSpec": "loracle.runner.run_many",
+    "answer_prompts": "loracle.engine.evaluate",
     "attach_adapter": "loracle.model.adapters",
-    "choose_device": "loracle.device",
-    "choose_dtype": "loracle.device",
+    "choose_device": "loracle.engine.device",
+    "choose_dtype": "loracle.engine.device",
     "inventory_of": "loracle.model.inventory",
-    "likelihood": "loracle.evaluate",
+    "likelihood": "loracle.engine.evaluate",
     "load_adapter": "loracle.model.adapters",
     "load_base": "loracle.model.load",
-    "load_config": "loracle.configfile",
-    "new_run": "loracle.training_run",
+    "load_config": "loracle.config.files",
+    "new_run": "loracle.engine.train_state",
     "prepare_data": "loracle.data",
     "resolve_data": "loracle.sources",
     "resolve_model": "loracle.sources",
     "resolve_placement": "loracle.placement",
-    "run_baseline": "loracle.baseline",
-    "run_many": "loracle.runner",
-    "sample_run": "loracle.sample",
+    "run_baseline": "loracle.runner.run_many",
+    "run_many": "loracle.runner.run_many",
+    "sample_run": "loracle.runner.sample",
     "save_adapter": "loracle.model.adapters",
-    "score_answers": "loracle.evaluate",
-    "score_examples": "loracle.evaluate",
-    "train_bundle": "loracle.train",
+    "score_answers": "loracle.engine.evaluate",
+    "score_examples": "loracle.engine.evaluate",
+    "train_bundle": "loracle.engine.train",
 }
 
 __all__ = [
     "Config",
     "RunSpec",
+    "__version__",
     "answer_prompts",
     "attach_adapter",
     "choose_device",

@@ -1,5 +1,5 @@
 """``python -m loracle`` is ``loracle``."""
 
-from loracle.cli import main
+from loracle.cli.main import main
 
 main()

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_alpaca import record
 
-from loracle.config import TemplateConfig
+from loracle.config.run import TemplateConfig
 from loracle.data import template_of
 
 CUSTOM = TemplateConfig(

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_alpaca import ALPACA_COLUMNS, alpaca_rows, write_json
 
-from loracle.config import ColumnsConfig
+from loracle.config.run import ColumnsConfig
 from loracle.data import Drop, Record, read_records
 from loracle.data.records import count_drops
 from loracle.errors import DataError

@@ -6,8 +6,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from loracle.config import ColumnsConfig, DataConfig
-from loracle.configfile import load_config
+from loracle.config.files import load_config
+from loracle.config.run import ColumnsConfig, DataConfig
 from loracle.data import Record
 
 ALPACA_COLUMNS = ColumnsConfig(instruction="instruction", input="input", output="output")

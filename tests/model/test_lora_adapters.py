@@ -11,8 +11,14 @@ from safetensors.torch import load_file, save_file
 
 from loracle.data.packing import pack
 from loracle.errors import ModelError
-from loracle.model.adapters import attach_adapter, initial_a, load_adapter, save_adapter
-from loracle.placement import ModulePlan, peft_config_of
+from loracle.model.adapters import (
+    attach_adapter,
+    initial_a,
+    load_adapter,
+    peft_config_of,
+    save_adapter,
+)
+from loracle.placement import ModulePlan
 from loracle.quiet import quiet_transformers
 from tiny_engine import attach, examples_of, packed_nll, stock_model, tiny_base, tiny_plan
 

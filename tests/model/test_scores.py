@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from loracle.config import PlacementConfig
+from loracle.config.run import PlacementConfig
 from loracle.data import Example
 from loracle.data.packing import pack
 from loracle.errors import ModelError, NonFiniteError, PlacementError

@@ -1,6 +1,6 @@
 """A placement under a budget, in the two steps that a study takes."""
 
-from loracle.config import PlacementConfig
+from loracle.config.run import PlacementConfig
 from loracle.placement import Budget, Inventory, ModulePlan, rank_under, resolve_placement
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geometries import LLAMA_2_7B, SMOLLM2_135M, TINY
-from loracle.config import PlacementConfig
+from loracle.config.run import PlacementConfig
 from loracle.errors import PlacementError
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import (

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from geometries import TINY
-from loracle.config import PlacementConfig, config_digest, identity
-from loracle.configfile import dump_yaml, load_config, parse_config
+from loracle.config.files import dump_yaml, load_config, parse_config
+from loracle.config.run import PlacementConfig, config_digest, identity
 from loracle.errors import PlacementError
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import ModulePlan, placement_label, resolve_placement

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from geometries import TINY
-from loracle.config import PlacementConfig
+from loracle.config.run import PlacementConfig
 from loracle.errors import PlacementError
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import ModulePlan, placement_label, resolve_placement
@@ -150,6 +150,7 @@ def test_placement_needs_no_torch(tmp_path):
     import subprocess
 
     code = (
-        "import sys, loracle.placement, loracle.placement_view; assert 'torch' not in sys.modules"
+        "import sys, loracle.placement, loracle.report.terminal.placements; "
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -8,7 +8,7 @@ from drawn import KINDS, inventories, prove
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loracle.config import PlacementConfig
+from loracle.config.run import PlacementConfig
 from loracle.errors import PlacementError
 from loracle.placement import (
     PATTERNS,

@@ -2,10 +2,10 @@
 
 import pytest
 
-from loracle.report.study.contents import contents_of
-from loracle.report.study.write import write_report
-from loracle.verdicts import judge
-from stats.simulated import ARMS, SimulatedArm, simulated_study
+from analysis.stats.simulated import ARMS, SimulatedArm, simulated_study
+from loracle.analysis.verdicts import judge
+from loracle.report.contents import contents_of
+from loracle.report.write import write_report
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from loracle.report.study.curves import loss_curves, validation_curves
-from stats.simulated import ARMS, simulated_study
+from analysis.stats.simulated import ARMS, simulated_study
+from loracle.report.figures.curves import loss_curves, validation_curves
 
 
 def write_losses(study, losses):

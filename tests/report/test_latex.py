@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loracle.report.study.latex import escape, escape_number, macro_name, macros_of
+from loracle.report.text.latex import escape, escape_number, macro_name, macros_of
 
 # Commands and braces that escape itself may write.
 OURS = re.compile(

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from loracle.report.study.palette import INK, arm_scale, css_variables, looks_of
+from loracle.report.figures.palette import INK, arm_scale, css_variables, looks_of
 
 TWELVE = [f"arm-{n}" for n in range(12)]
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loracle.report.study.numbers import (
+from loracle.report.text.numbers import (
     count,
     decimals_for,
     fixed,
@@ -13,7 +13,7 @@ from loracle.report.study.numbers import (
     typographic,
     with_interval,
 )
-from loracle.words import plural
+from loracle.text import plural
 
 
 def test_what_was_not_measured_is_never_zero():

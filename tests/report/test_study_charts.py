@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loracle.report.study.curve_charts import loss_figures
-from loracle.report.study.effects import Effect, forest_figure
-from loracle.report.study.example_chart import example_figure
-from loracle.report.study.maps import placement_figures, score_figures
-from loracle.report.study.palette import looks_of
-from loracle.report.study.tradeoff_charts import Point, spread, tradeoff_figure
-from loracle.report.study.vega import as_altair, for_page, for_paper, svg_of, themed
-from loracle.study_record import read_study
-from stats.simulated import ARMS, write_study
+from analysis.stats.simulated import ARMS, write_study
+from loracle.records.study_folder import read_study
+from loracle.report.figures.curve_charts import loss_figures
+from loracle.report.figures.examples import example_figure
+from loracle.report.figures.forest import Effect, forest_figure
+from loracle.report.figures.maps import placement_figures, score_figures
+from loracle.report.figures.palette import looks_of
+from loracle.report.figures.tradeoffs import Point, spread, tradeoff_figure
+from loracle.report.figures.vega import as_altair, for_page, for_paper, svg_of, themed
 
 UNITLESS = {"optimizer step", "trainable parameters", "layer", None}
 UNITS = ("nats per token", "GiB", "MiB", ", s", "ms per token", "share of modules", "target tokens")

@@ -11,12 +11,12 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
+from analysis.stats.simulated import ARMS, SimulatedArm, simulated_study, write_study
+from loracle.analysis.verdicts import judge
 from loracle.errors import RunFolderError
-from loracle.report.study import study_markdown, write_report
-from loracle.report.study.latex import macro_name
-from loracle.report.verdict_view import verdict_view
-from loracle.verdicts import judge
-from stats.simulated import ARMS, SimulatedArm, simulated_study, write_study
+from loracle.report import study_markdown, write_report
+from loracle.report.terminal.verdicts import verdict_view
+from loracle.report.text.latex import macro_name
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & {{ 7 * 7 }}"
 EVIL_ARM = "<img src=x onerror=alert(3)> & {{ 7 * 7 }} %"
@@ -271,7 +271,7 @@ def test_a_study_without_environment_files_still_reports(tmp_path):
 
 
 def test_a_report_needs_no_torch():
-    code = "import sys, loracle.report.study as _; sys.exit('torch' in sys.modules)"
+    code = "import sys, loracle.report as _; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

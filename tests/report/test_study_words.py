@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from loracle.orderings import published_orderings
-from loracle.report.study.limits import limits
-from loracle.report.study.methods import methods_paragraphs
-from loracle.report.study.provenance import provenance_of
-from loracle.report.study.published import why_it_may_differ
-from loracle.report.study.tradeoff_panels import advice
-from loracle.report.study.words import answer, largest_smallest_effect, noise_words
-from loracle.verdicts import judge
-from stats.simulated import ARMS, Noise, simulated_study
+from analysis.stats.simulated import ARMS, Noise, simulated_study
+from loracle.analysis.orderings import published_orderings
+from loracle.analysis.verdicts import judge
+from loracle.report.text.advice import advice
+from loracle.report.text.answer import answer, largest_smallest_effect, noise_words
+from loracle.report.text.limits import limits
+from loracle.report.text.methods import methods_paragraphs
+from loracle.report.text.provenance import provenance_of
+from loracle.report.text.published import why_it_may_differ
 
 
 def test_the_answer_counts_the_verdicts(contents):

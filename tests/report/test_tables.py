@@ -2,7 +2,7 @@
 
 import pytest
 
-from loracle.report.study.tables import Column, Table, latex_of, markdown_of
+from loracle.report.tables.table import Column, Table, latex_of, markdown_of
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from loracle.config import Config
-from loracle.configfile import load_config
+from loracle.config.files import load_config
+from loracle.config.run import Config
 from loracle.errors import ConfigError
 from loracle.sources import catalog, model_architecture, resolve_data, resolve_model
 from loracle.sources.catalog import parse_catalog

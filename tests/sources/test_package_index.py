@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from loracle.sources import index as index_module
+from loracle.sources import pypi as index_module
 from loracle.sources import resolve_data, resolve_model
 
 RECORDS = b'[{"instruction": "a", "input": "", "output": "b"}]'

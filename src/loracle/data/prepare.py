@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loracle.config import DataConfig
+from loracle.config.run import DataConfig
 from loracle.data.prompt import Template, template_of
 from loracle.data.records import Record, read_records
 from loracle.data.rows import Drop
@@ -25,13 +25,7 @@ from loracle.data.summary import (
     fingerprint,
     public_source,
 )
-from loracle.data.tokens import (
-    EncodedRecord,
-    Example,
-    encode_records,
-    eos_id_of,
-    fit,
-)
+from loracle.data.tokens import EncodedRecord, Example, encode_records, eos_id_of, fit
 from loracle.errors import DataError
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from loracle.config import TemplateConfig
+from loracle.config.run import TemplateConfig
 from loracle.data.records import Record
 
 _FIELD = re.compile(r"\{(instruction|input)\}")

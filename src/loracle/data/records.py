@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loracle.config import ColumnsConfig
+from loracle.config.run import ColumnsConfig
 from loracle.data.rows import Drop, Table, read_table
 from loracle.data.snapshot import read_folder
 from loracle.errors import DataError, did_you_mean

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,8 +18,8 @@ from torch import Tensor, nn
 
 from loracle.errors import ModelError
 from loracle.model.base import FrozenBase
-from loracle.model.lora import RoutedLinear, connect_router, install_routed_layers
-from loracle.placement import ModulePlan, peft_config_of
+from loracle.model.layers.lora import RoutedLinear, connect_router, install_routed_layers
+from loracle.placement.plan import ModulePlan, most_common_rank
 from loracle.quiet import quiet_transformers
 from loracle.seeds import numpy_stream
 
@@ -167,3 +169,33 @@ def save_adapter(base: FrozenBase, *, name: str, folder: Path) -> Path:
     ordered = {k: sorted(v) if k == "target_modules" else v for k, v in sorted(config.items())}
     config_path.write_text(json.dumps(ordered, indent=2) + "\n", encoding="utf-8")
     return written
+
+
+def peft_config_of(plan: ModulePlan, *, dropout: float) -> dict[str, Any]:
+    """Returns keyword arguments for ``peft.LoraConfig`` that adapt exactly the plan's modules.
+
+    ``layers_to_transform`` and suffix patterns are not used: PEFT accepts entries that match
+    nothing. Alpha is given per module wherever rank or alpha differ from the majority, because
+    PEFT's ``rank_pattern`` alone would change the scaling alpha / r.
+
+    Args:
+        plan: The resolved placement.
+        dropout: Probability that an element of an adapter's input is zeroed.
+    """
+    rank, alpha = most_common_rank(plan)
+    return {
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropout,
+        "bias": "none",
+        "fan_in_fan_out": any(module.fan_in_fan_out for module in plan.modules),
+        "target_modules": [module.name for module in plan.modules],
+        "rank_pattern": {_exactly(m.name): m.rank for m in plan.modules if m.rank != rank},
+        "alpha_pattern": {_exactly(m.name): m.alpha for m in plan.modules if m.alpha != alpha},
+    }
+
+
+def _exactly(name: str) -> str:
+    # PEFT matches rf"(.*\.)?({key})$", so that a bare name also matches as a suffix.
+    return f"^{re.escape(name)}"

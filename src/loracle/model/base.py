@@ -20,7 +20,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loracle.data.packing import PackedRow, Tokens, pack
 from loracle.errors import ModelError
-from loracle.model.attention import PACKED
 from loracle.model.blocks import (
     Trunk,
     blocks_name_of,
@@ -28,12 +27,13 @@ from loracle.model.blocks import (
     replaying,
     states_entering,
 )
-from loracle.model.four_bit import PackedWeight, weight_of
-from loracle.model.head import as_float, target_nll, trained_target_nll
-from loracle.model.lora import RoutedLinear, Router
-from loracle.model.recompute import recomputing
-from loracle.model.route import Route
-from loracle.parts import computing
+from loracle.model.layers.attention import PACKED
+from loracle.model.layers.four_bit import PackedWeight, weight_of
+from loracle.model.layers.head import as_float, target_nll, trained_target_nll
+from loracle.model.layers.lora import RoutedLinear
+from loracle.model.layers.recompute import recomputing
+from loracle.model.layers.routing import Route, Router
+from loracle.model.live_bytes import computing
 
 
 @dataclass

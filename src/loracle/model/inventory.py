@@ -36,7 +36,7 @@ def inventory_of(model: nn.Module) -> Inventory:
     """
     if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
         raise ModelError("model: already carries adapters; take its inventory before adding them")
-    from loracle.model.four_bit import num_numbers
+    from loracle.model.layers.four_bit import num_numbers
 
     blocks = _blocks_name(model)
     head = _output_embedding(model)

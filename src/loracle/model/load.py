@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loracle.data.packing import PackedRow, pack
 from loracle.errors import ModelError
-from loracle.model.attention import PACKED, register_packed_attention
 from loracle.model.base import PROBES, FrozenBase, Probe, cross_entropy
-from loracle.model.four_bit import four_bit_config, install_unpacked_products
-from loracle.model.norm import install_fast_norms
+from loracle.model.layers.attention import PACKED, register_packed_attention
+from loracle.model.layers.four_bit import four_bit_config, install_unpacked_products
+from loracle.model.layers.norm import install_fast_norms
 from loracle.quiet import quiet_transformers
 
 # assumed: a fast head that differs from the model's own by more than rounding is another head

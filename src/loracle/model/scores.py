@@ -41,9 +41,9 @@ from loracle.data.packing import PackedRow, batches_by_tokens, pack
 from loracle.errors import ModelError, NonFiniteError, PlacementError, did_you_mean
 from loracle.model.adapters import initial_a
 from loracle.model.base import FrozenBase
-from loracle.model.four_bit import weight_of, whole
-from loracle.model.head import as_float
 from loracle.model.inventory import inventory_of
+from loracle.model.layers.four_bit import weight_of, whole
+from loracle.model.layers.head import as_float
 from loracle.placement import LinearModule, Score
 from loracle.placement.presets import all_linear
 

@@ -19,12 +19,14 @@ import torch
 import transformers
 from torch import Tensor
 
-from loracle.code_digest import code_digest
 from loracle.data.packing import Tokens, to_device
+from loracle.digest import code_digest
 from loracle.model.base import FrozenBase
 from loracle.model.blocks import Trunk
 from loracle.model.shards import Shards
 from loracle.placement import ModulePlan
+
+TRUNK_SOURCES = ("data/**/*.py", "model/**/*.py")
 
 
 def lowest_layer(plan: ModulePlan | None, *, base: FrozenBase) -> int:
@@ -164,4 +166,4 @@ def _origin_of(base: FrozenBase) -> dict[str, object]:
 
 def _source_digest() -> str:
     """Returns a digest of the code that computes, so that edited code reads no old states."""
-    return code_digest(Path(__file__).parent, ["*.py"])
+    return code_digest(TRUNK_SOURCES)

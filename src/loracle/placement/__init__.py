@@ -1,17 +1,16 @@
 """Where adapters go: presets and patterns resolved to an explicit list of modules and ranks."""
 
-from loracle.placement.adapters import peft_config_of
 from loracle.placement.budget import Budget, gap_frac, params_per_rank, rank_for, rank_under
 from loracle.placement.inventory import Inventory, LinearModule, Role
 from loracle.placement.names import layer_ranges
 from loracle.placement.plan import ModulePlan, PlannedModule
 from loracle.placement.presets import PATTERNS, PRESETS
-from loracle.placement.random_choice import random_share
 from loracle.placement.resolve import placement_label, resolve_placement, select_modules
 from loracle.placement.selection import (
     SCORES,
     Score,
     named_placement,
+    random_share,
     select_modules_by_score,
 )
 
@@ -30,7 +29,6 @@ __all__ = [
     "layer_ranges",
     "named_placement",
     "params_per_rank",
-    "peft_config_of",
     "placement_label",
     "random_share",
     "rank_for",

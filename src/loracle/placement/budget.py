@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from loracle.config import PlacementConfig
+from loracle.config.run import PlacementConfig
 from loracle.errors import PlacementError
 from loracle.placement.inventory import Inventory, LinearModule
 from loracle.placement.plan import ModulePlan, most_common_rank

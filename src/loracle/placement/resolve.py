@@ -11,12 +11,18 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-from loracle.config import PlacementConfig
+from loracle.config.run import PlacementConfig
 from loracle.errors import PlacementError, did_you_mean
 from loracle.placement.inventory import Inventory, LinearModule
 from loracle.placement.names import layer_ranges, matching, nearest_name
 from loracle.placement.plan import FULL, ModulePlan, PlannedModule
-from loracle.placement.presets import PATTERNS, PRESETS, counted_names, counted_preset, in_layers
+from loracle.placement.presets import (
+    PATTERNS,
+    PRESETS,
+    counted_names,
+    counted_preset,
+    in_layers,
+)
 from loracle.placement.ranks import module_ranks
 
 # assumed: a label is a column of a table and part of a file name.

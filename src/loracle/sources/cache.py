@@ -21,8 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from loracle.durable import is_unsupported, sync_folder, write_synced
 from loracle.errors import SourceError
+from loracle.records.files import is_unsupported, sync_folder, write_synced
 from loracle.sources.spec import shown
 
 Progress = Callable[[str], None]

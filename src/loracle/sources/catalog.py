@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from loracle.config import Positive
-from loracle.configfile import read_yaml, shipped_config
+from loracle.config.files import read_yaml, shipped_config
+from loracle.config.run import Positive
 from loracle.errors import ConfigError, SourceError, did_you_mean
 from loracle.sources.spec import parse_source
 

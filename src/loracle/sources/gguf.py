@@ -8,9 +8,9 @@ from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
-from loracle.durable import plain_os_errors
 from loracle.errors import SourceError
 from loracle.quiet import quiet_transformers
+from loracle.records.files import plain_os_errors
 
 _MAGIC = b"GGUF"
 # What the readers of Transformers and gguf raise at a header or tensor that is not as it should be.

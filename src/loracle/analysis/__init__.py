@@ -1,0 +1,1 @@
+"""From records to verdicts: differences, intervals, costs, trade-offs, advice. No torch."""

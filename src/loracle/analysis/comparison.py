@@ -1,0 +1,209 @@
+"""One arm against another: the difference, what Holm leaves of its p-value, a verdict and why.
+
+A verdict of better or worse takes a p-value below 5% after Holm's correction over all comparisons
+of its family, and a difference above the noise floor: what the same run, repeated, differs by.
+Anything else is "not distinguishable", which is a finding about the design as much as the arms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from loracle.analysis.stats.difference import ALPHA, Difference
+from loracle.analysis.stats.multiple import holm
+
+Metric = Literal["loss_nats_per_token", "bleu"]
+Verdict = Literal["better", "worse", "not distinguishable"]
+
+METRICS: tuple[Metric, ...] = ("loss_nats_per_token", "bleu")
+UNTUNED = "untuned"
+"""What stands for the model before training where an arm could stand."""
+
+_OPPOSITE: dict[Verdict, Verdict] = {
+    "better": "worse",
+    "worse": "better",
+    "not distinguishable": "not distinguishable",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """An arm against another one on one metric, ours minus theirs."""
+
+    arm: str
+    """The arm in question."""
+    reference: str
+    """What it is compared with: another arm, or ``untuned``."""
+    metric: Metric
+    """``loss_nats_per_token``: lower is better. ``bleu``: higher is better."""
+    found: Difference | None
+    """The difference; None: no seed completed in both, or the metric was not measured."""
+    noise_floor: float | None
+    """The largest difference between a run and its repeat; None: not measured."""
+    p_holm: float | None = None
+    """Two-sided, after Holm's correction over the family; None without an interval."""
+    num_comparisons: int = 0
+    """Size of the family: comparisons that have a p-value."""
+    verdict: Verdict = "not distinguishable"
+    """Whether the arm is better or worse than the reference."""
+    reason: str = ""
+    """The verdict in one sentence with the figures."""
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus theirs, nats per token or BLEU points."""
+        return None if self.found is None else self.found.estimate
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95% interval of the difference over seeds and examples, not corrected for the family."""
+        if self.found is None or self.found.low is None or self.found.high is None:
+            return None
+        return self.found.low, self.found.high
+
+    @property
+    def p(self) -> float | None:
+        """Two-sided p-value, not corrected."""
+        return None if self.found is None else self.found.p_value
+
+    @property
+    def num_seeds(self) -> int:
+        """Seeds that completed in both."""
+        return self.found.num_seeds if self.found else 0
+
+    @property
+    def effect_percent(self) -> float | None:
+        """How much higher our perplexity is, in percent: 100 (exp(difference) - 1); loss only."""
+        return None if self.difference is None else self._percent(self.difference)
+
+    @property
+    def effect_percent_interval(self) -> tuple[float, float] | None:
+        """95% interval of ``effect_percent``."""
+        ends = [self._percent(end) for end in self.interval or ()]
+        return (ends[0], ends[1]) if ends and ends[0] is not None and ends[1] is not None else None
+
+    @property
+    def smallest_effect(self) -> float | None:
+        """The difference that this design finds four times in five, at Holm's strictest level."""
+        if self.found is None:
+            return None
+        return self.found.smallest_effect_at(ALPHA / max(self.num_comparisons, 1))
+
+    def reversed(self) -> Comparison:
+        """Returns the same comparison seen from the other arm, in the same family."""
+        found = self.found and replace(
+            self.found,
+            estimate=-self.found.estimate,
+            low=None if self.found.high is None else -self.found.high,
+            high=None if self.found.low is None else -self.found.low,
+        )
+        other = replace(self, arm=self.reference, reference=self.arm, found=found)
+        return _explained(replace(other, verdict=_OPPOSITE[self.verdict]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain data, derived figures included."""
+        found = self.found
+        return {
+            "arm": self.arm,
+            "reference": self.reference,
+            "metric": self.metric,
+            "difference": self.difference,
+            "interval": self.interval and list(self.interval),
+            "standard_error": found and found.standard_error,
+            "degrees_of_freedom": found and found.degrees_of_freedom,
+            "p": self.p,
+            "p_holm": self.p_holm,
+            "num_comparisons": self.num_comparisons,
+            "effect_percent": self.effect_percent,
+            "smallest_effect": self.smallest_effect,
+            "noise_floor": self.noise_floor,
+            "num_seeds": self.num_seeds,
+            "num_examples": found.num_examples if found else 0,
+            "seed_share": found and found.seed_share,
+            "verdict": self.verdict,
+            "reason": self.reason,
+        }
+
+    def _percent(self, difference: float) -> float | None:
+        return 100 * math.expm1(difference) if self.metric == "loss_nats_per_token" else None
+
+
+def judged(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
+    """Returns the comparisons of one family with their verdicts, p-values corrected by Holm."""
+    corrected = holm([comparison.p for comparison in comparisons])
+    size = sum(p is not None for p in corrected)
+    return tuple(
+        _judged(replace(comparison, p_holm=p_holm, num_comparisons=size))
+        for comparison, p_holm in zip(comparisons, corrected, strict=True)
+    )
+
+
+def _judged(comparison: Comparison) -> Comparison:
+    verdict: Verdict = "not distinguishable"
+    if _is_established(comparison) and comparison.difference is not None:
+        lower_is_better = comparison.metric == "loss_nats_per_token"
+        verdict = "better" if (comparison.difference < 0) == lower_is_better else "worse"
+    return _explained(replace(comparison, verdict=verdict))
+
+
+def _is_established(comparison: Comparison) -> bool:
+    if comparison.p_holm is None or comparison.p_holm >= ALPHA:
+        return False
+    return abs(comparison.difference or 0.0) > (comparison.noise_floor or 0.0)
+
+
+def _explained(comparison: Comparison) -> Comparison:
+    return replace(comparison, reason=_reason(comparison))
+
+
+def _reason(comparison: Comparison) -> str:
+    found = comparison.found
+    if found is None:
+        return "Not measured on a seed that completed in both."
+    if comparison.interval is None or comparison.p_holm is None:
+        few = "one seed" if found.num_seeds < 2 else "one example"
+        return f"{_difference_words(comparison)} on {few}: no interval, so no verdict."
+    if found.standard_error == 0 and found.estimate == 0:
+        return f"Identical to {comparison.reference} on every seed and example."
+    low, high = (_signed(comparison, end) for end in comparison.interval)
+    told = (
+        f"{_difference_words(comparison)} (95% interval {low} to {high}, "
+        f"Holm {p_words(comparison.p_holm)})"
+    )
+    if comparison.p_holm >= ALPHA:
+        return f"{told}: this could be chance{_visible_words(comparison)}."
+    if comparison.verdict == "not distinguishable":
+        floor = _amount(comparison, comparison.noise_floor or 0.0)
+        return f"{told}: no more than the same run differs by when it is repeated ({floor})."
+    return f"{told}."
+
+
+def _visible_words(comparison: Comparison) -> str:
+    if comparison.smallest_effect is None:
+        return ""
+    return f"; a difference of {_amount(comparison, comparison.smallest_effect)} would be found"
+
+
+def _difference_words(comparison: Comparison) -> str:
+    """Returns e.g. ``Loss 0.0512 nats per token above all-linear``."""
+    difference = comparison.difference or 0.0
+    name = "Loss" if comparison.metric == "loss_nats_per_token" else "BLEU"
+    side = "above" if difference > 0 else "below" if difference < 0 else "from"
+    return f"{name} {_amount(comparison, abs(difference))} {side} {comparison.reference}"
+
+
+def _amount(comparison: Comparison, value: float) -> str:
+    is_loss = comparison.metric == "loss_nats_per_token"
+    return f"{value:.4f} nats per token" if is_loss else f"{value:.2f} points"
+
+
+def _signed(comparison: Comparison, value: float) -> str:
+    return f"{value:+.4f}" if comparison.metric == "loss_nats_per_token" else f"{value:+.2f}"
+
+
+def p_words(p_value: float) -> str:
+    """Returns a p-value as papers print it: ``p = 0.034``, ``p < 0.001``."""
+    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"

@@ -1,0 +1,140 @@
+"""What a study's runs came to, example by example, as arrays.
+
+Shape legend: E scored validation examples, A answered ones, 10 counts per answer
+(`loracle.analysis.stats.bleu`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loracle.analysis.comparison import UNTUNED, Comparison
+from loracle.analysis.stats.bleu import Counts, answer_counts, paired_bleu_of_counts
+from loracle.analysis.stats.paired import paired_difference
+from loracle.errors import RunFolderError
+from loracle.records.study_folder import RunRecord, StudyRecord
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Losses and answers of every completed run that counts, on the same examples."""
+
+    tokens: Floats
+    """Target tokens of each example: (E,)."""
+    base_nll_nats: Floats
+    """NLL of each example by the untuned model, summed over its tokens: (E,)."""
+    nll_nats: Mapping[str, Mapping[int, Floats]]
+    """Arm -> seed -> the same after training: (E,)."""
+    base_counts: Counts | None
+    """Of the untuned model's answers: (A, 10); None: it was not asked."""
+    counts: Mapping[str, Mapping[int, Counts]]
+    """Arm -> seed -> the same after training; empty where nothing was asked."""
+
+    @property
+    def num_answers(self) -> int:
+        """Examples that were answered."""
+        found = [len(counts) for by_seed in self.counts.values() for counts in by_seed.values()]
+        return max(found, default=0)
+
+
+def read_outcomes(study: StudyRecord) -> Outcomes:
+    """Returns the outcomes of the study's completed runs.
+
+    Raises:
+        RunFolderError: If two runs were not scored, or not asked, on the same examples.
+    """
+    runs = [run for arm in study.arms for run in study.runs_of(arm.name).values()]
+    _require_same_examples(runs)
+    first = _scored(runs[0]) if runs else []
+    asked = _answered(runs[0]) if runs else []
+    has_base = bool(asked) and all(row["base_generated"] is not None for row in asked)
+    return Outcomes(
+        tokens=_column(first, "tokens"),
+        base_nll_nats=_column(first, "base_nll_sum_nats"),
+        nll_nats={
+            arm.name: {
+                seed: _column(_scored(run), "nll_sum_nats")
+                for seed, run in study.runs_of(arm.name).items()
+            }
+            for arm in study.arms
+        },
+        base_counts=_counts(asked, "base_generated") if has_base else None,
+        counts={
+            arm.name: {
+                seed: _counts(_answered(run), "generated")
+                for seed, run in study.runs_of(arm.name).items()
+                if _answered(run)
+            }
+            for arm in study.arms
+        },
+    )
+
+
+def compare_losses(
+    outcomes: Outcomes, arm: str, reference: str, *, noise_floor: float | None
+) -> Comparison:
+    """Returns two arms' difference in loss, or an arm's from the untuned model; not yet judged."""
+    ours, theirs = _paired(
+        outcomes.nll_nats, arm, reference=reference, untuned=outcomes.base_nll_nats
+    )
+    found = paired_difference(ours, theirs, outcomes.tokens) if ours else None
+    return Comparison(arm, reference, "loss_nats_per_token", found, noise_floor)
+
+
+def compare_bleu(
+    outcomes: Outcomes, arm: str, reference: str, *, noise_floor: float | None
+) -> Comparison:
+    """Returns two arms' difference in BLEU, or an arm's from the untuned model; not yet judged."""
+    ours, theirs = _paired(outcomes.counts, arm, reference=reference, untuned=outcomes.base_counts)
+    found = paired_bleu_of_counts(np.stack(ours), np.stack(theirs)) if ours else None
+    return Comparison(arm, reference, "bleu", found, noise_floor)
+
+
+def _paired(
+    by_arm: Mapping[str, Mapping[int, Any]], arm: str, *, reference: str, untuned: Any
+) -> tuple[list[Any], list[Any]]:
+    """Returns the arrays of the seeds that both have; the untuned model's, once."""
+    ours = by_arm[arm]
+    if reference == UNTUNED:
+        seeds = sorted(ours) if untuned is not None else []
+        return [ours[seed] for seed in seeds], [untuned] if seeds else []
+    theirs = by_arm[reference]
+    seeds = sorted(ours.keys() & theirs.keys())
+    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+
+
+def _require_same_examples(runs: Sequence[RunRecord]) -> None:
+    for run in runs[1:]:
+        for rows, done in ((_scored, "scored"), (_answered, "asked")):
+            if _examples(rows(run)) != _examples(rows(runs[0])):
+                raise RunFolderError(
+                    f"{run.path / 'examples.jsonl'}: was not {done} on the examples of "
+                    f"{runs[0].id}; only runs on the same examples can be compared"
+                )
+
+
+def _examples(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
+    return [(row["row"], row["tokens"]) for row in rows]
+
+
+def _scored(run: RunRecord) -> list[dict[str, Any]]:
+    return [row for row in run.examples if row["nll_sum_nats"] is not None]
+
+
+def _answered(run: RunRecord) -> list[dict[str, Any]]:
+    return [row for row in run.examples if row["generated"] is not None]
+
+
+def _column(rows: Sequence[Mapping[str, Any]], key: str) -> Floats:
+    return np.asarray([row[key] for row in rows], dtype=np.float64)
+
+
+def _counts(rows: Sequence[Mapping[str, Any]], key: str) -> Counts:
+    return answer_counts([row[key] for row in rows], [row["reference"] for row in rows])

@@ -1,0 +1,160 @@
+"""Which arm to take under a constraint, in words that claim no more than was established.
+
+Among the arms that meet the constraint, the one with the lowest mean loss and all that cannot be
+told from it are equally good as far as this study knows; of these the cheapest is recommended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from loracle.analysis.costs import Axis, Cost, amount_words, arm_costs, costs_more
+from loracle.records.study_folder import StudyRecord
+
+if TYPE_CHECKING:
+    from loracle.analysis.verdicts import Verdicts
+
+# Costs by which arms that are alike are told apart, after those that are constrained.
+_PREFERENCE: tuple[Axis, ...] = ("peak_memory_gib", "step_time_s", "trainable_params")
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """An arm to take, and why."""
+
+    arm: str | None
+    """Its name; None: no arm meets the constraint."""
+    words: str
+    """The recommendation, with its figures."""
+
+
+def recommend(
+    study: StudyRecord,
+    verdicts: Verdicts,
+    *,
+    max_memory_gib: float | None = None,
+    max_trainable_params: int | None = None,
+    max_step_time_s: float | None = None,
+) -> Recommendation:
+    """Returns the arm to take under a constraint.
+
+    Args:
+        study: The study.
+        verdicts: What `loracle.analysis.verdicts.judge` found in it.
+        max_memory_gib: Peak memory in training that the dearest run may take.
+        max_trainable_params: Trainable parameters allowed.
+        max_step_time_s: Median step time that the slowest run may take.
+    """
+    asked: dict[Axis, float | None] = {
+        "peak_memory_gib": max_memory_gib,
+        "trainable_params": max_trainable_params,
+        "step_time_s": max_step_time_s,
+    }
+    limits = {axis: limit for axis, limit in asked.items() if limit is not None}
+    losses = {
+        summary.arm: summary.loss_nats_per_token.mean
+        for summary in verdicts.summaries
+        if summary.loss_nats_per_token
+    }
+    arms = sorted(losses, key=lambda arm: losses[arm])
+    costs = {arm: arm_costs(study, arm) for arm in arms}
+    fitting = [arm for arm in arms if _fits(costs[arm], limits)]
+    alike = [
+        arm for arm in fitting[1:] if not any(verdicts.is_worse(arm, other) for other in fitting)
+    ]
+    found = _Choice(limits, losses, costs, fitting, alike)
+    return Recommendation(
+        arm=found.chosen,
+        words=_words(found),
+    )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """What a recommendation is made from."""
+
+    limits: Mapping[Axis, float]
+    losses: Mapping[str, float]
+    costs: Mapping[str, Mapping[Axis, Cost]]
+    fitting: list[str]
+    """Arms that meet the limits, lowest mean loss first."""
+    alike: list[str]
+    """Of the others, those than which no arm that fits is established to be better."""
+
+    @cached_property
+    def cheapest(self) -> tuple[str | None, Axis | None]:
+        """The cheapest of those that are alike, and the cost by which it beats the first."""
+        if not self.fitting:
+            return None, None
+        left: list[str] = [self.fitting[0], *self.alike]
+        saves: Axis | None = None
+        for axis in dict.fromkeys((*self.limits, *_PREFERENCE)):
+            kept = _cheapest_on(axis, left, self.costs)
+            first = self.fitting[0]
+            if first in left and first not in kept:
+                saves = axis
+                mine = self.costs[first][axis]
+                kept = [arm for arm in kept if costs_more(mine, self.costs[arm][axis])]
+            left = kept
+        return left[0], saves
+
+    @property
+    def chosen(self) -> str | None:
+        """The arm to take."""
+        return self.cheapest[0]
+
+
+def _cheapest_on(
+    axis: Axis, arms: list[str], costs: Mapping[str, Mapping[Axis, Cost]]
+) -> list[str]:
+    """Returns the arms that may cost as little as the cheapest; all if one was not measured."""
+    if any(axis not in costs[arm] for arm in arms):
+        return arms
+    least = min((costs[arm][axis] for arm in arms), key=lambda cost: cost.median)
+    return [arm for arm in arms if not costs_more(costs[arm][axis], least)]
+
+
+def _fits(costs: Mapping[Axis, Cost], limits: Mapping[Axis, float]) -> bool:
+    return all(axis in costs and costs[axis].high <= limit for axis, limit in limits.items())
+
+
+def _words(found: _Choice) -> str:
+    within = _within(found.limits)
+    if not found.fitting:
+        return f"{within}no arm was measured to fit."
+    lowest, (chosen, saves) = found.fitting[0], found.cheapest
+    told = f"{within}{lowest} has the lowest mean loss ({found.losses[lowest]:.4f} nats per token)"
+    if len(found.fitting) == 1 and found.limits:
+        return f"{within}only {lowest} fits ({found.losses[lowest]:.4f} nats per token)."
+    if not found.alike:
+        others = "every other arm that fits" if found.limits else "every other arm"
+        return f"{told}, and {others} is established to be worse: take {lowest}."
+    told = f"{told}; {_listed(found.alike)} cannot be told apart from it"
+    if chosen == lowest or chosen is None or saves is None:
+        verb = "is" if len(found.alike) == 1 else "are"
+        cheaper = f"{verb} not established to cost less memory, time or parameters"
+        return f"{told} and {cheaper}: take {lowest}."
+    mine, theirs = (amount_words(saves, found.costs[a][saves].median) for a in (chosen, lowest))
+    who = "" if found.alike == [chosen] else f"{chosen} "
+    return f"{told} and {who}costs least ({mine} against {theirs}): take {chosen}."
+
+
+def _within(limits: Mapping[Axis, float]) -> str:
+    """Returns e.g. ``Within 8 GiB: ``, or nothing without limits."""
+    units: dict[Axis, str] = {
+        "peak_memory_gib": "GiB",
+        "trainable_params": "trainable parameters",
+        "step_time_s": "s per step",
+    }
+    listed = [
+        f"{limit:,} {units[axis]}" if axis == "trainable_params" else f"{limit:g} {units[axis]}"
+        for axis, limit in limits.items()
+    ]
+    return f"Within {_listed(listed)}: " if listed else ""
+
+
+def _listed(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

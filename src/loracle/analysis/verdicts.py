@@ -1,0 +1,193 @@
+"""What a study found: every arm against the reference, with intervals, verdicts and noise.
+
+Families of comparisons, each corrected by Holm on its own: all arms against the reference, all
+arms against the untuned model, all pairs of arms; each metric is a family of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any
+
+from loracle.analysis.comparison import METRICS, UNTUNED, Comparison, Metric, judged
+from loracle.analysis.costs import Axis, Cost, arm_costs
+from loracle.analysis.outcomes import Outcomes, compare_bleu, compare_losses, read_outcomes
+from loracle.analysis.summaries import (
+    ArmSummary,
+    NoiseFloor,
+    measure_noise,
+    summarise_arm,
+    summarise_untuned,
+)
+from loracle.records.study_folder import StudyRecord
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class CostDifference:
+    """What an arm costs beside the reference: described, not tested."""
+
+    arm: str
+    """The arm."""
+    axis: Axis
+    """What was measured, with its unit."""
+    value: float
+    """Median over the arm's runs."""
+    reference_value: float
+    """The same of the reference."""
+    ratio: float
+    """value / reference_value."""
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Everything that a study's statistics found."""
+
+    reference: str
+    """The arm that the others are compared with."""
+    seeds: tuple[int, ...]
+    """Seeds of which any arm has a completed run."""
+    num_examples: int
+    """Validation examples that were scored."""
+    num_tokens: int
+    """Their target tokens."""
+    num_answers: int
+    """Validation examples that were answered; 0: no BLEU."""
+    summaries: tuple[ArmSummary, ...]
+    """Of every arm that has a completed run, in the study's order."""
+    untuned: ArmSummary
+    """Of the model before training."""
+    comparisons: tuple[Comparison, ...]
+    """Every arm but the reference against it: the losses, then BLEU if it was measured."""
+    versus_untuned: tuple[Comparison, ...]
+    """Every arm against the untuned model, likewise."""
+    pairs: tuple[Comparison, ...]
+    """The losses of every two arms, each pair once."""
+    costs: tuple[CostDifference, ...]
+    """Every arm but the reference against it, on each axis that both were measured on."""
+    noise: Mapping[Metric, NoiseFloor]
+    """By metric."""
+
+    def comparison(self, arm: str, *, metric: Metric = "loss_nats_per_token") -> Comparison | None:
+        """Returns an arm's comparison with the reference; None: not measured, or itself."""
+        return _find(self.comparisons, arm, self.reference, metric)
+
+    def against_untuned(
+        self, arm: str, *, metric: Metric = "loss_nats_per_token"
+    ) -> Comparison | None:
+        """Returns an arm's comparison with the untuned model; None: not measured."""
+        return _find(self.versus_untuned, arm, UNTUNED, metric)
+
+    def pair(self, arm: str, other: str) -> Comparison | None:
+        """Returns the comparison of two arms' losses as ``arm`` sees it; None: not measured."""
+        mirrored = _find(self.pairs, other, arm, "loss_nats_per_token")
+        found = _find(self.pairs, arm, other, "loss_nats_per_token")
+        return found or (mirrored and mirrored.reversed())
+
+    def is_worse(self, arm: str, other: str) -> bool:
+        """Returns whether an arm is established to have a higher loss than another.
+
+        Holm's correction is over all pairs; against the reference it is enough if the verdict
+        says so, which is corrected over the arms, or a table and the advice below it would differ.
+        """
+        found = [self.pair(arm, other)]
+        if other == self.reference:
+            found.append(self.comparison(arm))
+        elif arm == self.reference and (mirrored := self.comparison(other)):
+            found.append(mirrored.reversed())
+        return any(each is not None and each.verdict == "worse" for each in found)
+
+    def summary(self, arm: str) -> ArmSummary | None:
+        """Returns an arm's figures; None: no run of it completed."""
+        return next((summary for summary in self.summaries if summary.arm == arm), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain data, ``verdicts.json``; what was not measured is null."""
+        return {
+            "schema": SCHEMA,
+            "reference": self.reference,
+            "seeds": list(self.seeds),
+            "num_examples": self.num_examples,
+            "num_tokens": self.num_tokens,
+            "num_answers": self.num_answers,
+            "summaries": [asdict(summary) for summary in self.summaries],
+            "untuned": asdict(self.untuned),
+            "comparisons": [comparison.to_json() for comparison in self.comparisons],
+            "versus_untuned": [comparison.to_json() for comparison in self.versus_untuned],
+            "pairs": [comparison.to_json() for comparison in self.pairs],
+            "costs": [asdict(cost) for cost in self.costs],
+            "noise": [noise.to_json() for noise in self.noise.values()],
+        }
+
+
+def judge(study: StudyRecord) -> Verdicts:
+    """Returns what the study's completed runs establish.
+
+    An arm is compared over the seeds that it and the other completed.
+
+    Raises:
+        RunFolderError: If two runs were not scored on the same examples.
+    """
+    outcomes, noise = read_outcomes(study), measure_noise(study)
+    arms = [arm.name for arm in study.arms if study.runs_of(arm.name)]
+    others = [(arm, study.reference) for arm in arms if arm != study.reference]
+    metrics = METRICS if outcomes.num_answers else METRICS[:1]
+    floors = {metric: noise[metric].floor for metric in metrics}
+    return Verdicts(
+        reference=study.reference,
+        seeds=tuple(sorted({seed for arm in arms for seed in study.runs_of(arm)})),
+        num_examples=len(outcomes.tokens),
+        num_tokens=int(outcomes.tokens.sum()),
+        num_answers=outcomes.num_answers,
+        summaries=tuple(summarise_arm(study, arm) for arm in arms),
+        untuned=summarise_untuned(study),
+        comparisons=_families(outcomes, others, floors),
+        versus_untuned=_families(outcomes, [(arm, UNTUNED) for arm in arms], floors),
+        pairs=_families(
+            outcomes,
+            list(combinations(arms, 2)),
+            {"loss_nats_per_token": floors["loss_nats_per_token"]},
+        ),
+        costs=_cost_differences(study, arms),
+        noise=noise,
+    )
+
+
+def _families(
+    outcomes: Outcomes, pairs: list[tuple[str, str]], floors: Mapping[Metric, float | None]
+) -> tuple[Comparison, ...]:
+    """Returns the comparisons of each metric in ``floors``, one family per metric."""
+    compare = {"loss_nats_per_token": compare_losses, "bleu": compare_bleu}
+    return tuple(
+        comparison
+        for metric, floor in floors.items()
+        for comparison in judged(
+            [compare[metric](outcomes, arm, other, noise_floor=floor) for arm, other in pairs]
+        )
+    )
+
+
+def _cost_differences(study: StudyRecord, arms: list[str]) -> tuple[CostDifference, ...]:
+    theirs = arm_costs(study, study.reference)
+    return tuple(
+        _cost_difference(arm, cost, theirs[axis])
+        for arm in arms
+        if arm != study.reference
+        for axis, cost in arm_costs(study, arm).items()
+        if axis in theirs
+    )
+
+
+def _cost_difference(arm: str, ours: Cost, theirs: Cost) -> CostDifference:
+    ratio = ours.median / theirs.median
+    return CostDifference(arm, ours.axis, ours.median, theirs.median, ratio)
+
+
+def _find(
+    comparisons: tuple[Comparison, ...], arm: str, reference: str, metric: Metric
+) -> Comparison | None:
+    wanted = (arm, reference, metric)
+    return next((c for c in comparisons if (c.arm, c.reference, c.metric) == wanted), None)

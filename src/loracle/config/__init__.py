@@ -1,0 +1,1 @@
+"""What a user asks for: YAML and overrides to one validated, immutable Config. No torch."""

@@ -1,0 +1,1 @@
+"""One training step, one score, one answer, and what they take. Knows no folder."""

@@ -1,0 +1,302 @@
+"""Greedy decoding of many prompts through many adapters at once, nothing decoded for nobody.
+
+A batch holds every prompt once per adapter, padded on the left, with one cache. A sequence that has
+ended leaves the batch. What a batch is made of depends on the prompts' lengths and on settings,
+never on what is said, so base and tuned model start from the same batches.
+
+Shapes: P prompts, S sequences still decoded (at most P times the adapters), W tokens of the longest
+prompt, T tokens of a forward pass (W, then 1), V vocabulary.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig
+
+from loracle.model.base import FrozenBase
+from loracle.model.layers.routing import Route
+
+CACHE_TOKENS = 16_384
+"""Assumed: 0.4 GiB of bf16 keys and values for SmolLM2-135M, 8 GiB for LLaMA-2-7B."""
+
+# assumed: a cache that differs by more than rounding is another model
+_TOLERANCE_NATS = {torch.float64: 1e-6, torch.float32: 1e-3}
+_TOLERANCE_16_BIT_NATS = 0.1
+_PROBES = ((3, 5, 4, 6, 3, 4, 7, 5), (6, 3, 7, 4, 5))
+_PROBE_STEPS = 2
+
+
+def greedy(base: FrozenBase, *, max_new_tokens: int, min_new_tokens: int = 0) -> object:
+    """Returns a Transformers generation config for greedy decoding and nothing else.
+
+    The model's own generation config is not used: some ship sampling settings that contradict
+    greedy decoding (transformers#29665).
+    """
+    eos = base.tokenizer.eos_token_id
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens or None,
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=eos,
+        pad_token_id=eos,
+        bos_token_id=base.tokenizer.bos_token_id,
+    )
+
+
+def prompt_batches(
+    lengths: Sequence[int], *, copies: int, max_new_tokens: int, cache_tokens: int, most: int | None
+) -> list[list[int]]:
+    """Returns indices of prompts to decode together, shortest first.
+
+    A prompt whose copies exceed the budget has a batch to itself.
+
+    Args:
+        lengths: Tokens of each prompt.
+        copies: Adapters that answer it.
+        max_new_tokens: Tokens per answer.
+        cache_tokens: Positions of the padded cache of a batch.
+        most: Prompts per batch; None: as many as the cache takes.
+    """
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        # The longest prompt so far sets the width of all.
+        room = cache_tokens // (copies * (lengths[index] + max_new_tokens))
+        if not batches or len(batches[-1]) + 1 > min(room, most or room):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def decode_greedily(
+    base: FrozenBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    adapters: Sequence[str | None],
+    max_new_tokens: int,
+) -> list[list[list[int]]]:
+    """Returns the new tokens of each adapter for each prompt, decoded as one batch.
+
+    They end with EOS, or after ``max_new_tokens`` without one.
+
+    Args:
+        base: The frozen model.
+        prompts: Token ids of each prompt, at least one token each.
+        adapters: Adapter names; None: the untuned base.
+        max_new_tokens: Tokens per answer.
+    """
+    eos = base.tokenizer.eos_token_id
+    tokens = _decode_together(base, prompts, adapters=adapters, max_new_tokens=max_new_tokens)
+    answers = [_until(eos, new) for new in tokens.tolist()]
+    return [answers[start : start + len(prompts)] for start in range(0, len(answers), len(prompts))]
+
+
+def generate_greedily(
+    base: FrozenBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    adapters: Sequence[str | None],
+    max_new_tokens: int,
+) -> list[list[list[int]]]:
+    """Returns what ``decode_greedily`` does, by Transformers' own loop and one adapter at a time.
+
+    For architectures that ``decodes_exactly`` refuses.
+    """
+    eos = base.tokenizer.eos_token_id
+    ids, mask = _left_padded(prompts, pad=eos, device=base.device)
+    config = greedy(base, max_new_tokens=max_new_tokens)
+    answers = []
+    for adapter in adapters:
+        with base.generating(() if adapter is None else (Route(adapter),)) as model:
+            # Routes through the whole batch, whatever shape a layer sees.
+            out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        answers.append([_until(eos, new) for new in out[:, ids.shape[1] :].tolist()])
+    return answers
+
+
+def decodes_exactly(base: FrozenBase) -> bool:
+    """Returns whether padding, positions and cache leave the untuned base's predictions alone.
+
+    Two prompts of unequal length are decoded a few tokens as a batch and compared with the whole
+    sequences, each by itself. Telling by the numbers needs no list of architectures.
+    """
+    starts = [probe[:-_PROBE_STEPS] for probe in _PROBES]
+    ends = torch.tensor([probe[-_PROBE_STEPS:] for probe in _PROBES], device=base.device)
+    with base.generating(()) as model:
+        alone = [model(input_ids=_row(probe, base), use_cache=False).logits for probe in _PROBES]
+        try:
+            batch = _Batch.of(starts, base=base)
+            batch.forward(base)
+            for step in range(_PROBE_STEPS):
+                batch.append(ends[:, step])
+                logits = batch.forward(base)
+        except TypeError:  # a forward pass that knows no positions, or no logits_to_keep
+            return False
+    whole = torch.cat([logits[:, -1] for logits in alone]).double().log_softmax(dim=1)
+    gap = (whole - logits.double().log_softmax(dim=1)).abs().mean().item()
+    return gap <= _TOLERANCE_NATS.get(base.dtype, _TOLERANCE_16_BIT_NATS)
+
+
+@dataclass
+class _Batch:
+    """The sequences still decoded, and what the next forward pass takes."""
+
+    ids: Int64[Tensor, "S T"]
+    mask: Int64[Tensor, "S seen"]
+    """1 for a token, 0 for padding, of every position so far."""
+    positions: Int64[Tensor, "S T"]
+    cache: DynamicCache
+
+    @classmethod
+    def of(cls, prompts: Sequence[Sequence[int]], *, base: FrozenBase, copies: int = 1) -> _Batch:
+        """Returns the prompts, all of them ``copies`` times over, before the first pass."""
+        pad = base.tokenizer.eos_token_id
+        ids, mask = _left_padded(list(prompts) * copies, pad=pad, device=base.device)
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+        return cls(ids, mask, positions, DynamicCache())
+
+    def forward(self, base: FrozenBase, *, routes: Sequence[Route] = ()) -> Float[Tensor, "S V"]:
+        """Returns the logits of each sequence's next token; routes count sequences."""
+        # Some layers flatten their input, so routes count tokens there; the head sees one of each.
+        with base.router.following(_in_tokens(routes, each=self.ids.shape[1])):
+            if not base.plain_head:
+                whole: Tensor = base.model(**self._inputs(), logits_to_keep=1).logits
+                return whole[:, -1]
+            states = base.model.get_decoder()(**self._inputs()).last_hidden_state
+        with base.router.following(routes):
+            # As a matrix: for a slice of (S, T, H), PyTorch would copy the head once per sequence.
+            logits: Tensor = base.model.get_output_embeddings()(states[:, -1])
+        return logits
+
+    def _inputs(self) -> dict[str, object]:
+        return {
+            "input_ids": self.ids,
+            "attention_mask": self.mask,
+            "position_ids": self.positions,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+
+    def append(self, new: Int64[Tensor, " S"]) -> None:
+        """Makes ``new`` the tokens of the next pass."""
+        self.ids = new[:, None]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(new), 1)], dim=1)
+        self.positions = self.positions[:, -1:] + 1
+
+    def keep(self, rows: Int64[Tensor, " kept"]) -> None:
+        """Drops every other sequence."""
+        self.ids, self.mask = self.ids[rows], self.mask[rows]
+        self.positions = self.positions[rows]
+        self.cache.batch_select_indices(rows)
+
+
+def _decode_together(
+    base: FrozenBase,
+    prompts: Sequence[Sequence[int]],
+    *,
+    adapters: Sequence[str | None],
+    max_new_tokens: int,
+) -> Int64[Tensor, "all new"]:
+    """Returns new tokens of every sequence; what follows an EOS means nothing."""
+    eos = base.tokenizer.eos_token_id
+    every = _steps_per_check(base.device)
+    batch = _Batch.of(prompts, base=base, copies=len(adapters))
+    said = batch.ids.new_full((len(batch.ids), max_new_tokens), eos)
+    live = torch.arange(len(said), device=base.device)
+    routes = _routes(adapters, live=range(len(said)), prompts=len(prompts))
+    with base.generating(()):
+        for step in range(max_new_tokens):
+            if step and step % every == 0:
+                going = (said[live, :step] != eos).all(dim=1).nonzero().squeeze(1)
+                if len(going) == 0:
+                    break
+                if len(going) < len(live):
+                    live = live[going]
+                    batch.keep(going)
+                    routes = _routes(adapters, live=live.tolist(), prompts=len(prompts))
+            new = batch.forward(base, routes=routes).argmax(dim=1)
+            said[live, step] = new
+            batch.append(new)
+    return said
+
+
+class Answering:
+    """A batch while it is decoded, one pass at a time: for who measures or predicts a pass.
+
+    Args:
+        base: The model, lent for generating.
+        prompts: Token ids of each prompt.
+        adapters: As of ``decode_greedily``.
+    """
+
+    def __init__(
+        self,
+        base: FrozenBase,
+        prompts: Sequence[Sequence[int]],
+        *,
+        adapters: Sequence[str | None],
+    ) -> None:
+        self._base = base
+        self._batch = _Batch.of(prompts, base=base, copies=len(adapters))
+        count = len(self._batch.ids)
+        self._routes = _routes(adapters, live=range(count), prompts=len(prompts))
+
+    def forward(self) -> None:
+        """Decodes one more token of each answer."""
+        new = self._batch.forward(self._base, routes=self._routes).argmax(dim=1)
+        self._batch.append(new)
+
+    def pretend_position(self, seen: int) -> None:
+        """Makes the cache as large as if ``seen`` positions had been decoded; numbers are lost."""
+        cache = self._batch.cache
+        for layer in cache.layers:
+            shape = (*layer.keys.shape[:2], seen, layer.keys.shape[3])
+            layer.keys = layer.keys.new_empty(shape)
+            layer.values = layer.values.new_empty(shape)
+        self._batch.mask = self._batch.mask.new_ones(len(self._batch.ids), seen + 1)
+        self._batch.positions = torch.full_like(self._batch.positions, seen)
+
+
+def _steps_per_check(device: torch.device) -> int:
+    # assumed: a GPU runs behind the host, and asking it every token who has ended holds both up
+    return 1 if device.type == "cpu" else 8
+
+
+def _routes(
+    adapters: Sequence[str | None], *, live: Sequence[int], prompts: int
+) -> tuple[Route, ...]:
+    """Returns the sequences of each adapter among those alive; the base needs no route."""
+    edges = [bisect_left(live, index * prompts) for index in range(len(adapters) + 1)]
+    spans = zip(adapters, edges, edges[1:], strict=False)
+    return tuple(
+        Route(adapter, start, stop)
+        for adapter, start, stop in spans
+        if adapter is not None and start < stop
+    )
+
+
+def _in_tokens(routes: Sequence[Route], *, each: int) -> list[Route]:
+    return [Route(r.adapter, r.start * each, r.stop and r.stop * each) for r in routes]
+
+
+def _left_padded(
+    prompts: Sequence[Sequence[int]], *, pad: int, device: torch.device
+) -> tuple[Int64[Tensor, "S W"], Int64[Tensor, "S W"]]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+
+def _row(prompt: Sequence[int], base: FrozenBase) -> Int64[Tensor, "1 W"]:
+    return torch.tensor([prompt], device=base.device)
+
+
+def _until(eos: int, new: list[int]) -> list[int]:
+    return new[: new.index(eos) + 1] if eos in new else new

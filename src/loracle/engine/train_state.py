@@ -1,0 +1,113 @@
+"""A run while it trains: adapter, optimizer, data order, scaler, and the step it is at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loracle.config.run import TrainConfig
+from loracle.data import Example
+from loracle.engine.schedule import DataOrder
+from loracle.model.adapters import Adapter
+from loracle.model.base import FrozenBase
+from loracle.model.layers.dropout import DropoutStream, threshold_of
+from loracle.model.layers.routing import Route
+
+
+@dataclass
+class TrainingRun:
+    """One member of a bundle: everything of a run that changes while it trains."""
+
+    adapter: Adapter
+    order: DataOrder[Example]
+    train: TrainConfig
+    dropout: float
+    seed: int
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    step: int = 0
+    """Optimizer steps done."""
+    failure: str | None = None
+    """Why it cannot go on; None: it can, or it is done."""
+
+    @property
+    def is_done(self) -> bool:
+        """True when every step has been taken."""
+        return self.step >= self.train.max_steps
+
+    @property
+    def is_active(self) -> bool:
+        """True while there are steps to take and nothing stands against them."""
+        return not self.is_done and self.failure is None
+
+    def route(self, *, slots: Sequence[int], lengths: Sequence[int], start: int) -> Route:
+        """Returns the route of these sequences of the run's batch, from ``start`` in the row."""
+        stream = DropoutStream(
+            threshold_of(self.dropout), self.seed, self.step, tuple(slots), tuple(lengths)
+        )
+        dropout = stream if stream.threshold else None
+        return Route(self.adapter.name, start, start + sum(lengths), dropout)
+
+
+def new_run(
+    base: FrozenBase,
+    *,
+    adapter: Adapter,
+    examples: Sequence[Example],
+    train: TrainConfig,
+    dropout: float,
+    seed: int,
+) -> TrainingRun:
+    """Returns a run at step 0: AdamW over the adapter, the data order of its seed."""
+    optimizer = torch.optim.AdamW(
+        adapter.parameters.values(),
+        lr=train.learning_rate,
+        betas=(train.beta1, train.beta2),
+        eps=train.epsilon,
+        weight_decay=train.weight_decay,
+        fused=True,
+    )
+    scaled = base.dtype == torch.float16
+    return TrainingRun(
+        adapter=adapter,
+        order=DataOrder(examples, batch_size=train.batch_size, seed=seed),
+        train=train,
+        dropout=dropout,
+        seed=seed,
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(base.device.type, enabled=scaled),
+    )
+
+
+def capture_state(run: TrainingRun) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Returns the tensors and the plain data from which ``restore_state`` continues exactly.
+
+    Random streams, schedule and position in the data are functions of seed and step, so the step
+    is all that is kept of them.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in run.adapter.parameters.items():
+        tensors[f"adapter/{name}"] = parameter.detach()
+        for key, value in run.optimizer.state[parameter].items():
+            tensors[f"optimizer/{key}/{name}"] = value
+    return tensors, {"step": run.step, "scaler": run.scaler.state_dict()}
+
+
+def restore_state(run: TrainingRun, *, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Puts a run back to the step whose state was captured."""
+    for name, parameter in run.adapter.parameters.items():
+        with torch.no_grad():
+            parameter.copy_(tensors[f"adapter/{name}"])
+        moments = (f"optimizer/{key}/{name}" for key in ("step", "exp_avg", "exp_avg_sq"))
+        run.optimizer.state[parameter] = {
+            key.split("/")[1]: tensors[key].to(parameter.device, copy=True)
+            for key in moments
+            if key in tensors
+        }
+    run.step, run.failure = state["step"], None
+    if state["scaler"]:
+        run.scaler.load_state_dict(state["scaler"])

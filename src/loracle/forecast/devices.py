@@ -1,0 +1,123 @@
+"""What a device offers: memory, the rate of 16-bit products, bandwidth.
+
+Rates are the makers' figures for dense products with fp32 accumulation, without sparsity. What a
+step reaches of them is a matter of calibration, not of this table.
+
+Sources: NVIDIA data sheets "T4 Tensor Core GPU" (2019), "L4 Tensor Core GPU" (2023), "A100 Tensor
+Core GPU" (SXM, 2021), "H100 Tensor Core GPU" (SXM, 2023), "H200 Tensor Core GPU" (SXM, 2024), "Ada
+GPU Architecture" (RTX 4090, 2022). Memory is what ``nvidia-smi`` reports, modal-labs/modal-client
+pull request 2797 (T4, L4, A100, H100); of the others, the nominal size.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from loracle.errors import UsageError, did_you_mean
+from loracle.text import GIB
+
+_MIB_PER_GIB = 1024
+
+
+@dataclass(frozen=True)
+class Device:
+    """A GPU, or this machine's CPU."""
+
+    name: str
+    """As ``--gpu`` takes it, or as the device calls itself."""
+    memory_gib: float
+    """In all, before the driver and the context take theirs."""
+    has_bf16: bool
+    """False: fp16 with loss scaling on a GPU, fp32 on a CPU."""
+    tflop_per_s: float | None = None
+    """Dense 16-bit products; None: not in the table."""
+    gbyte_per_s: float | None = None
+    """Memory bandwidth, 1e9 bytes per second; None: not in the table."""
+    is_gpu: bool = True
+    """False: a CPU."""
+    says: str = ""
+    """Part of the name under which PyTorch knows it; empty: not in the table."""
+
+
+def _device(name: str, mib: int, bf16: bool, tflops: float, bandwidth: float, says: str) -> Device:
+    return Device(name, mib / _MIB_PER_GIB, bf16, tflops, bandwidth, says=says)
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        _device("t4", 15360, False, 65.0, 320.0, "T4"),
+        _device("l4", 23034, True, 121.0, 300.0, "L4"),
+        _device("rtx4090", 24564, True, 165.2, 1008.0, "RTX 4090"),
+        _device("a100-40", 40960, True, 312.0, 1555.0, "A100"),
+        _device("a100-80", 81920, True, 312.0, 2039.0, "A100"),
+        _device("h100", 81559, True, 989.4, 3350.0, "H100"),
+        _device("h200", 143771, True, 989.4, 4800.0, "H200"),
+    )
+}
+"""By name."""
+
+# assumed: a card of the table reports its memory within so much of the table's
+_SAME_MEMORY_FRAC = 0.1
+
+
+def device_of(given: str) -> Device:
+    """Returns a device of the table, or one that is known by its memory alone.
+
+    Args:
+        given: A name, or a size such as ``24GiB`` or ``24``, in GiB.
+
+    Raises:
+        UsageError: If it is neither.
+    """
+    known = DEVICES.get(given.lower())
+    if known is not None:
+        return known
+    size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gib|gb|g)?", given.strip(), flags=re.IGNORECASE)
+    if size is None or float(size[1]) <= 0:
+        longer = [name for name in DEVICES if name.startswith(given.lower())] if given else []
+        hint = f"; did you mean '{longer[0]}'?" if longer else did_you_mean(given, DEVICES)
+        raise UsageError(
+            f"--gpu: no device '{given}' (known: {', '.join(DEVICES)}; or its memory, e.g. "
+            f"24GiB){hint}"
+        )
+    return Device(f"{float(size[1]):g} GiB", float(size[1]), has_bf16=True)
+
+
+def like_this(name: str, *, memory_gib: float) -> Device | None:
+    """Returns the device of the table that a GPU is, by what PyTorch calls it; None if none."""
+    words = name.replace("-", " ")
+    return next(
+        (
+            device
+            for device in DEVICES.values()
+            if re.search(rf"\b{re.escape(device.says)}\b", words)
+            and abs(device.memory_gib - memory_gib) <= _SAME_MEMORY_FRAC * device.memory_gib
+        ),
+        None,
+    )
+
+
+def this_device() -> Device:
+    """Returns the device that runs would take on this machine."""
+    import psutil
+    import torch
+
+    from loracle.engine.device import choose_device, cpu_multiplies_bf16
+    from loracle.engine.environment import cpu_model
+
+    device = choose_device("auto")
+    if device.type != "cuda":
+        memory_gib = psutil.virtual_memory().total / GIB
+        return Device(cpu_model(), memory_gib, has_bf16=cpu_multiplies_bf16(), is_gpu=False)
+    properties = torch.cuda.get_device_properties(device)
+    memory_gib = properties.total_memory / GIB
+    known = like_this(properties.name, memory_gib=memory_gib)
+    return Device(
+        properties.name,
+        memory_gib,
+        has_bf16=properties.major >= 8,
+        tflop_per_s=known.tflop_per_s if known else None,
+        gbyte_per_s=known.gbyte_per_s if known else None,
+    )

@@ -1,0 +1,66 @@
+"""Where a plan is for: a device of the table or this machine's, and how fast it is taken to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loracle.config.run import Config
+from loracle.engine.device import dtype_name
+from loracle.forecast.devices import Device, device_of, this_device
+from loracle.forecast.op_costs import Rates
+from loracle.forecast.predict import dtype_on
+
+# assumed, where nothing was measured: what large products reach of the maker's figure, what copies
+# reach of the bandwidth, and what a call from Python takes
+_PRODUCTS_FRAC = 0.6
+_BANDWIDTH_FRAC = 0.75
+_CALL_S = 6e-6
+
+
+@dataclass(frozen=True)
+class Target:
+    """A device, and how fast it is taken to be."""
+
+    device: Device
+    rates: Rates | None
+    """None: not known, so no times are predicted."""
+    basis: str
+    """Where the rates are from, for a person."""
+
+
+def target_of(gpu: str | None, *, config: Config) -> Target:
+    """Returns the device that a plan is for.
+
+    Args:
+        gpu: A name of the table or a size of memory; None: this machine's.
+        config: Its dtype decides which measurement counts.
+
+    Raises:
+        UsageError: If there is no such device.
+    """
+    from loracle.forecast.calibration import known_calibration
+
+    device = this_device() if gpu is None else device_of(gpu)
+    dtype = dtype_on(device, asked=config.dtype)
+    measured = known_calibration(device, dtype=dtype_name(dtype))
+    if measured is not None:
+        return Target(
+            device,
+            measured.rates(overlaps=device.is_gpu),
+            f"measured on this machine, {measured.measured_at}",
+        )
+    if device.tflop_per_s is None or device.gbyte_per_s is None:
+        how = "measure it with: loracle doctor --calibrate" if gpu is None else "no such device"
+        return Target(device, None, f"speed not known; {how}")
+    rates = Rates(
+        flop_per_s=_PRODUCTS_FRAC * device.tflop_per_s * 1e12,
+        byte_per_s=_BANDWIDTH_FRAC * device.gbyte_per_s * 1e9,
+        overhead_s=_CALL_S,
+        overlaps=True,
+    )
+    return Target(
+        device,
+        rates,
+        f"rough: {_PRODUCTS_FRAC:.0%} of the maker's rate and {_BANDWIDTH_FRAC:.0%} of its "
+        "bandwidth assumed, not measured",
+    )

@@ -1,0 +1,1 @@
+"""The layers that execute the model's arithmetic on packed rows."""

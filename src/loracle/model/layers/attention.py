@@ -1,0 +1,112 @@
+"""Attention inside each sequence of a packed row, and nowhere else.
+
+Registered with Transformers as an attention implementation, so it serves every architecture that
+takes its attention from there. Each sequence is its own causal call: a mask over the whole row
+would cost T x T and was measured seven times slower on a CPU (LOG.md). GPUs that have PyTorch's
+variable-length kernel do all sequences in one launch.
+
+Shapes: B = 1, H query heads, K key-value heads, T tokens, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+from loracle.errors import ModelError
+from loracle.model.layers.cpu_attention import attend_on_cpu
+from loracle.model.layers.varlen_attention import (
+    attend_variable_length,
+    attends_variable_length,
+)
+
+PACKED = "loracle_packed"
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Float[Tensor, "1 H T D"],
+    key: Float[Tensor, "1 K T D"],
+    value: Float[Tensor, "1 K T D"],
+    attention_mask: Tensor | None,  # noqa: ARG001 - the signature is Transformers'
+    *,
+    lengths: tuple[int, ...] | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Float[Tensor, "1 T H D"], None]:
+    """Returns causal attention within each of ``lengths``, and no weights.
+
+    Raises:
+        ModelError: If the model asks for what a packed row does not do here: attention dropout,
+            soft-capped scores, attention sinks, or a window shorter than a sequence; or if its
+            architecture does not pass on where the sequences end.
+    """
+    if lengths is None:
+        raise ModelError(
+            f"{type(module).__name__}: is not told where the sequences of a packed row end; "
+            "this architecture cannot be used"
+        )
+    if dropout or softcap or kwargs.get("s_aux") is not None:
+        raise ModelError(
+            f"{type(module).__name__}: attention dropout, soft-capping and sinks are not supported"
+        )
+    window = sliding_window or getattr(module.config, "attention_chunk_size", None)
+    if window is not None and max(lengths) > window:
+        raise ModelError(
+            f"{type(module).__name__}: sequences of {max(lengths)} tokens exceed the model's "
+            f"window of {window}; set data.max_tokens to at most {window}"
+        )
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    query, key, value = _autocast(query, key, value)
+    if attends_variable_length(query.device, query.dtype):
+        return attend_variable_length(query, key, value, lengths=lengths, scale=scale), None
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        return attend_on_cpu(query, key, value, lengths=lengths, scale=scale), None
+    return _attend_each(query, key, value, lengths=lengths, scale=scale), None
+
+
+def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
+    """Yields the tensors as autocast would hand them to PyTorch's attention."""
+    device = tensors[0].device.type
+    on = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if on else None
+    for tensor in tensors:
+        yield tensor if dtype is None else tensor.to(dtype)
+
+
+def _attend_each(
+    query: Float[Tensor, "1 H T D"],
+    key: Float[Tensor, "1 K T D"],
+    value: Float[Tensor, "1 K T D"],
+    *,
+    lengths: tuple[int, ...],
+    scale: float,
+) -> Float[Tensor, "1 T H D"]:
+    """Returns what PyTorch's own attention gives for one sequence after another."""
+    grouped = query.shape[1] != key.shape[1]
+    if grouped and query.device.type != "cpu":
+        # A GPU that gets here has no kernel but the memory-efficient one, which takes no groups;
+        # with groups PyTorch would write out the whole table of scores.
+        copies = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(copies, dim=1) for tensor in (key, value))
+        grouped = False
+    split = [tensor.split(lengths, dim=2) for tensor in (query, key, value)]
+    parts = [
+        scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+        for q, k, v in zip(*split, strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+
+
+def register_packed_attention() -> None:
+    """Makes ``attn_implementation="loracle_packed"`` known to Transformers."""
+    AttentionInterface.register(PACKED, packed_attention)

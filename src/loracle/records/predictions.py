@@ -1,0 +1,64 @@
+"""How near a plan came to what was measured, as a study's folder keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from loracle.records.files import read_json, write_json
+
+FILE = "predicted.json"
+"""In a study's folder."""
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class ArmAccuracy:
+    """An arm's predictions and measurements."""
+
+    arm: str
+    predicted_gib: float
+    """Peak of live tensors in training."""
+    measured_gib: float | None
+    """The same, counted or read from the device; null: not measured."""
+    memory_kind: str
+    """What was measured: a key of `loracle.records.result.MEMORY_KINDS`."""
+    predicted_step_s: float | None
+    """Of a step over as many tokens as those that were clocked; null: the speed is not known."""
+    measured_step_s: float | None
+    """Median over the run; null: not measured."""
+    speed_measured_at: str | None
+    """Date of the device's calibration, on which a predicted time rests; null: there is none."""
+
+    @property
+    def memory_error_frac(self) -> float | None:
+        """(predicted - measured) / measured."""
+        return _error(self.predicted_gib, self.measured_gib)
+
+    @property
+    def time_error_frac(self) -> float | None:
+        """(predicted - measured) / measured."""
+        return _error(self.predicted_step_s, self.measured_step_s)
+
+
+def _error(predicted: float | None, measured: float | None) -> float | None:
+    if predicted is None or measured is None:
+        return None
+    return (predicted - measured) / measured
+
+
+def keep_accuracy(folder: Path, found: Sequence[ArmAccuracy]) -> Path:
+    """Leaves predictions and measurements in a study's folder and returns their file."""
+    path = folder / FILE
+    rows = {"schema": _SCHEMA, "arms": [asdict(each) for each in found]}
+    write_json(path, rows)
+    return path
+
+
+def kept_accuracy(folder: Path) -> list[ArmAccuracy]:
+    """Returns what was kept in a study's folder; empty if nothing was."""
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    return [ArmAccuracy(**row) for row in read_json(path)["arms"]]

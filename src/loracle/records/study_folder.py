@@ -1,0 +1,197 @@
+"""A study as it lies on the disk, read for statistics and reports; never written here.
+
+::
+
+    study.yaml        question, reference arm, budget, seeds, and the resolved base configuration
+    plan.json         arms with their ranks and counts, runs with their ids, the trial runs of a
+                      learning-rate search, the model's modules
+    scores.json       scores of the modules on the frozen base; absent without strategic arms
+    clock.json        step times of the arms, taken in turn; absent if they were not
+    runs/<id>/        one run folder each (`loracle.records.run_folder`)
+    report/           what came of it
+
+What a run must have to count is ``result.json`` with the status "completed".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from loracle.config.files import read_yaml
+from loracle.errors import RunFolderError
+from loracle.placement.inventory import Inventory, LinearModule
+from loracle.records.files import read_json, read_jsonl
+
+Role = Literal["arm", "repeat", "extra-seed", "search"]
+
+PLAN, STUDY, SCORES, CLOCK = "plan.json", "study.yaml", "scores.json", "clock.json"
+
+
+@dataclass(frozen=True)
+class ArmRecord:
+    """A placement under test, as it was resolved for the model."""
+
+    name: str
+    """Its name in the study."""
+    placement: str
+    """Label of its placement."""
+    rank: int | None
+    """r that most of its adapters have; None: no adapters (full fine-tuning)."""
+    alpha: float | None
+    """Its updates are scaled by alpha / rank."""
+    trainable_params: int
+    """Parameters that train."""
+    budget_gap_frac: float | None
+    """(its parameters - the reference's) / the reference's; None without a budget to match."""
+    modules: tuple[Mapping[str, Any], ...]
+    """``modules.json``'s entries: name, rank, alpha, layer, kind, in_features, out_features, ..."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A completed run of a study."""
+
+    id: str
+    """Name of its folder."""
+    arm: str
+    """Name of its arm."""
+    seed: int
+    """Its seed."""
+    role: Role
+    """``arm``: counts in the comparison; the others measure noise or search a learning rate."""
+    learning_rate: float
+    """Peak learning rate."""
+    path: Path
+    """Its folder."""
+    result: Mapping[str, Any]
+    """``result.json``."""
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """Rows of ``steps.jsonl``."""
+        return read_jsonl(self.path / "steps.jsonl")
+
+    @cached_property
+    def evals(self) -> list[dict[str, Any]]:
+        """Rows of ``evals.jsonl``."""
+        return read_jsonl(self.path / "evals.jsonl")
+
+    @cached_property
+    def examples(self) -> list[dict[str, Any]]:
+        """Rows of ``examples.jsonl``, in the order of the validation set."""
+        return read_jsonl(self.path / "examples.jsonl")
+
+
+@dataclass(frozen=True)
+class StudyClock:
+    """Step times of the arms, taken in turn on the same batches (`loracle.study.clock`)."""
+
+    step_time_s: Mapping[str, tuple[float, ...]]
+    """By arm, one per round; full fine-tuning has none."""
+
+    @property
+    def num_rounds(self) -> int:
+        """Steps of each arm."""
+        return min(map(len, self.step_time_s.values()))
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """Everything a report is made from."""
+
+    path: Path
+    """The study's folder."""
+    name: str
+    """Its name."""
+    study: Mapping[str, Any]
+    """``study.yaml``: question, reference, budget, seeds, config (the resolved base), ..."""
+    arms: tuple[ArmRecord, ...]
+    """In the study's order."""
+    runs: tuple[RunRecord, ...]
+    """Completed runs, in the plan's order."""
+    unfinished: tuple[Mapping[str, Any], ...]
+    """Planned runs that did not complete: id, arm, seed, role, status, error."""
+    search: tuple[RunRecord, ...]
+    """Completed trial runs of the learning-rate search; empty without one."""
+    inventory: Inventory
+    """The model's linear layers."""
+    scores: Mapping[str, Mapping[str, float]]
+    """Score name -> module name -> score; empty without strategic arms."""
+    clock: StudyClock | None = None
+    """None: only the runs' own clocks."""
+
+    @property
+    def reference(self) -> str:
+        """Name of the arm that the others are compared with."""
+        return str(self.study["reference"])
+
+    def arm(self, name: str) -> ArmRecord:
+        """Returns the arm of that name."""
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def runs_of(self, arm: str, *, role: Role = "arm") -> dict[int, RunRecord]:
+        """Returns the completed runs of an arm by seed."""
+        return {run.seed: run for run in self.runs if run.arm == arm and run.role == role}
+
+    def repeats_of(self, arm: str) -> tuple[RunRecord, ...]:
+        """Returns the completed repeats of an arm: a seed it has already, run again."""
+        return tuple(run for run in self.runs if run.arm == arm and run.role == "repeat")
+
+
+def read_study(path: Path) -> StudyRecord:
+    """Returns the study in a folder.
+
+    Raises:
+        RunFolderError: If there is none, or none of its runs completed.
+    """
+    if not (path / PLAN).is_file() or not (path / STUDY).is_file():
+        raise RunFolderError(f"{path}: not a study (no {STUDY} and {PLAN})")
+    plan, study = read_json(path / PLAN), read_yaml(path / STUDY)
+    runs = tuple(_completed(path, plan["runs"]))
+    if not runs:
+        raise RunFolderError(f"{path}: none of the study's runs has completed yet")
+    done = {run.id for run in runs}
+    scores = read_json(path / SCORES)["scores"] if (path / SCORES).is_file() else {}
+    return StudyRecord(
+        path=path,
+        name=study["name"],
+        study=study,
+        arms=tuple(ArmRecord(**arm | {"modules": tuple(arm["modules"])}) for arm in plan["arms"]),
+        runs=runs,
+        unfinished=tuple(_unfinished(path, run) for run in plan["runs"] if run["id"] not in done),
+        search=tuple(_completed(path, plan.get("search", ()))),
+        inventory=Inventory(
+            modules=tuple(LinearModule(**module) for module in plan["inventory"]["modules"]),
+            num_layers=plan["inventory"]["num_layers"],
+            total_params=plan["inventory"]["total_params"],
+        ),
+        scores=scores,
+        clock=_clock(path),
+    )
+
+
+def _clock(path: Path) -> StudyClock | None:
+    if not (path / CLOCK).is_file():
+        return None
+    times = read_json(path / CLOCK)["step_time_s"]
+    return StudyClock({arm: tuple(seconds) for arm, seconds in times.items()})
+
+
+def _completed(path: Path, planned: Iterable[Mapping[str, Any]]) -> Iterable[RunRecord]:
+    for run in planned:
+        folder = path / "runs" / run["id"]
+        if not (folder / "result.json").is_file():
+            continue
+        result = read_json(folder / "result.json")
+        if result["status"] == "completed":
+            yield RunRecord(path=folder, result=result, **run)
+
+
+def _unfinished(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    file = path / "runs" / run["id"] / "status.json"
+    status = read_json(file) if file.is_file() else {"status": "not started"}
+    return {**run, "status": status["status"], "error": status.get("error")}

@@ -1,0 +1,1 @@
+"""Charts of a study, as Vega-Lite specifications and their SVG and PDF."""

@@ -1,0 +1,154 @@
+"""The forest plot: each arm's difference from the reference, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loracle.report.figures.palette import BAD, GOOD, INK, OPEN
+from loracle.report.figures.vega import Figure, Spec, category, missing, quantity, values
+from loracle.report.text.numbers import LOSS_DECIMALS, with_interval
+
+_WIDTH_PX, _ROW_PX = 460, 26
+_VERDICTS: Mapping[str, tuple[str, str]] = {
+    "better": (GOOD, "triangle-left"),
+    "worse": (BAD, "triangle-right"),
+    "not distinguishable": (OPEN, "circle"),
+}
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One row of the forest plot."""
+
+    arm: str
+    """Name of the arm."""
+    difference: float
+    """Its metric minus the reference's."""
+    low: float | None
+    """Lower end of the interval; None: there is none."""
+    high: float | None
+    """Upper end."""
+    verdict: str
+    """better, worse or not distinguishable, as the statistics found it."""
+
+
+def forest_figure(
+    effects: Sequence[Effect], *, reference: str, noise_floor: float | None
+) -> Figure:
+    """Returns the forest plot of the loss.
+
+    Args:
+        effects: In the order of the rows.
+        reference: The arm at zero.
+        noise_floor: Half width of the band of differences that are noise; None: not measured.
+    """
+    name, title = "forest", f"Loss beside {reference}"
+    if not effects:
+        return missing(name, title, why=f"No arm shares a seed with {reference}, so none compares.")
+    axis = f"loss minus {reference}'s, nats per token (left of zero: lower loss, better)"
+    order = [effect.arm for effect in effects]
+    intervals = all(effect.low is not None for effect in effects)
+    return Figure(
+        name,
+        title,
+        caption=_caption(intervals=intervals, noise_floor=noise_floor),
+        spec={
+            "width": _WIDTH_PX,
+            "height": _ROW_PX * len(effects),
+            "layer": [
+                *_noise_layers(noise_floor, axis),
+                _zero(axis),
+                *_effect_layers(effects, order=order, axis=axis),
+            ],
+        },
+    )
+
+
+def _caption(*, intervals: bool, noise_floor: float | None) -> str:
+    dots = (
+        "Dots: difference over paired seeds and examples; lines: 95 % intervals."
+        if intervals
+        else "Dots: difference. Where a line is missing there is no interval over seeds."
+    )
+    if noise_floor is None:
+        return f"{dots} The noise floor was not measured."
+    if noise_floor == 0:
+        return f"{dots} A repeat of the same seed gave the same loss, so the noise floor is zero."
+    return f"{dots} Grey band: the noise floor, {noise_floor:.{LOSS_DECIMALS}f} nats either way."
+
+
+def _noise_layers(noise_floor: float | None, axis: str) -> list[Spec]:
+    if not noise_floor:
+        return []
+    return [
+        {
+            "data": {"values": [{"low": -noise_floor, "high": noise_floor}]},
+            "mark": {"type": "rect", "color": INK, "fillOpacity": 0.1},
+            "encoding": {"x": quantity("low", axis), "x2": {"field": "high"}},
+        }
+    ]
+
+
+def _zero(axis: str) -> Spec:
+    return {
+        "data": {"values": [{"difference": 0}]},
+        "mark": {"type": "rule", "strokeDash": [3, 3], "opacity": 0.6},
+        "encoding": {"x": quantity("difference", axis)},
+    }
+
+
+def _effect_layers(effects: Sequence[Effect], *, order: Sequence[str], axis: str) -> list[Spec]:
+    rows = [_row(effect) for effect in effects]
+    drawn = [row for row in rows if row["low"] is not None]
+    arm = category("arm", None, sort=list(order), axis={"labelPadding": 6, "ticks": False})
+    colour, shape = _verdict_scales()
+    lines: Spec = {
+        "data": values(drawn),
+        "mark": {"type": "rule", "strokeWidth": 2},
+        "encoding": {
+            "y": arm,
+            "x": quantity("low", axis),
+            "x2": {"field": "high"},
+            "color": colour,
+        },
+    }
+    dots: Spec = {
+        "data": values(rows),
+        "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
+        "encoding": {
+            "y": arm,
+            "x": quantity("difference", axis),
+            "color": colour,
+            "shape": shape,
+            "tooltip": [
+                category("arm", "arm"),
+                category("shown", "nats per token"),
+                category("verdict", "verdict"),
+            ],
+        },
+    }
+    return [lines, dots] if drawn else [dots]
+
+
+def _row(effect: Effect) -> dict[str, Any]:
+    return {
+        "arm": effect.arm,
+        "difference": effect.difference,
+        "low": effect.low,
+        "high": effect.high,
+        "verdict": effect.verdict,
+        "shown": with_interval(effect.difference, effect.low, effect.high, decimals=LOSS_DECIMALS),
+    }
+
+
+def _verdict_scales() -> tuple[Spec, Spec]:
+    """Returns the encodings of a verdict's colour and shape, with one legend."""
+    domain = list(_VERDICTS)
+    legend = {"orient": "bottom", "direction": "horizontal", "symbolSize": 80, "columnPadding": 16}
+    colours, shapes = zip(*_VERDICTS.values(), strict=True)
+    return (
+        category("verdict", None, scale={"domain": domain, "range": list(colours)}, legend=legend),
+        category("verdict", None, scale={"domain": domain, "range": list(shapes)}, legend=legend),
+    )

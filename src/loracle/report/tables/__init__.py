@@ -1,0 +1,1 @@
+"""Tables of a study, for page, Markdown, CSV and paper."""

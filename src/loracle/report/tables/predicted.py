@@ -1,0 +1,112 @@
+"""What a plan says of an arm beside what was measured of it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from loracle.analysis.costs import step_in_turn
+from loracle.records.predictions import ArmAccuracy, kept_accuracy
+from loracle.records.result import MEMORY_KINDS
+from loracle.records.study_folder import StudyRecord
+from loracle.report.tables.table import Column, Table
+from loracle.report.text.numbers import NOT_MEASURED
+from loracle.text import plural
+
+
+def predicted_table(study: StudyRecord) -> Table | None:
+    """Returns the table; None if nothing was predicted."""
+    found = kept_accuracy(study.path)
+    if not found:
+        return None
+    ratios = _ratios(study, found)
+    times = f"times {study.reference}"
+    beside = (Column("step predicted", times), Column("in turn", times))
+    return Table(
+        name="predicted",
+        caption=_caption(found, in_turn=bool(ratios)),
+        columns=(
+            Column("arm", align="left"),
+            Column("memory predicted", "GiB"),
+            Column("measured", "GiB"),
+            Column("error", "%"),
+            Column("step predicted", "s"),
+            Column("measured", "s"),
+            Column("error", "%"),
+            *(beside if ratios else ()),
+        ),
+        rows=tuple(
+            (
+                each.arm,
+                f"{each.predicted_gib:.3f}",
+                _number(each.measured_gib, 3),
+                _percent(each.memory_error_frac),
+                _number(each.predicted_step_s, 3),
+                _number(each.measured_step_s, 3),
+                _percent(each.time_error_frac),
+                *(_number(ratio, 2) for ratio in ratios.get(each.arm, ())),
+            )
+            for each in found
+        ),
+        marks=tuple("reference" if each.arm == study.reference else "" for each in found),
+    )
+
+
+def _ratios(
+    study: StudyRecord, found: Sequence[ArmAccuracy]
+) -> dict[str, tuple[float | None, float | None]]:
+    """Returns each arm's step time over the reference's, predicted and clocked in turn.
+
+    Empty if there is no time of the reference, predicted or clocked.
+    """
+    predicted = {each.arm: each.predicted_step_s for each in found}
+    reference = predicted.get(study.reference)
+    clocked = step_in_turn(study, study.reference)
+    if reference is None or clocked is None:
+        return {}
+    ratios = {}
+    for arm, seconds in predicted.items():
+        cost = step_in_turn(study, arm)
+        ratios[arm] = (
+            None if seconds is None else seconds / reference,
+            None if cost is None else cost.median / clocked.median,
+        )
+    return ratios
+
+
+def _caption(found: Sequence[ArmAccuracy], *, in_turn: bool) -> str:
+    kinds = sorted({MEMORY_KINDS[each.memory_kind] for each in found})
+    words = [
+        (
+            "What loracle plan says of a step of each arm's first run, traced without weights, "
+            f"beside what was measured of it. Memory: {', '.join(kinds)}"
+        )
+    ]
+    for name, errors in (
+        ("memory", [each.memory_error_frac for each in found]),
+        ("time", [each.time_error_frac for each in found]),
+    ):
+        known = [abs(error) for error in errors if error is not None]
+        if known:
+            words.append(
+                f"error of {name}: median {100 * statistics.median(known):.1f} %, at most "
+                f"{100 * max(known):.1f} % of {plural(len(known), 'arm')}"
+            )
+    if dates := sorted({each.speed_measured_at for each in found if each.speed_measured_at}):
+        words.append(f"times rest on the device's speed as measured on {', '.join(dates)}")
+    else:
+        words.append("no time is predicted without a measurement of the device's speed")
+    if in_turn:
+        words.append(
+            "a device's speed may change between runs, so the last columns compare arms that "
+            "took steps in turn"
+        )
+    return "; ".join(words) + "."
+
+
+def _number(value: float | None, decimals: int) -> str:
+    return NOT_MEASURED if value is None else f"{value:.{decimals}f}"
+
+
+def _percent(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{100 * value:+.1f}"

@@ -1,0 +1,99 @@
+"""Every run of a study: its success criteria with their evidence, and what did not complete."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loracle.records.study_folder import RunRecord, StudyRecord
+from loracle.report.tables.table import Column, Table
+from loracle.text import plural
+
+_CRITERIA = ("convergence", "validation", "efficiency", "reproducibility")
+_WORDS = {True: "passed", False: "failed", None: "not judged"}
+_ROLES = {"arm": "", "repeat": "repeat", "extra-seed": "extra seed"}
+_RUN_COLUMNS = (Column("arm", align="left"), Column("seed"), Column("role", align="left"))
+
+
+def criteria_table(study: StudyRecord) -> Table:
+    """Returns the four criteria of every completed run."""
+    return Table(
+        name="criteria",
+        caption=_summary(study.runs),
+        columns=(*_RUN_COLUMNS, *(Column(name, align="left") for name in _CRITERIA)),
+        rows=tuple(
+            (*_run_cells(run), *(_WORDS[_criterion(run, name)["passed"]] for name in _CRITERIA))
+            for run in study.runs
+        ),
+    )
+
+
+def _summary(runs: Sequence[RunRecord]) -> str:
+    parts = []
+    for name in _CRITERIA:
+        counts = Counter(_criterion(run, name)["passed"] for run in runs)
+        told = [f"{counts[passed]} {word}" for passed, word in _WORDS.items() if counts[passed]]
+        parts.append(f"{name}: {', '.join(told)}")
+    return (
+        f"{plural(len(runs), 'completed run')}. {'; '.join(parts)}. A criterion that nothing "
+        f"measured could decide is not judged: reproducibility needs a repeat of the same run."
+    )
+
+
+def evidence_table(study: StudyRecord) -> Table:
+    """Returns the evidence of every criterion of every run."""
+    rows = [
+        (*_run_cells(run), name, _WORDS[_criterion(run, name)["passed"]], _evidence(run, name))
+        for run in study.runs
+        for name in _CRITERIA
+    ]
+    return Table(
+        name="evidence",
+        caption="As each run recorded it when it ended.",
+        columns=(
+            *_RUN_COLUMNS,
+            Column("criterion", align="left"),
+            Column("outcome", align="left"),
+            Column("evidence", align="left", share=0.5),
+        ),
+        rows=tuple(rows),
+    )
+
+
+def unfinished_table(study: StudyRecord) -> Table | None:
+    """Returns the planned runs that did not complete; None if all did."""
+    if not study.unfinished:
+        return None
+    return Table(
+        name="unfinished",
+        caption="Planned runs that did not complete; they count nowhere in this report.",
+        columns=(
+            *_RUN_COLUMNS,
+            Column("status", align="left"),
+            Column("error", align="left", share=0.5),
+        ),
+        rows=tuple(
+            (
+                str(run["arm"]),
+                str(run["seed"]),
+                _ROLES.get(run["role"], str(run["role"])),
+                str(run["status"]),
+                str(run["error"] or ""),
+            )
+            for run in study.unfinished
+        ),
+    )
+
+
+def _run_cells(run: RunRecord) -> tuple[str, str, str]:
+    return run.arm, str(run.seed), _ROLES.get(run.role, run.role)
+
+
+def _criterion(run: RunRecord, name: str) -> Mapping[str, Any]:
+    criterion: Mapping[str, Any] = run.result["criteria"][name]
+    return criterion
+
+
+def _evidence(run: RunRecord, name: str) -> str:
+    return str(_criterion(run, name)["evidence"])

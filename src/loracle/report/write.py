@@ -1,0 +1,84 @@
+"""Writes a study's report: page, figures, tables, paper and verdicts, from its records alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from loracle.analysis.verdicts import judge
+from loracle.records.files import disk_faults, strict_json, write_durably
+from loracle.records.study_folder import read_study
+from loracle.report.contents import Contents, contents_of
+from loracle.report.figures.vega import pdf_of, svg_of, themed
+from loracle.report.page.page import page_of
+from loracle.report.paper.paper import limits_file, macros_file, paper_of
+from loracle.report.tables.table import latex_of, markdown_of
+
+FOLDER = "report"
+
+
+def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
+    """Writes the report of a study and returns its page.
+
+    Same records, same bytes: dates come from the results. Files of an earlier report that this one
+    does not have are removed.
+
+    Args:
+        study_folder: The study.
+        out: Where to; None: ``report`` in the study's folder.
+
+    Raises:
+        RunFolderError: If there is no study with a completed run, or it cannot be written.
+    """
+    study = read_study(study_folder)
+    verdicts = judge(study)
+    contents = contents_of(study, verdicts)
+    folder = out or study_folder / FOLDER
+    files = dict(_files(contents))
+    with disk_faults(folder):
+        for name in ("figures", "tables"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            _remove_others(folder / name, keep=set(files))
+    for path, content in files.items():
+        write_durably(folder / path, content)
+    return folder / "index.html"
+
+
+def study_markdown(study_folder: Path) -> str:
+    """Returns a study's answer and its verdict table as Markdown.
+
+    Args:
+        study_folder: The study.
+
+    Raises:
+        RunFolderError: If there is no study with a completed run.
+    """
+    study = read_study(study_folder)
+    contents = contents_of(study, judge(study))
+    return "\n\n".join([*contents.answer, markdown_of(contents.tables.verdicts)])
+
+
+def _files(contents: Contents) -> Iterator[tuple[str, bytes]]:
+    """Yields every file of the report; the page, which needs none of the others, last."""
+    for figure in contents.figures.on_paper():
+        if figure.spec is not None:
+            svg = svg_of(themed(figure.spec))
+            yield f"figures/{figure.name}.svg", svg.encode()
+            yield f"figures/{figure.name}.pdf", pdf_of(svg)
+    for table in contents.tables:
+        yield f"tables/{table.name}.md", markdown_of(table).encode()
+        yield f"tables/{table.name}.tex", latex_of(table).encode()
+    yield "tables/limits.tex", limits_file(contents).encode()
+    yield "macros.tex", macros_file(contents).encode()
+    yield "paper.tex", paper_of(contents).encode()
+    verdicts = strict_json(contents.verdicts.to_json(), origin="verdicts.json", indent=2)
+    yield "verdicts.json", (verdicts + "\n").encode()
+    yield "index.html", page_of(contents).encode()
+
+
+def _remove_others(folder: Path, *, keep: set[str]) -> None:
+    """Removes what an earlier report left that this one does not write; only our kinds of file."""
+    for path in folder.iterdir():
+        ours = path.suffix in (".svg", ".pdf", ".md", ".tex")
+        if ours and f"{folder.name}/{path.name}" not in keep:
+            path.unlink()

@@ -1,0 +1,1 @@
+"""One or many runs, from configuration to a complete run folder."""

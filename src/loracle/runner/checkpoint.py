@@ -1,0 +1,216 @@
+"""Checkpoints: the state of a run, complete on disk or not there.
+
+::
+
+    checkpoints/step-00000040/state.safetensors   adapter and optimizer tensors, to the bit
+                              state.json          step, and whatever else the run goes on from
+                              manifest.json       sizes and SHA-256 of the two, written last
+    checkpoints/step-00000060.4242.tmp/           half-written; ignored, removed by the next save
+
+A checkpoint gets its name when all of it is on the disk, and an older one is removed after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors import torch as safetensors_torch
+
+from loracle.records.files import disk_faults, strict_json, sync_folder, write_synced
+
+_TENSORS, _STATE, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
+
+# ".old": replaced by a newer save of the same step, and valid until that one has the name.
+_NAME = re.compile(r"step-(\d{8,})(\.old)?")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run after a step.
+
+    Attributes:
+        step: Optimizer steps taken.
+        tensors: Adapter and optimizer tensors by name; each keeps its dtype and its bits.
+        state: Everything else, as JSON.
+    """
+
+    step: int
+    tensors: dict[str, torch.Tensor]
+    state: dict[str, Any] = field(default_factory=dict)
+
+
+class _Damaged(Exception):
+    """A checkpoint that is not what its manifest says; never leaves this module."""
+
+
+def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
+    """Writes a checkpoint and returns its folder once it is on the disk.
+
+    Only then are the others removed, but for the ``keep`` - 1 newest undamaged ones before it. A
+    later step's goes too: it is damaged, or of a past that this run has left.
+
+    Args:
+        folder: ``checkpoints`` of the run folder.
+        snapshot: What to save.
+        keep: Checkpoints left, this one included.
+
+    Raises:
+        RunFolderError: If it cannot be written; what was there before is untouched.
+    """
+    final = folder / f"step-{snapshot.step:08d}"
+    temporary = folder / f"{final.name}.{os.getpid()}.tmp"
+    with disk_faults(final):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            _write(temporary, snapshot)
+        except OSError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        _name(temporary, final=final)
+        _prune(folder, newest=final, keep=keep)
+    return final
+
+
+def load_latest(
+    folder: Path, *, notice: Callable[[str], None], up_to: int | None = None
+) -> Snapshot | None:
+    """Returns the newest complete and undamaged checkpoint; None if there is none.
+
+    Args:
+        folder: ``checkpoints`` of the run folder; it need not exist.
+        notice: Gets one line about each half-written or damaged checkpoint that is passed over.
+        up_to: Checkpoints of later steps are passed over; None: none are.
+    """
+    for path in sorted(folder.glob("step-*.tmp")):
+        notice(f"{path.name}: half-written checkpoint, ignored")
+    for path in _newest_first(folder):
+        if up_to is not None and _order(path)[0] > up_to:
+            continue
+        try:
+            return _read(path)
+        except _Damaged as damage:
+            notice(f"{path.name}: damaged checkpoint ({damage}), the one before it is used")
+    return None
+
+
+def sound_steps(folder: Path) -> list[int]:
+    """Returns the steps of the complete and undamaged checkpoints, in order."""
+    return sorted({_order(path)[0] for path in _newest_first(folder) if _is_undamaged(path)})
+
+
+def _write(path: Path, snapshot: Snapshot) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in snapshot.tensors.items()}
+    state = {"step": snapshot.step, "state": snapshot.state}
+    contents = {
+        _TENSORS: safetensors_torch.save(tensors),
+        _STATE: strict_json(state, origin=_STATE).encode(),
+    }
+    for name, content in contents.items():
+        write_synced(path / name, content)
+    manifest = {name: _fingerprint(content) for name, content in contents.items()}
+    write_synced(path / _MANIFEST, json.dumps(manifest, indent=2).encode())
+    sync_folder(path)
+
+
+def _fingerprint(content: bytes) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def _name(temporary: Path, *, final: Path) -> None:
+    """Gives a complete checkpoint its name; at no moment is there none of this step."""
+    if final.exists():
+        old = final.with_name(f"{final.name}.old")
+        _remove(old)
+        final.rename(old)
+    temporary.rename(final)
+    sync_folder(final.parent)
+
+
+def _prune(folder: Path, *, newest: Path, keep: int) -> None:
+    kept = [newest]
+    for path in _newest_first(folder):
+        earlier = _order(path) < _order(newest) and not path.name.endswith(".old")
+        if len(kept) < keep and earlier and _is_undamaged(path):
+            kept.append(path)
+    for path in _newest_first(folder):
+        if path not in kept:
+            _remove(path)
+    for path in folder.glob("step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint by taking its name away first, so that none is ever half there."""
+    if path.exists():
+        doomed = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        shutil.rmtree(doomed, ignore_errors=True)
+        path.rename(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_order, reverse=True)
+
+
+def _order(path: Path) -> tuple[int, bool]:
+    named = _NAME.fullmatch(path.name)
+    assert named is not None
+    return int(named[1]), named[2] is None
+
+
+def _read(path: Path) -> Snapshot:
+    contents = _verified(path)
+    try:
+        saved = json.loads(contents[_STATE])
+        tensors = safetensors_torch.load(contents[_TENSORS])
+        return Snapshot(step=saved["step"], tensors=tensors, state=saved["state"])
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise _Damaged(f"{type(error).__name__} behind a valid manifest") from error
+
+
+def _is_undamaged(path: Path) -> bool:
+    try:
+        _verified(path)
+    except _Damaged:
+        return False
+    return True
+
+
+def _verified(path: Path) -> dict[str, bytes]:
+    """Returns the contents of a checkpoint's two files, if they are what its manifest says."""
+    manifest = _manifest(path)
+    contents = {name: _read_bytes(path / name) for name in (_TENSORS, _STATE)}
+    for name, content in contents.items():
+        if manifest.get(name) != _fingerprint(content):
+            raise _Damaged(f"{name} is not what was written")
+    return contents
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(_read_bytes(path / _MANIFEST))
+    except ValueError:
+        raise _Damaged(f"{_MANIFEST} is not JSON") from None
+    if not isinstance(manifest, dict):
+        raise _Damaged(f"{_MANIFEST} is not a JSON object")
+    return manifest
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _Damaged(f"{path.name}: {error.strerror}") from None

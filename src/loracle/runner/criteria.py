@@ -1,0 +1,154 @@
+"""The four success criteria of the baseline, each with a sentence of evidence.
+
+Passed is True, False, or None where nothing was measured that could tell.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loracle.engine.evaluate import ExampleScore, Likelihood, likelihood
+from loracle.engine.measure import Parameters
+from loracle.records.files import read_json, read_jsonl
+from loracle.records.find_runs import completed_runs
+
+_PARTS = 5
+
+
+# assumed: "significantly fewer" in the sense of the plan is at least ten times fewer
+_FEW = 0.1
+
+
+# assumed: runs whose validation losses agree within 0.1 % are consistent
+_CONSISTENT = 1e-3
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A verdict and why."""
+
+    passed: bool | None
+    evidence: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as plain data."""
+        return asdict(self)
+
+
+def convergence(losses: Sequence[float]) -> Criterion:
+    """Returns whether the training loss decreased consistently.
+
+    Single steps see different examples, so the losses are averaged over five equal parts of the
+    run: the last must be below the first by two standard errors of their difference, and the
+    trend over the parts must point down.
+
+    Args:
+        losses: Nats per target token, one per step.
+    """
+    if len(losses) < 2 * _PARTS:
+        return Criterion(None, f"{len(losses)} steps are too few to tell (at least {2 * _PARTS}).")
+    size = len(losses) // _PARTS
+    parts = [losses[k * size : (k + 1) * size] for k in range(_PARTS - 1)]
+    parts.append(losses[(_PARTS - 1) * size :])
+    means = [statistics.fmean(part) for part in parts]
+    error = sum(statistics.variance(parts[k]) / len(parts[k]) for k in (0, -1)) ** 0.5
+    slope = statistics.linear_regression(range(_PARTS), means).slope
+    fell = means[0] - means[-1]
+    trail = " -> ".join(f"{mean:.3f}" for mean in means)
+    return Criterion(
+        fell > 2 * error and slope < 0,
+        f"Training loss by fifths of {len(losses)} steps: {trail} nats per token "
+        f"(fell by {fell:.3f}, standard error {error:.3f}).",
+    )
+
+
+def validation(base: Sequence[ExampleScore], tuned: Sequence[ExampleScore]) -> Criterion:
+    """Returns whether held-out perplexity improved over the untuned model."""
+    before, after = likelihood(base), likelihood(tuned)
+    better = sum(t.nll_sum_nats < b.nll_sum_nats for b, t in zip(base, tuned, strict=True))
+    return Criterion(
+        after.perplexity < before.perplexity,
+        f"Perplexity {before.perplexity:.3f} -> {after.perplexity:.3f} "
+        f"({relative_change(before, after):+.1%}) on {after.num_examples} held-out examples, "
+        f"{after.num_targets:,} tokens; better on {better} of them.",
+    )
+
+
+def relative_change(before: Likelihood, after: Likelihood) -> float:
+    """Returns the change of perplexity as a fraction of what it was."""
+    return after.perplexity / before.perplexity - 1
+
+
+def efficiency(parameters: Parameters) -> Criterion:
+    """Returns whether far fewer parameters train than in full fine-tuning."""
+    frac = parameters.trainable / parameters.base
+    return Criterion(
+        frac < _FEW,
+        f"{parameters.trainable:,} parameters train, {frac:.2%} of the {parameters.base:,} "
+        f"of full fine-tuning.",
+    )
+
+
+@dataclass(frozen=True)
+class Repeat:
+    """What two runs with one signature are compared by."""
+
+    name: str
+    """Folder of the run."""
+    adapter_sha256: str
+    losses: tuple[float, ...]
+    """Training loss of each step, nats per token."""
+    final_loss_nats_per_token: float
+
+
+def reproducibility(this: Repeat, *, others: Sequence[Repeat]) -> Criterion:
+    """Returns whether the same run gave the same result before; None without a repeat."""
+    if not others:
+        return Criterion(None, "No other run with this signature yet; run it again to tell.")
+    exact = [
+        other
+        for other in others
+        if other.adapter_sha256 == this.adapter_sha256 and other.losses == this.losses
+    ]
+    mine = this.final_loss_nats_per_token
+    gap = max(abs(other.final_loss_nats_per_token - mine) / mine for other in others)
+    if len(exact) == len(others):
+        evidence = (
+            f"Bit-identical adapter and losses in {len(others)} earlier run(s) of this signature "
+            f"(sha256 {this.adapter_sha256[:12]}), latest {others[-1].name}."
+        )
+    else:
+        evidence = (
+            f"{len(exact)} of {len(others)} earlier run(s) of this signature are bit-identical; "
+            f"validation losses differ by at most {gap:.2e} relative."
+        )
+    return Criterion(gap <= _CONSISTENT, evidence)
+
+
+def repeats_of(run: Path, *, signature: str) -> list[Repeat]:
+    """Returns the finished runs beside ``run`` that have its signature.
+
+    Args:
+        run: Its folder.
+        signature: Of its result.
+    """
+    beside = (path for path in completed_runs(run.parent) if path != run)
+    found = (_repeat(path, signature=signature) for path in beside)
+    return [repeat for repeat in found if repeat is not None]
+
+
+def _repeat(path: Path, *, signature: str) -> Repeat | None:
+    """Returns what a finished run is compared by, or None if it is another run."""
+    result = read_json(path / "result.json")
+    if result["signature"] != signature:
+        return None
+    return Repeat(
+        name=path.name,
+        adapter_sha256=result["adapter_sha256"],
+        losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / "steps.jsonl")),
+        final_loss_nats_per_token=result["quality"]["tuned"]["loss_nats_per_token"],
+    )

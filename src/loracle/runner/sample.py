@@ -1,0 +1,76 @@
+"""Answers of the untuned and the tuned model of a run to an instruction of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from loracle.data import Record, encode_prompts, template_of
+from loracle.engine.device import choose_device, choose_dtype
+from loracle.engine.evaluate import Answer, answer_prompts
+from loracle.errors import RunFolderError
+from loracle.model.adapters import load_adapter
+from loracle.model.base import FrozenBase
+from loracle.model.load import load_base
+from loracle.placement import ModulePlan
+from loracle.records.files import read_json
+from loracle.records.run_folder import recorded_config
+from loracle.runner.active_run import ADAPTER
+from loracle.runner.finish import saved_weights
+from loracle.sources import resolve_model
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One instruction, answered twice."""
+
+    prompt: str
+    """What the model was given."""
+    base: Answer
+    tuned: Answer
+
+
+def sample_run(
+    run: Path, *, instruction: str, input_text: str = "", max_new_tokens: int | None = None
+) -> Answers:
+    """Returns the greedy answers of a run's base and tuned model.
+
+    Args:
+        run: Folder of a run that saved its adapter.
+        instruction: What to do.
+        input_text: The record's input, if it has one.
+        max_new_tokens: Tokens per answer; None: as the run was evaluated.
+
+    Raises:
+        RunFolderError: If there is no run, or it has no adapter yet.
+    """
+    config = recorded_config(run)
+    if not (run / "modules.json").is_file():
+        raise RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
+    plan = ModulePlan.from_json(read_json(run / "modules.json"))
+    saved = saved_weights(run, plan=plan)
+    if not saved.is_file():
+        raise RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
+    device = choose_device(config.device)
+    dtype = choose_dtype(config.dtype, device=device)
+    model = resolve_model(config.model)
+    base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
+    record = Record(row=0, instruction=instruction, input=input_text, output="")
+    prompt = template_of(config.data.template).render(record)
+    (ids,) = encode_prompts([prompt], tokenizer=base.tokenizer)
+
+    def answered(by: FrozenBase, adapter: str | None) -> Answer:
+        return answer_prompts(
+            by,
+            [ids],
+            adapter=adapter,
+            max_new_tokens=max_new_tokens or config.eval.max_new_tokens,
+            batch_size=1,
+        )[0]
+
+    untuned = answered(base, None)
+    if plan.is_full:
+        tuned = load_base(saved.parent, device=device, dtype=dtype, trains=True)
+        return Answers(prompt, base=untuned, tuned=answered(tuned, None))
+    load_adapter(base, name=ADAPTER, plan=plan, saved=saved, model_source=model.source)
+    return Answers(prompt, base=untuned, tuned=answered(base, ADAPTER))

@@ -1,0 +1,1 @@
+"""Arms x seeds x rates: plan, search, run, clock, forecast."""

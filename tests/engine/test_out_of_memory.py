@@ -1,0 +1,166 @@
+"""When memory runs out the step is taken again in smaller passes, and no figure changes."""
+
+import pytest
+import torch
+
+from loracle.engine.evaluate import score_examples
+from loracle.engine.out_of_memory import (
+    PassBudget,
+    is_out_of_memory,
+    largest_pass,
+    memory_faults,
+)
+from loracle.engine.train import train_bundle
+from loracle.errors import OutOfMemory
+from loracle.model.base import FrozenBase
+from runs_fixture import load, settings
+from tiny_engine import attach, examples_of, tiny_base, tiny_plan, tiny_run
+
+EXAMPLES = examples_of(11, longest=17)
+
+
+NO_ROOM = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def small_memory(monkeypatch, *, tokens, error=NO_ROOM):
+    """Passes of more than so many tokens do not fit; returns the sizes that were tried."""
+    tried = []
+    real = FrozenBase.token_nll
+
+    def limited(self, row, **more):
+        tried.append(row.num_tokens)
+        nll = real(self, row, **more)
+        if row.num_tokens > tokens:
+            raise error
+        return nll
+
+    monkeypatch.setattr(FrozenBase, "token_nll", limited)
+    return tried
+
+
+def trained(*, micro_batch_tokens, steps=3, halved=lambda *_: None):
+    base = tiny_base()
+    adapter = attach(base, tiny_plan(), spread_b=None)
+    run = tiny_run(base, adapter, EXAMPLES, dropout=0.1, batch_size=7, max_steps=steps)
+    bundle = train_bundle(base, [run], micro_batch_tokens=micro_batch_tokens, halved=halved)
+    losses = [record.loss_nats_per_token for (record,) in bundle]
+    return losses, {name: p.detach().clone() for name, p in adapter.parameters.items()}
+
+
+def test_the_step_is_taken_again_and_ends_with_the_bits_of_the_smaller_passes(monkeypatch):
+    events = []
+    with monkeypatch.context() as patched:
+        tried = small_memory(patched, tokens=40)
+        losses, tensors = trained(
+            micro_batch_tokens=1000, halved=lambda *event: events.append(event)
+        )
+    assert max(tried) > 40
+    assert len(events) >= 1
+    assert events[0][0] == 1000
+    smallest = events[-1][1]
+    wanted_losses, wanted = trained(micro_batch_tokens=smallest)
+    assert losses == wanted_losses
+    assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+
+
+def test_a_sequence_that_does_not_fit_by_itself_is_an_error_that_says_what_helps(monkeypatch):
+    small_memory(monkeypatch, tokens=5)
+    with pytest.raises(OutOfMemory, match=r"^step 1: a sequence of \d+ tokens by itself needs"):
+        trained(micro_batch_tokens=1000)
+
+
+def test_other_errors_are_not_taken_for_it(monkeypatch):
+    small_memory(monkeypatch, tokens=20, error=RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        trained(micro_batch_tokens=1000)
+
+
+def test_what_counts_as_out_of_memory():
+    with pytest.raises(RuntimeError) as found:
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert is_out_of_memory(found.value)
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("expected all tensors on one device"))
+
+
+def test_the_remedy_is_said():
+    with (
+        pytest.raises(OutOfMemory, match=r"^run-1: out of memory; lower it$"),
+        memory_faults("run-1", remedy="lower it"),
+    ):
+        raise NO_ROOM
+
+
+def test_halving_starts_from_the_largest_pass_there_was():
+    budget = PassBudget(10_000)
+    answers = iter([torch.OutOfMemoryError(), torch.OutOfMemoryError(), "done"])
+    seen = []
+
+    def attempt(tokens):
+        seen.append(tokens)
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    lengths = [10, 10, 10, 10]
+    assert budget.fit(attempt, lengths=lengths, undo=lambda: None, where="here") == "done"
+    assert seen == [10_000, 20, 10]
+    assert [largest_pass(lengths, budget=tokens) for tokens in seen] == [40, 20, 10]
+
+
+def test_scores_do_not_depend_on_memory(monkeypatch):
+    base = tiny_base()
+    wanted = score_examples(base, EXAMPLES, adapter=None, batch_tokens=1000)
+    small_memory(monkeypatch, tokens=30)
+    found = score_examples(base, EXAMPLES, adapter=None, batch_tokens=1000)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.nll_sum_nats == pytest.approx(theirs.nll_sum_nats, rel=1e-6)
+
+
+SHORT = settings(
+    train__max_steps=4, measure__latency_trials=0, checkpoint__every_steps=1, eval__every_steps=0
+)
+
+
+def test_a_run_records_it_and_goes_on(place, tmp_path, monkeypatch):
+    steps, tried = settings(train__micro_batch_tokens=100_000), []
+    real = FrozenBase.token_nll
+
+    def once(self, row, **more):
+        nll = real(self, row, **more)
+        if nll.requires_grad and not tried:
+            tried.append(row.num_tokens)
+            raise NO_ROOM
+        return nll
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FrozenBase, "token_nll", once)
+        outcome = place.baseline("--out", tmp_path / "cut", *SHORT, *steps)
+    assert outcome.code == 0, outcome.err
+    assert "step 1: out of memory; passes of" in outcome.err
+    (event,) = load(tmp_path / "cut" / "environment.json")["engine"]["micro_batch_halved"]
+    assert event == {"step": 1, "from_tokens": 100_000, "to_tokens": tried[0] // 2}
+    small = settings(train__micro_batch_tokens=event["to_tokens"])
+    outcome = place.baseline("--out", tmp_path / "small", *SHORT, *small)
+    assert outcome.code == 0, outcome.err
+    cut, small = (
+        load(tmp_path / name / "result.json")["adapter_sha256"] for name in ("cut", "small")
+    )
+    assert cut == small
+
+
+def test_a_run_that_cannot_fit_fails_and_says_why(place, tmp_path, monkeypatch):
+    small_memory(monkeypatch, tokens=13)
+    outcome = place.baseline("--out", tmp_path / "run", *SHORT)
+    assert outcome.code == 1
+    assert "OutOfMemory: " in outcome.err
+    assert "by itself needs more memory than there is" in outcome.err
+    assert load(tmp_path / "run" / "status.json")["status"] == "failed"
+
+
+def test_a_base_that_does_not_fit_is_told_from_a_step_that_does_not(place, tmp_path, monkeypatch):
+    small_memory(monkeypatch, tokens=5)
+    outcome = place.baseline("--out", tmp_path / "run", *SHORT)
+    assert outcome.code == 1
+    assert "out of memory; its weights do not fit; `loracle plan` says what does" in outcome.err

@@ -1,0 +1,131 @@
+"""A base in 4 bits computes with its unpacked weights, trains, and is never changed."""
+
+import importlib.util
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from loracle.engine.train import train_bundle
+from loracle.errors import ModelError
+from loracle.model.adapters import attach_adapter
+from loracle.model.inventory import inventory_of
+from loracle.model.layers.four_bit import (
+    PackedWeight,
+    four_bit_config,
+    num_numbers,
+    weight_of,
+)
+from loracle.model.load import load_base
+from loracle.placement import resolve_placement
+from loracle.quiet import quiet_transformers
+from tiny import save_tiny_model
+from tiny_engine import examples_of, tiny_run
+
+CPU = torch.device("cpu")
+EXAMPLES = examples_of(6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_tiny_model(tmp_path_factory.mktemp("packed") / "model")
+
+
+def packed_base(folder, dtype=torch.float32):
+    return load_base(folder, device=CPU, dtype=dtype, quantization="nf4")
+
+
+def unpacked_base(folder, dtype=torch.float32):
+    """A dense base whose weights are the packed one's, made whole."""
+    base = load_base(folder, device=CPU, dtype=dtype)
+    packed = packed_base(folder, dtype)
+    for name, module in packed.model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            weight = weight_of(module)
+            if isinstance(weight, PackedWeight):
+                base.model.get_submodule(name).weight.data.copy_(weight.whole(dtype))
+    return base
+
+
+def stepped(base, placement="all-linear", *, checkpointing=False, steps=1):
+    plan = resolve_placement(placement, inventory=inventory_of(base.model), rank=4, alpha=8.0)
+    adapter = attach_adapter(
+        base, name="default", plan=plan, dropout=0.1, seed=0, model_source="tiny"
+    )
+    run = tiny_run(
+        base, adapter, EXAMPLES, dropout=0.1, batch_size=4, max_steps=8, learning_rate=0.01,
+        warmup_frac=0.0,
+    )  # fmt: skip
+    bundle = train_bundle(base, [run], micro_batch_tokens=40, checkpointing=checkpointing)
+    losses = [next(bundle)[0].loss_nats_per_token for _ in range(steps)]
+    return losses, {name: p.detach().clone() for name, p in adapter.parameters.items()}
+
+
+def test_linear_layers_but_the_head_are_packed(folder):
+    base = packed_base(folder)
+    kinds = {
+        name.rpartition(".")[2]: type(weight_of(module)).__name__
+        for name, module in base.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    assert kinds.pop("lm_head") == "Parameter"
+    assert set(kinds.values()) == {"PackedWeight"}
+    assert len(kinds) == 7
+
+
+def test_the_inventory_is_the_dense_model_s(folder):
+    dense = inventory_of(load_base(folder, device=CPU, dtype=torch.float32).model)
+    assert inventory_of(packed_base(folder).model) == dense
+    assert num_numbers(torch.nn.Parameter(torch.zeros(3, 5))) == 15
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("placement", ["all-linear", "attention-qv", "last-1", "lm-head"])
+def test_it_trains_as_a_dense_base_with_the_unpacked_weights(folder, placement, dtype):
+    losses, tensors = stepped(packed_base(folder, dtype), placement, steps=2)
+    wanted_losses, wanted = stepped(unpacked_base(folder, dtype), placement, steps=2)
+    assert losses == wanted_losses
+    assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+
+
+def test_checkpointing_changes_no_bit(folder):
+    losses, tensors = stepped(packed_base(folder), steps=2)
+    again, theirs = stepped(packed_base(folder), steps=2, checkpointing=True)
+    assert losses == again
+    assert all(torch.equal(tensors[name], theirs[name]) for name in tensors)
+
+
+def test_no_weight_changes_and_the_loss_falls(folder):
+    base = packed_base(folder)
+    before = base.weights_digest()
+    losses, _ = stepped(base, steps=8)
+    assert losses[-1] < losses[0]
+    ids = torch.tensor([EXAMPLES[0].input_ids])
+    with base.generating(()) as model:
+        model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
+    assert base.weights_digest() == before
+    assert packed_base(folder).weights_digest() == before
+    assert load_base(folder, device=CPU, dtype=torch.float32).weights_digest() != before
+
+
+def test_its_products_are_bitsandbytes_own(folder):
+    ids = torch.tensor([EXAMPLES[0].input_ids])
+    with quiet_transformers():
+        stock = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, quantization_config=four_bit_config(torch.float32)
+        )
+    # In training mode it computes as on a GPU; in evaluation it rounds its scales on some CPUs.
+    stock.train()
+    base = packed_base(folder)
+    with torch.no_grad():
+        theirs = stock(input_ids=ids).logits
+        with base.generating(()) as model:
+            ours = model(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_without_bitsandbytes_it_says_what_to_install(folder, monkeypatch):
+    monkeypatch.setattr("loracle.model.layers.four_bit.find_spec", lambda _name: None)
+    assert importlib.util.find_spec("bitsandbytes") is not None
+    with pytest.raises(ModelError, match="pip install bitsandbytes"):
+        packed_base(folder)

@@ -1,0 +1,86 @@
+"""The Colab notebook: nothing stored in it, and it runs from its first cell to its last."""
+
+import os
+from pathlib import Path
+
+import pytest
+from test_notebook import outputs_of, run_notebook
+
+from runs_fixture import load
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOK = ROOT / "experiments" / "notebooks" / "colab_baseline.ipynb"
+SHORT = (
+    "tracking.mode=disabled eval.every_steps=0 measure.latency_trials=0 train.batch_size=4 "
+    "checkpoint.every_steps=1 eval.generate_examples=2 eval.max_new_tokens=4 "
+    "audit.reload_examples=2"
+)
+
+
+@pytest.fixture
+def notebook():
+    import nbformat
+
+    found = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(found)
+    return found
+
+
+def executed(notebook, place, monkeypatch, folder, **environment):
+    for key, value in {**place.environment, **environment}.items():
+        monkeypatch.setenv(key, str(value))
+    monkeypatch.setenv("LORACLE_RUNS", str(folder))
+    return outputs_of(run_notebook(notebook, folder=NOTEBOOK.parent, timeout=900))
+
+
+def test_nothing_is_stored_in_it(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
+
+
+def test_every_cell_says_what_it_does_in_a_sentence(notebook):
+    told = [cell.source.rstrip() for cell in notebook.cells if cell.cell_type == "markdown"]
+    kinds = [cell.cell_type for cell in notebook.cells]
+    assert kinds == ["markdown", *["markdown", "code"] * (len(kinds) // 2)]
+    assert all(text.endswith(".") for text in told)
+    assert all(text.count(". ") == 0 for text in told)
+
+
+@pytest.mark.slow
+def test_it_trains_compares_and_goes_on(notebook, place, monkeypatch, tmp_path):
+    settings = f"{SHORT} data.max_tokens=128 dtype=float32"
+    given = {
+        "LORACLE_MODEL": f"path:{place.model}",
+        "LORACLE_DATA": f"path:{place.data}",
+        "LORACLE_STEPS": 3,
+        "LORACLE_STUDY_STEPS": 2,
+        "LORACLE_SETTINGS": settings,
+    }
+    types, texts = executed(notebook, place, monkeypatch, tmp_path, **given)
+    assert "**Peak memory, GiB**" in texts
+    assert "| perplexity |" in texts
+    assert "attention" in texts
+    assert types.count("image/svg+xml") >= 2
+    first = load(tmp_path / "baseline-model-3" / "result.json")
+    assert first["status"] == "completed"
+    # As after a disconnect: what is done is read, and nothing is trained again.
+    _, again = executed(notebook, place, monkeypatch, tmp_path, **given)
+    assert "| perplexity |" in again
+    assert load(tmp_path / "baseline-model-3" / "result.json") == first
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_it_runs_on_the_demo_s_model_and_data(notebook, place, monkeypatch, tmp_path):
+    given = {
+        "LORACLE_MODEL": "smollm2-135m",
+        "LORACLE_DATA": "alpaca-demo",
+        "LORACLE_STEPS": 2,
+        "LORACLE_STUDY_STEPS": 2,
+        "LORACLE_SETTINGS": f"{SHORT} data.max_records=40",
+        "LORACLE_CACHE": os.environ.get("LORACLE_CACHE") or tmp_path / "cache",
+    }
+    _, texts = executed(notebook, place, monkeypatch, tmp_path, **given)
+    assert "134,515,008" in texts or "4,884,480" in texts

@@ -1,0 +1,197 @@
+"""The audit passes an honest run and catches each kind of dishonest one."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from loracle.data import Example
+from loracle.data.packing import pack
+from loracle.engine.evaluate import score_examples
+from loracle.errors import AuditError
+from loracle.model.adapters import Adapter, save_adapter
+from loracle.model.base import FrozenBase
+from loracle.model.load import load_base
+from loracle.runner.audit import (
+    Audit,
+    audit_run,
+    count_trainable,
+    require_sound,
+    stock_nll_sums,
+)
+from tiny_engine import (
+    CPU,
+    attach,
+    examples_of,
+    packed_nll,
+    save_family,
+    stock_model,
+    stock_nll,
+    stock_peft,
+    tiny_plan,
+)
+
+EXAMPLES = examples_of(5)
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+class FinishedRun:
+    """A run of which everything is honest until a test changes it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        examples: Sequence[Example] = EXAMPLES,
+    ) -> None:
+        self.examples = examples
+        self.model_folder = save_family(folder / "model", stock_model(dtype=dtype))
+        self.base: FrozenBase = load_base(self.model_folder, device=CPU, dtype=dtype)
+        self.digest = self.base.weights_digest()
+        self.adapter: Adapter = attach(self.base, tiny_plan())
+        self.saved = save_adapter(self.base, name="default", folder=folder / "adapter")
+        self.score()
+
+    def score(self) -> None:
+        self.scores = score_examples(self.base, self.examples, adapter="default", batch_tokens=1000)
+
+    def audit(self) -> Audit:
+        return audit_run(
+            self.base,
+            adapter=self.adapter,
+            saved=self.saved,
+            model_folder=self.model_folder,
+            digest_before=self.digest,
+            digest_after=self.base.weights_digest(),
+            examples=self.examples,
+            scores=self.scores,
+        )
+
+
+@pytest.fixture
+def run(tmp_path) -> FinishedRun:
+    return FinishedRun(tmp_path)
+
+
+def test_an_honest_run_passes(run):
+    audit = run.audit()
+    assert audit.faults() == []
+    assert audit.updated_modules == audit.planned_modules == 21
+    assert audit.trainable_params == audit.planned_params == run.adapter.plan.trainable_params
+    assert audit.reload_difference < 1e-6
+    assert audit.reloaded_examples == 5
+    require_sound(audit)
+
+
+def test_the_reloaded_loss_is_that_of_the_tuned_model_and_not_the_base(run):
+    with torch.no_grad():
+        base_loss = packed_nll(run.base, pack(EXAMPLES)).mean().item()
+    audit = run.audit()
+    assert abs(audit.reloaded_loss_nats_per_token - base_loss) > 100 * audit.relative_tolerance
+
+
+def test_the_stock_scores_are_those_of_a_model_of_nothing_but_stock(run):
+    peft = stock_peft(stock_model(), run.adapter.plan, like=run.adapter)
+    done = []
+    ours = stock_nll_sums(
+        run.saved,
+        model_folder=run.model_folder,
+        examples=EXAMPLES,
+        like=run.base,
+        progress=done.append,
+    )
+    with torch.no_grad():
+        theirs = [stock_nll(peft, example).double().sum().item() for example in EXAMPLES]
+    assert ours == pytest.approx(theirs, rel=1e-6)
+    assert done == [1] * 5
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan")])
+def test_a_module_that_did_not_move_is_caught(run, value):
+    run.adapter.parameters[f"{DOWN}.lora_B"].data.fill_(value)
+    assert "lora_B moved in 20 of 21 modules" in run.audit().faults()
+
+
+@pytest.mark.parametrize("name", [f"{DOWN}.base_layer", "model.norm", "model.embed_tokens"])
+def test_a_frozen_weight_that_changed_by_one_bit_is_caught(run, name):
+    run.base.model.get_submodule(name).weight.data.view(torch.int32).flatten()[7] ^= 1
+    assert run.audit().faults() == ["frozen weights changed"]
+
+
+def test_a_parameter_that_trains_unplanned_is_caught(run):
+    run.base.model.model.norm.weight.requires_grad_(True)
+    planned = run.adapter.plan.trainable_params
+    assert run.audit().faults() == [f"{planned + 32} trainable, {planned} planned"]
+
+
+def test_a_parameter_that_does_not_train_as_planned_is_caught(run):
+    run.adapter.parameters[f"{DOWN}.lora_A"].requires_grad_(False)
+    planned = run.adapter.plan.trainable_params
+    assert run.audit().faults() == [f"{planned - 4 * 48} trainable, {planned} planned"]
+
+
+def test_a_saved_adapter_that_is_another_is_caught(run):
+    path = run.saved / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = f"base_model.model.{DOWN}.lora_B.weight"
+    tensors[key] = tensors[key] * 1.5
+    save_file(tensors, path)
+    exact, fault = run.audit().faults()
+    assert exact == "the saved tensors are not the adapter's"
+    assert fault.startswith("the saved adapter gives ")
+    assert "through stock PEFT, the run recorded " in fault
+
+
+def test_a_saved_tensor_too_small_a_change_for_the_loss_is_caught(run):
+    path = run.saved / "adapter_model.safetensors"
+    tensors = load_file(path)
+    key = f"base_model.model.{DOWN}.lora_B.weight"
+    tensors[key] = tensors[key] * (1 + 1e-6)
+    save_file(tensors, path)
+    assert run.audit().faults() == ["the saved tensors are not the adapter's"]
+
+
+def test_a_saved_adapter_of_another_scale_is_caught(run):
+    config = run.saved / "adapter_config.json"
+    config.write_text(config.read_text().replace('"lora_alpha": 8.0', '"lora_alpha": 8.1'))
+    (fault,) = run.audit().faults()
+    assert fault.startswith("the saved adapter gives ")
+
+
+def test_recorded_scores_that_are_not_the_models_are_caught(run):
+    run.scores[0] = replace(run.scores[0], nll_sum_nats=run.scores[0].nll_sum_nats + 0.1)
+    (fault,) = run.audit().faults()
+    assert fault.startswith("the saved adapter gives ")
+
+
+def test_several_faults_are_all_reported_in_one_line(run):
+    run.adapter.parameters[f"{DOWN}.lora_B"].data.zero_()
+    run.base.model.model.norm.weight.requires_grad_(True)
+    run.base.model.model.norm.weight.data.add_(1)
+    audit = run.audit()
+    assert len(audit.faults()) == 4
+    with pytest.raises(AuditError, match=r"^audit: lora_B moved in .*; frozen weights .*; \d+ tr"):
+        require_sound(audit)
+    assert audit.to_json()["faults"] == audit.faults()
+
+
+def test_a_loss_that_is_not_a_number_is_a_fault(run):
+    audit = replace(run.audit(), reloaded_loss_nats_per_token=float("nan"))
+    assert any("nan nats per token" in fault for fault in audit.faults())
+
+
+def test_another_runs_adapter_in_the_same_base_does_not_count(run):
+    attach(run.base, tiny_plan(rank=2), name="other")
+    assert count_trainable(run.base, adapter="default") == run.adapter.plan.trainable_params
+    assert run.audit().faults() == []
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_honest_run_in_16_bit_passes(dtype, tmp_path):
+    # Single tokens round by percents in bf16; it takes many for a mean within 0.1 %.
+    run = FinishedRun(tmp_path, dtype=dtype, examples=examples_of(100))
+    assert run.audit().faults() == []

@@ -1,0 +1,239 @@
+"""What is known is not computed again, and nothing else is taken for known."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from loracle.engine.environment import capture_environment
+from loracle.engine.evaluate import Answer, ExampleScore
+from loracle.errors import NonFiniteError
+from loracle.model.base import FrozenBase
+from loracle.runner.untuned_cache import (
+    Known,
+    answer_key,
+    known_folder,
+    score_key,
+)
+from tiny_engine import examples_of, tiny_base
+
+SCORES = [ExampleScore(3, 0.1 + 0.2), ExampleScore(7, 1e-300)]
+ANSWERS = [Answer("Mars\n\u2028é", hit_limit=False), Answer("", hit_limit=True)]
+EXAMPLES = examples_of(4)
+KEY = "ab12"
+
+
+def never() -> list:
+    raise AssertionError("computed although known")
+
+
+@pytest.fixture
+def notices() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def known(tmp_path, notices) -> Known:
+    return Known(tmp_path / "cache" / "known", notice=notices.append)
+
+
+def entry_of(known: Known) -> Path:
+    (path,) = known.folder.glob("*.json")
+    return path
+
+
+def test_results_are_computed_once_and_come_back_bit_for_bit(known, notices):
+    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+    assert known.answers(KEY, lambda: ANSWERS) == (ANSWERS, False)
+    again = Known(known.folder)
+    assert again.scores(KEY, never) == (SCORES, True)
+    assert again.answers(KEY, never) == (ANSWERS, True)
+    assert notices == []
+
+
+def test_another_key_knows_nothing(known):
+    known.scores(KEY, lambda: SCORES)
+    assert known.scores("cd34", lambda: SCORES[:1]) == (SCORES[:1], False)
+    assert known.scores(KEY, never) == (SCORES, True)
+
+
+def changed_number(path: Path) -> None:
+    path.write_text(path.read_text().replace("1e-300", "2e-300"))
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def without_items(path: Path) -> None:
+    path.write_text(json.dumps({"schema": 1}))
+
+
+def of_another_schema(path: Path) -> None:
+    path.write_text(path.read_text().replace('"schema": 1', '"schema": 0'))
+
+
+@pytest.mark.parametrize("damage", [changed_number, cut_short, without_items, of_another_schema])
+def test_a_damaged_entry_is_computed_again_with_a_notice(known, notices, damage):
+    known.scores(KEY, lambda: SCORES)
+    damage(entry_of(known))
+    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+    assert len(notices) == 1
+    assert notices[0].startswith("known results: ")
+    assert notices[0].endswith("; computing it again")
+    assert known.scores(KEY, never) == (SCORES, True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_not_kept(known, value):
+    found, was_known = known.scores(KEY, lambda: [ExampleScore(1, value)])
+    assert (str(found[0].nll_sum_nats), was_known) == (str(value), False)
+    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+
+
+def test_a_failure_to_compute_leaves_nothing_behind(known):
+    def fail() -> list[ExampleScore]:
+        raise NonFiniteError("validation: nan")
+
+    with pytest.raises(NonFiniteError):
+        known.scores(KEY, fail)
+    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+
+
+def test_a_store_that_cannot_be_written_costs_a_notice_and_not_the_result(tmp_path, notices):
+    (tmp_path / "file").touch()
+    known = Known(tmp_path / "file" / "known", notice=notices.append)
+    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+    (notice,) = notices
+    assert notice.startswith("known results: cannot be kept: a file is where a folder should be; ")
+    assert notice.endswith("LORACLE_CACHE names another folder")
+
+
+def test_a_full_disk_costs_a_notice_and_not_the_result(known, notices, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("loracle.records.files.os.fsync", full)
+    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+    assert "the disk is full" in notices[0]
+    assert list(known.folder.iterdir()) == []
+
+
+def test_two_processes_that_compute_at_once_leave_one_whole_entry(known):
+    def slow() -> list[ExampleScore]:
+        assert Known(known.folder).scores(KEY, lambda: SCORES) == (SCORES, False)
+        return SCORES
+
+    assert known.scores(KEY, slow) == (SCORES, False)
+    assert known.scores(KEY, never) == (SCORES, True)
+    entry_of(known)
+
+
+def test_the_store_lies_in_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("LORACLE_CACHE", str(tmp_path))
+    assert known_folder() == tmp_path / "known"
+
+
+@pytest.fixture(scope="module")
+def environment() -> dict:
+    return capture_environment(device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def base(environment, monkeypatch) -> FrozenBase:
+    """A model whose environment is asked once for all tests."""
+    monkeypatch.setattr("loracle.runner.untuned_cache.capture_environment", lambda **_: environment)
+    return tiny_base()
+
+
+def keyed(base: FrozenBase, **changes: object) -> str:
+    given = {"weights_digest": "w", "adapter": None, "batch_tokens": 4096} | changes
+    return score_key(base, given.pop("examples", EXAMPLES), **given)
+
+
+def test_equal_things_share_a_key(base, environment, monkeypatch):
+    key = keyed(base)
+    later = environment | {"captured_at": "later", "memory_gib": 1.0}
+    monkeypatch.setattr("loracle.runner.untuned_cache.capture_environment", lambda **_: later)
+    assert keyed(tiny_base()) == key
+    assert len(key) == 64
+
+
+def test_the_dtype_changes_the_key():
+    one, other = (keyed(tiny_base(dtype=dtype)) for dtype in (torch.float32, torch.bfloat16))
+    assert one != other
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights_digest": "v"},
+        {"adapter": "a"},
+        {"batch_tokens": 4097},
+        {"num_adapters": 2},
+        {"entry_layer": 1},
+        {"examples": EXAMPLES[::-1]},
+        {"examples": EXAMPLES[1:]},
+        {"examples": [replace(EXAMPLES[0], num_prompt=2 + EXAMPLES[0].num_prompt), *EXAMPLES[1:]]},
+    ],
+    ids=str,
+)
+def test_whatever_scores_depend_on_changes_the_key(base, change):
+    assert keyed(base, **change) != keyed(base)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("device", "dtype", "bfloat16"),
+        ("device", "name", "Another CPU"),
+        ("versions", "torch", "0"),
+        ("versions", "peft", "0"),
+        ("versions", "transformers", "0"),
+        ("torch_settings", "num_threads", 99),
+    ],
+)
+def test_another_environment_changes_the_key(base, environment, monkeypatch, part, name, value):
+    key = keyed(base)
+    other = environment | {part: environment[part] | {name: value}}
+    monkeypatch.setattr("loracle.runner.untuned_cache.capture_environment", lambda **_: other)
+    assert keyed(base) != key
+
+
+PROMPTS = [(3, 4, 5), (6, 7)]
+
+
+def asked(base: FrozenBase, **changes: object) -> str:
+    given = {"weights_digest": "w", "adapter": None, "max_new_tokens": 8, "batch_size": 4}
+    given |= changes
+    return answer_key(base, given.pop("prompts", PROMPTS), **given)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"prompts": [(3, 4), (5, 6, 7)]},
+        {"weights_digest": "v"},
+        {"adapter": "a"},
+        {"max_new_tokens": 9},
+        {"batch_size": None},
+        {"cache_tokens": 101},
+        {"num_adapters": 2},
+    ],
+    ids=str,
+)
+def test_whatever_answers_depend_on_changes_the_key(base, change):
+    assert asked(base, **change) != asked(base) == asked(base)
+
+
+def test_another_tokenizer_changes_the_key_of_answers(base):
+    other = copy.deepcopy(base.tokenizer)
+    other.eos_token = "<s>"
+    grown = copy.deepcopy(base.tokenizer)
+    grown.add_tokens(["Mars"])
+    keys = {asked(replace(base, tokenizer=t)) for t in (base.tokenizer, other, grown)}
+    assert len(keys) == 3
