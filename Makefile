@@ -6,7 +6,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
-FAST    := -m "not real or real_quick" -n $(WORKERS) --dist loadgroup
+FAST    := -m "real_quick or not (real or slow)" -n $(WORKERS) --dist loadgroup
 SHAPES  := --jaxtyping-packages=loracle.model,loracle.data.packing,beartype.beartype
 
 .PHONY: demo test test-all test-real coverage types-at-runtime check fix bench clean
@@ -15,14 +15,14 @@ demo: $(VENV)/.ready            ## fine-tune a real model on real Alpaca, measur
 	$(BIN)/loracle baseline demo
 
 test: $(VENV)/.ready-dev check  ## format, lint, types, and the suite with one run of the real model
-	@echo 'Left out: the other tests of the real model and data (make test-real), coverage (make'
-	@echo 'coverage) and shapes at run time (make types-at-runtime). make test-all leaves nothing out.'
+	@echo 'Left out: the other tests of the real model and data (make test-real), tests marked slow,'
+	@echo 'coverage and shapes at run time. make test-all leaves nothing out.'
 	$(BIN)/python -m pytest $(FAST) --durations=20
 
 test-all: check coverage types-at-runtime test-real  ## before a release: everything
 
-test-real: $(VENV)/.ready-dev   ## every test of the real model and data
-	$(BIN)/python -m pytest -m real
+test-real: $(VENV)/.ready-dev   ## every test of the real model and data, and those marked slow
+	$(BIN)/python -m pytest -m "real or slow"
 
 coverage: $(VENV)/.ready-dev    ## the suite of make test; fails below 90 %
 	$(BIN)/python -m pytest $(FAST) --cov --cov-report=term --cov-fail-under=90

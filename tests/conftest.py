@@ -10,15 +10,30 @@ import pytest
 # (measured, 2 cores). Tests of the real model share the cores with the suite's other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from runs_fixture import finished, nursery, place
+from runs_fixture import finished, nursery, only_runs, place
 
-__all__ = ["finished", "nursery", "place"]
+__all__ = ["finished", "nursery", "only_runs", "place"]
+
+
+# By a fixture of theirs, files that share what takes seconds to make: a warm process with whole
+# runs, the study that all reports are of.
+SHARED = {"nursery": "whole runs", "contents": "reports"}
 
 
 def pytest_collection_modifyitems(items):
-    """Keeps the tests of a file in one process, and all those of the real model, which is large."""
+    """Keeps the tests of a file in one process, and files that share something in the same one.
+
+    Tests of the real model stay together too, for it is large; and with other long ones, for what
+    is handed out last should be short.
+    """
+    groups = {}
     for item in items:
-        group = "real" if item.get_closest_marker("real") else item.location[0]
+        used = SHARED.keys() & set(getattr(item, "fixturenames", ()))
+        found = "whole runs" if item.get_closest_marker("real") else None
+        if found := found or next((SHARED[name] for name in used), None):
+            groups[item.location[0]] = found
+    for item in items:
+        group = groups.get(item.location[0], item.location[0])
         item.add_marker(pytest.mark.xdist_group(group))
 
 

@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePath
 from typing import Any
@@ -175,6 +176,7 @@ def _word(value: Any) -> str:
     return re.sub(r"[|\s]+", "-", "n/a" if value is None else str(value))
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)
