@@ -15,9 +15,11 @@ from runs_fixture import contents, copied, facts, load, rows, settings
 
 # Checkpoints and validations often enough that something of each is always in the making.
 LONG = {
-    "train__max_steps": 20,
-    "eval__every_steps": 5,
-    "eval__generate_examples": 3,
+    "train__max_steps": 12,
+    "eval__every_steps": 4,
+    "eval__generate_examples": 2,
+    "measure__latency_trials": 0,
+    "audit__reload_examples": 2,
     "checkpoint__every_steps": 2,
 }
 
@@ -88,7 +90,7 @@ def test_killed_in_a_half_written_checkpoint_the_one_before_it_is_used(
     assert outcome.code == 0
     said = outcome.err.splitlines()
     assert f"{half.name}: half-written checkpoint, ignored" in said
-    assert "resuming after step 2 of 20" in said
+    assert "resuming after step 2 of 12" in said
     assert not half.exists()
     assert facts(folder) == uninterrupted[0]
 
@@ -110,7 +112,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line_and_the_one_before_it_used(
         f"step-{newest:08d}: damaged checkpoint (state.safetensors is not what was written), "
         "the one before it is used"
     )
-    assert f"resuming after step {before} of 20" in said
+    assert f"resuming after step {before} of 12" in said
     assert facts(folder) == uninterrupted[0]
 
 
@@ -155,12 +157,12 @@ def test_sigint_and_sigterm_end_the_command_with_130_after_a_checkpoint_of_the_c
         assert status["status"] == "interrupted"
         assert status["error"] == f"interrupted by {number.name}"
         done = len(rows(folder / "steps.jsonl"))
-        assert 1 <= done < 20
+        assert 1 <= done < 12
         assert steps_in_checkpoints(folder) == [done]
         assert not (folder / "result.json").exists()
         outcome = nursery.live([*words(argv, folder), "--resume"], folder=folder)
         assert outcome.code == 0
-        assert f"resuming after step {done} of 20" in outcome.err.splitlines()
+        assert f"resuming after step {done} of 12" in outcome.err.splitlines()
         assert facts(folder) == uninterrupted[0]
 
 

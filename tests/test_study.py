@@ -178,7 +178,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(
         return attach(base, plan=plan, seed=seed, **given)
 
     monkeypatch.setattr(workbench, "attach_adapter", refuse)
-    words = ("--set", "seeds=[0]", "--set", "noise.repeats=0")
+    words = ("--set", "seeds=[0]", "--set", "interval=null", "--set", "noise.repeats=0")
     outcome = place.loracle("study", file, "--out", tmp_path / "one_fails", *words)
     assert outcome.code == 1
     study = read_study(tmp_path / "one_fails")
