@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from loracle.records.names import ADAPTER, ADAPTER_WEIGHTS
 from loracle.records.result import peak_memory_gib
 from loracle.records.study_folder import RunRecord, StudyRecord
 
@@ -143,7 +144,7 @@ def _efficiency(run: RunRecord) -> Mapping[str, Any]:
 
 def _adapter_mib(run: RunRecord) -> float:
     """Returns the size of the adapter's file, or of its parameters where it was not kept."""
-    file = run.path / "adapter" / "adapter_model.safetensors"
+    file = run.path / ADAPTER / ADAPTER_WEIGHTS
     if file.is_file():
         return file.stat().st_size / _MIB
     return float(_efficiency(run)["trainable_params"] * _BYTES_PER_PARAM / _MIB)

@@ -12,6 +12,7 @@ from typing import Any
 from loracle.config.run import Config, config_digest
 from loracle.errors import LoracleError, RunFolderError
 from loracle.records.files import read_json
+from loracle.records.names import CONFIG, LOCK, RESULT, STATUS
 from loracle.records.run_folder import read_status, recorded_config
 
 
@@ -43,7 +44,7 @@ def completed_runs(root: Path) -> Iterator[Path]:
 def _runs(root: Path) -> Iterator[Path]:
     """Yields every run folder under ``root``; what is inside a run is not searched."""
     for folder, subfolders, files in os.walk(root):
-        if "config.yaml" in files and ("status.json" in files or ".lock" in files):
+        if CONFIG in files and (STATUS in files or LOCK in files):
             subfolders.clear()
             yield Path(folder)
         subfolders.sort()
@@ -71,8 +72,8 @@ def _digest(path: Path) -> str | None:
 
 def _started_at(path: Path) -> tuple[int, str]:
     """Orders runs by their start: the lock is made first and never written again."""
-    lock = path / ".lock"
-    marker = lock if lock.exists() else path / "config.yaml"
+    lock = path / LOCK
+    marker = lock if lock.exists() else path / CONFIG
     return marker.stat().st_mtime_ns, path.name
 
 
@@ -82,7 +83,7 @@ def read_results(root: Path) -> list[dict[str, Any]]:
     Raises:
         RunFolderError: If there is none, or they are not one configuration in one environment.
     """
-    results = [read_json(path / "result.json") for path in completed_runs(root)]
+    results = [read_json(path / RESULT) for path in completed_runs(root)]
     if not results:
         raise RunFolderError(f"{root}: no finished run in it")
     families = {without_seed(result["signature"]) for result in results}

@@ -11,6 +11,7 @@ from loracle.placement.inventory import Inventory, LinearModule
 from loracle.placement.plan import ModulePlan, most_common_rank
 from loracle.records.files import read_json
 from loracle.records.find_runs import completed_runs, read_results
+from loracle.records.names import CONFIG, MODULES, RESULT
 from loracle.records.study_folder import ArmRecord, RunRecord, StudyRecord
 
 
@@ -24,8 +25,8 @@ def study_of_runs(root: Path) -> StudyRecord:
     """
     read_results(root)
     folders = list(completed_runs(root))
-    config = read_yaml(folders[0] / "config.yaml")
-    plan = ModulePlan.from_json(read_json(folders[0] / "modules.json"))
+    config = read_yaml(folders[0] / CONFIG)
+    plan = ModulePlan.from_json(read_json(folders[0] / MODULES))
     runs = sorted((_run(folder, plan.placement) for folder in folders), key=lambda run: run.seed)
     rank, alpha = most_common_rank(plan)
     arm = ArmRecord(
@@ -61,8 +62,8 @@ def _study(arm: str, *, config: Mapping[str, Any], seeds: list[int]) -> dict[str
 
 
 def _run(folder: Path, arm: str) -> RunRecord:
-    result = read_json(folder / "result.json")
-    config = read_yaml(folder / "config.yaml")
+    result = read_json(folder / RESULT)
+    config = read_yaml(folder / CONFIG)
     return RunRecord(
         id=folder.name,
         arm=arm,

@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from loracle.records.files import read_json, write_json
+from loracle.records.names import PREDICTED
 
-FILE = "predicted.json"
-"""In a study's folder."""
 _SCHEMA = 1
 
 
@@ -50,7 +49,7 @@ def _error(predicted: float | None, measured: float | None) -> float | None:
 
 def keep_accuracy(folder: Path, found: Sequence[ArmAccuracy]) -> Path:
     """Leaves predictions and measurements in a study's folder and returns their file."""
-    path = folder / FILE
+    path = folder / PREDICTED
     rows = {"schema": _SCHEMA, "arms": [asdict(each) for each in found]}
     write_json(path, rows)
     return path
@@ -58,7 +57,7 @@ def keep_accuracy(folder: Path, found: Sequence[ArmAccuracy]) -> Path:
 
 def kept_accuracy(folder: Path) -> list[ArmAccuracy]:
     """Returns what was kept in a study's folder; empty if nothing was."""
-    path = folder / FILE
+    path = folder / PREDICTED
     if not path.is_file():
         return []
     return [ArmAccuracy(**row) for row in read_json(path)["arms"]]

@@ -31,10 +31,10 @@ from loracle.records.files import (
     strict_json,
     write_durably,
 )
+from loracle.records.names import CONFIG, EVALS, LOCK, STATUS, STEPS
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
-_STEPS, _EVALS = "steps.jsonl", "evals.jsonl"
 _STATUS_FIELDS = ("phase", "step", "max_steps", "error")
 
 
@@ -73,7 +73,7 @@ class RunFolder:
             # Again, now that nobody else can be about to create one here.
             _require_vacant(path)
             run = cls(path, config=config, status={}, lock=lock)
-            run.write_yaml("config.yaml", config.model_dump(mode="json"))
+            run.write_yaml(CONFIG, config.model_dump(mode="json"))
             run.set_status("running", max_steps=config.train.max_steps)
         except BaseException:
             os.close(lock)
@@ -113,12 +113,12 @@ class RunFolder:
         """Makes an unfinished run ready to be written again."""
         if self.is_finished:
             return
-        for name in (_STEPS, _EVALS):
+        for name in (STEPS, EVALS):
             self._drop_partial_line(name)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         if self.config != recorded:
-            self.write_yaml("config.yaml", self.config.model_dump(mode="json"))
+            self.write_yaml(CONFIG, self.config.model_dump(mode="json"))
         self.set_status("running")
 
     @property
@@ -158,7 +158,7 @@ class RunFolder:
             **{key: merged[key] for key in _STATUS_FIELDS},
             "updated_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-        self.write_json("status.json", new)
+        self.write_json(STATUS, new)
         self.status = new
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
@@ -182,11 +182,11 @@ class RunFolder:
 
     def append_step(self, row: Mapping[str, Any]) -> None:
         """Adds a row to ``steps.jsonl``; it needs a ``step``."""
-        self._append(_STEPS, row)
+        self._append(STEPS, row)
 
     def append_eval(self, row: Mapping[str, Any]) -> None:
         """Adds a row to ``evals.jsonl``; it needs a ``step``."""
-        self._append(_EVALS, row)
+        self._append(EVALS, row)
 
     def rewind(self, step: int) -> None:
         """Forgets what was recorded after ``step``, the step of the checkpoint just loaded.
@@ -194,7 +194,7 @@ class RunFolder:
         Args:
             step: Rows up to this one stay; -1 forgets them all, the validation before training too.
         """
-        for name in (_STEPS, _EVALS):
+        for name in (STEPS, EVALS):
             rows = self.read_jsonl(name)
             kept = [row for row in rows if row["step"] <= step]
             if len(kept) < len(rows):
@@ -202,11 +202,11 @@ class RunFolder:
 
     def steps(self) -> list[dict[str, Any]]:
         """Returns the complete rows of ``steps.jsonl``; none if there is no such file."""
-        return self.read_jsonl(_STEPS)
+        return self.read_jsonl(STEPS)
 
     def evals(self) -> list[dict[str, Any]]:
         """Returns the complete rows of ``evals.jsonl``; none if there is no such file."""
-        return self.read_jsonl(_EVALS)
+        return self.read_jsonl(EVALS)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Returns the object in a JSON file."""
@@ -252,7 +252,7 @@ def recorded_config(path: Path) -> Config:
         RunFolderError: If there is no run at ``path``.
         ConfigError: If what it records is not a valid configuration.
     """
-    file = path / "config.yaml"
+    file = path / CONFIG
     if not file.is_file():
         raise RunFolderError(f"{path}: no run here to go on with (it has no config.yaml)")
     return parse_config(merge(_ADDED, read_yaml(file)), origin=str(file))
@@ -260,13 +260,13 @@ def recorded_config(path: Path) -> Config:
 
 def read_status(path: Path) -> dict[str, Any]:
     """Returns what ``status.json`` holds; of a run killed before it was written, "running"."""
-    file = path / "status.json"
+    file = path / STATUS
     return read_json(file) if file.is_file() else {"status": "running"}
 
 
 def _require_vacant(path: Path) -> None:
     """Raises unless nothing is in the folder but what a creation that was killed leaves."""
-    if (path / "config.yaml").is_file():
+    if (path / CONFIG).is_file():
         if read_status(path).get("status") == "completed":
             raise RunFolderError(f"{path}: holds a finished run, which is never overwritten")
         raise RunFolderError(f"{path}: holds an unfinished run; --resume continues it")
@@ -278,12 +278,12 @@ def _require_vacant(path: Path) -> None:
 
 
 def _is_leftover(name: str) -> bool:
-    return name == ".lock" or (name.startswith(".") and name.endswith(".tmp"))
+    return name == LOCK or (name.startswith(".") and name.endswith(".tmp"))
 
 
 def _acquire(path: Path) -> int:
     """Returns the descriptor that holds the folder's lock; closing it lets go."""
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -25,10 +25,20 @@ from loracle.config.files import read_yaml
 from loracle.errors import RunFolderError
 from loracle.placement.inventory import Inventory, LinearModule
 from loracle.records.files import read_json, read_jsonl
+from loracle.records.names import (
+    CLOCK,
+    EVALS,
+    EXAMPLES,
+    PLAN,
+    RESULT,
+    SCORES,
+    STATUS,
+    STEPS,
+    STUDY,
+    run_folder,
+)
 
 Role = Literal["arm", "repeat", "extra-seed", "search"]
-
-PLAN, STUDY, SCORES, CLOCK = "plan.json", "study.yaml", "scores.json", "clock.json"
 
 
 @dataclass(frozen=True)
@@ -73,17 +83,17 @@ class RunRecord:
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
         """Rows of ``steps.jsonl``."""
-        return read_jsonl(self.path / "steps.jsonl")
+        return read_jsonl(self.path / STEPS)
 
     @cached_property
     def evals(self) -> list[dict[str, Any]]:
         """Rows of ``evals.jsonl``."""
-        return read_jsonl(self.path / "evals.jsonl")
+        return read_jsonl(self.path / EVALS)
 
     @cached_property
     def examples(self) -> list[dict[str, Any]]:
         """Rows of ``examples.jsonl``, in the order of the validation set."""
-        return read_jsonl(self.path / "examples.jsonl")
+        return read_jsonl(self.path / EXAMPLES)
 
 
 @dataclass(frozen=True)
@@ -183,15 +193,15 @@ def _clock(path: Path) -> StudyClock | None:
 
 def _completed(path: Path, planned: Iterable[Mapping[str, Any]]) -> Iterable[RunRecord]:
     for run in planned:
-        folder = path / "runs" / run["id"]
-        if not (folder / "result.json").is_file():
+        folder = run_folder(path, run["id"])
+        if not (folder / RESULT).is_file():
             continue
-        result = read_json(folder / "result.json")
+        result = read_json(folder / RESULT)
         if result["status"] == "completed":
             yield RunRecord(path=folder, result=result, **run)
 
 
 def _unfinished(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    file = path / "runs" / run["id"] / "status.json"
+    file = run_folder(path, run["id"]) / STATUS
     status = read_json(file) if file.is_file() else {"status": "not started"}
     return {**run, "status": status["status"], "error": status.get("error")}

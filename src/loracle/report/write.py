@@ -7,14 +7,13 @@ from pathlib import Path
 
 from loracle.analysis.verdicts import judge
 from loracle.records.files import disk_faults, strict_json, write_durably
+from loracle.records.names import PAGE, REPORT, VERDICTS
 from loracle.records.study_folder import read_study
 from loracle.report.contents import Contents, contents_of
 from loracle.report.figures.vega import pdf_of, svg_of, themed
 from loracle.report.page.page import page_of
 from loracle.report.paper.paper import limits_file, macros_file, paper_of
 from loracle.report.tables.table import latex_of, markdown_of
-
-FOLDER = "report"
 
 
 def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
@@ -33,7 +32,7 @@ def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
     study = read_study(study_folder)
     verdicts = judge(study)
     contents = contents_of(study, verdicts)
-    folder = out or study_folder / FOLDER
+    folder = out or study_folder / REPORT
     files = dict(_files(contents))
     with disk_faults(folder):
         for name in ("figures", "tables"):
@@ -41,7 +40,7 @@ def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
             _remove_others(folder / name, keep=set(files))
     for path, content in files.items():
         write_durably(folder / path, content)
-    return folder / "index.html"
+    return folder / PAGE
 
 
 def study_markdown(study_folder: Path) -> str:
@@ -71,9 +70,9 @@ def _files(contents: Contents) -> Iterator[tuple[str, bytes]]:
     yield "tables/limits.tex", limits_file(contents).encode()
     yield "macros.tex", macros_file(contents).encode()
     yield "paper.tex", paper_of(contents).encode()
-    verdicts = strict_json(contents.verdicts.to_json(), origin="verdicts.json", indent=2)
-    yield "verdicts.json", (verdicts + "\n").encode()
-    yield "index.html", page_of(contents).encode()
+    verdicts = strict_json(contents.verdicts.to_json(), origin=VERDICTS, indent=2)
+    yield VERDICTS, (verdicts + "\n").encode()
+    yield PAGE, page_of(contents).encode()
 
 
 def _remove_others(folder: Path, *, keep: set[str]) -> None:

@@ -15,6 +15,7 @@ from loracle.engine.evaluate import ExampleScore, Likelihood, likelihood
 from loracle.engine.measure import Parameters
 from loracle.records.files import read_json, read_jsonl
 from loracle.records.find_runs import completed_runs
+from loracle.records.names import RESULT, STEPS
 
 _PARTS = 5
 
@@ -143,12 +144,12 @@ def repeats_of(run: Path, *, signature: str) -> list[Repeat]:
 
 def _repeat(path: Path, *, signature: str) -> Repeat | None:
     """Returns what a finished run is compared by, or None if it is another run."""
-    result = read_json(path / "result.json")
+    result = read_json(path / RESULT)
     if result["signature"] != signature:
         return None
     return Repeat(
         name=path.name,
         adapter_sha256=result["adapter_sha256"],
-        losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / "steps.jsonl")),
+        losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / STEPS)),
         final_loss_nats_per_token=result["quality"]["tuned"]["loss_nats_per_token"],
     )

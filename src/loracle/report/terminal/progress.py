@@ -16,6 +16,7 @@ from rich.text import Text
 
 from loracle.errors import LoracleError
 from loracle.records.files import read_json
+from loracle.records.names import RESULT, STATUS, STEPS, run_folder
 from loracle.records.run_folder import read_status
 from loracle.runner.outcome import RunOutcome
 from loracle.study.plan import PlannedRun, StudyPlan
@@ -59,7 +60,7 @@ class StudyProgress:
             self._read_s = time.monotonic()
             for run in self.plan.runs:
                 if self._known.get(run.id, {}).get("status") != "completed":
-                    self._known[run.id] = run_state(self.out / "runs" / run.id)
+                    self._known[run.id] = run_state(run_folder(self.out, run.id))
         return self._known
 
     def _words(self, states: dict[str, dict[str, Any]]) -> str:
@@ -123,14 +124,14 @@ def run_state(folder: Path) -> dict[str, Any]:
 
     What is being written at this moment reads as what was there before.
     """
-    if not (folder / "status.json").is_file():
+    if not (folder / STATUS).is_file():
         return {}
     try:
         state = read_status(folder)
         if state.get("status") == "completed":
-            quality = read_json(folder / "result.json")["quality"]["tuned"]
+            quality = read_json(folder / RESULT)["quality"]["tuned"]
             return {**state, "perplexity": quality["perplexity"]}
-        last = last_step(folder / "steps.jsonl")
+        last = last_step(folder / STEPS)
     except (LoracleError, OSError):
         return {}
     if last is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from loracle.records.files import read_json
 from loracle.records.find_runs import without_seed
+from loracle.records.names import DATA, ENVIRONMENT
 from loracle.records.study_folder import RunRecord, StudyRecord
 from loracle.text import plural
 
@@ -91,12 +92,12 @@ def signature_rows(study: StudyRecord) -> list[tuple[str, str]]:
 
 def data_of(study: StudyRecord) -> Mapping[str, Any]:
     """Returns what the first run recorded about its data; empty if it did not."""
-    file = study.runs[0].path / "data.json"
+    file = study.runs[0].path / DATA
     return read_json(file) if file.is_file() else {}
 
 
 def _environment(run: RunRecord) -> Mapping[str, Any]:
-    file = run.path / "environment.json"
+    file = run.path / ENVIRONMENT
     return read_json(file) if file.is_file() else {}
 
 
