@@ -83,7 +83,7 @@ def test_a_measured_cost_is_resolved_to_one_percent_and_a_counted_one_exactly():
 def test_a_cost_is_the_median_over_the_runs_with_their_range(study):
     found = arm_costs(study, "good")
     times = {
-        seed: run.result["efficiency"]["step_time_s"]["median"]
+        seed: run.result.efficiency.step_time_s.median
         for seed, run in study.runs_of("good").items()
     }
     each = times.values()

@@ -6,6 +6,7 @@ import io
 import pytest
 from rich.console import Console
 
+from loracle.records.result import parse_result
 from loracle.report.terminal.run import number, result_view
 from runs_fixture import load
 
@@ -13,7 +14,7 @@ from runs_fixture import load
 def shown(result, *, width=120):
     """The table as text, its blanks run together."""
     file = io.StringIO()
-    Console(file=file, width=width).print(result_view(result))
+    Console(file=file, width=width).print(result_view(parse_result(result, origin="here")))
     return [" ".join(line.split()) for line in file.getvalue().splitlines()]
 
 

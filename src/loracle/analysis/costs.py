@@ -5,12 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from loracle.records.names import ADAPTER, ADAPTER_WEIGHTS
-from loracle.records.result import peak_memory_gib
 from loracle.records.study_folder import RunRecord, StudyRecord
 
 Axis = Literal[
@@ -137,24 +136,19 @@ def amount_words(axis: Axis, value: float) -> str:
     return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.3g} {unit}"
 
 
-def _efficiency(run: RunRecord) -> Mapping[str, Any]:
-    efficiency: Mapping[str, Any] = run.result["efficiency"]
-    return efficiency
-
-
 def _adapter_mib(run: RunRecord) -> float:
     """Returns the size of the adapter's file, or of its parameters where it was not kept."""
     file = run.path / ADAPTER / ADAPTER_WEIGHTS
     if file.is_file():
         return file.stat().st_size / _MIB
-    return float(_efficiency(run)["trainable_params"] * _BYTES_PER_PARAM / _MIB)
+    return run.result.efficiency.trainable_params * _BYTES_PER_PARAM / _MIB
 
 
 _READERS: dict[Axis, Callable[[RunRecord], float | None]] = {
-    "trainable_params": lambda run: _efficiency(run)["trainable_params"],
-    "peak_memory_gib": lambda run: peak_memory_gib(run.result),
-    "step_time_s": lambda run: _efficiency(run)["step_time_s"]["median"],
-    "latency_ms_per_token": lambda run: _efficiency(run)["latency_ms_per_token"]["unmerged"],
+    "trainable_params": lambda run: run.result.efficiency.trainable_params,
+    "peak_memory_gib": lambda run: run.result.efficiency.peak_memory_gib.of_training,
+    "step_time_s": lambda run: run.result.efficiency.step_time_s.median,
+    "latency_ms_per_token": lambda run: run.result.efficiency.latency_ms_per_token.unmerged,
     "adapter_mib": _adapter_mib,
 }
 

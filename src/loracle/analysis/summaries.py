@@ -101,7 +101,7 @@ def _over_seeds(values: Sequence[float]) -> Summary:
 
 
 def _values(runs: Sequence[RunRecord], metric: Metric, *, model: str = "tuned") -> list[float]:
-    found = [run.result["quality"][model][metric] for run in runs]
+    found = [getattr(getattr(run.result.quality, model), metric) for run in runs]
     return [value for value in found if value is not None]
 
 

@@ -7,12 +7,17 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from loracle.errors import NonFiniteError, RunFolderError
+
+T = TypeVar("T")
 
 # What the file system says, in the user's words.
 _FAULTS = {
@@ -149,6 +154,32 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
         return []
     *lines, _ = _read(path).split(b"\n")
     return [_parse(line, origin=f"{path}:{n}") for n, line in enumerate(lines, 1)]
+
+
+def to_json(value: Any) -> dict[str, Any]:
+    """Returns a dataclass as plain data: its fields in order, then its computed fields."""
+    data: dict[str, Any] = _adapter(value.__class__).dump_python(value)
+    return data
+
+
+def from_json(kind: Callable[..., T], data: Mapping[str, Any], *, origin: str) -> T:
+    """Returns the dataclass that `to_json` wrote; keys that it does not have are ignored.
+
+    Raises:
+        RunFolderError: Naming the first key that is missing or of another type.
+    """
+    try:
+        value: T = _adapter(kind).validate_python(data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise RunFolderError(f"{origin}: {key}: {fault['msg'].lower()}") from None
+    return value
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
 
 
 def _read(path: Path) -> bytes:

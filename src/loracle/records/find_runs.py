@@ -7,12 +7,11 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from loracle.config.run import Config, config_digest
 from loracle.errors import LoracleError, RunFolderError
-from loracle.records.files import read_json
-from loracle.records.names import CONFIG, LOCK, RESULT, STATUS
+from loracle.records.names import CONFIG, LOCK, STATUS
+from loracle.records.result import RunResult, read_result
 from loracle.records.run_folder import read_status, recorded_config
 
 
@@ -77,22 +76,22 @@ def _started_at(path: Path) -> tuple[int, str]:
     return marker.stat().st_mtime_ns, path.name
 
 
-def read_results(root: Path) -> list[dict[str, Any]]:
+def read_results(root: Path) -> list[RunResult]:
     """Returns the results of the finished runs in a folder, by seed.
 
     Raises:
         RunFolderError: If there is none, or they are not one configuration in one environment.
     """
-    results = [read_json(path / RESULT) for path in completed_runs(root)]
+    results = [read_result(path) for path in completed_runs(root)]
     if not results:
         raise RunFolderError(f"{root}: no finished run in it")
-    families = {without_seed(result["signature"]) for result in results}
+    families = {without_seed(result.signature) for result in results}
     if len(families) > 1:
         raise RunFolderError(
             f"{root}: its runs differ in more than the seed and do not belong in one table "
             f"({'; '.join(_unlike(sorted(families)[:2]))})"
         )
-    return sorted(results, key=lambda result: result["seed"])
+    return sorted(results, key=lambda result: result.seed)
 
 
 def without_seed(signature: str) -> str:

@@ -11,7 +11,8 @@ from loracle.placement.inventory import Inventory, LinearModule
 from loracle.placement.plan import ModulePlan, most_common_rank
 from loracle.records.files import read_json
 from loracle.records.find_runs import completed_runs, read_results
-from loracle.records.names import CONFIG, MODULES, RESULT
+from loracle.records.names import CONFIG, MODULES
+from loracle.records.result import read_result
 from loracle.records.study_folder import ArmRecord, RunRecord, StudyRecord
 
 
@@ -62,12 +63,12 @@ def _study(arm: str, *, config: Mapping[str, Any], seeds: list[int]) -> dict[str
 
 
 def _run(folder: Path, arm: str) -> RunRecord:
-    result = read_json(folder / RESULT)
+    result = read_result(folder)
     config = read_yaml(folder / CONFIG)
     return RunRecord(
         id=folder.name,
         arm=arm,
-        seed=result["seed"],
+        seed=result.seed,
         role="arm",
         learning_rate=config["train"]["learning_rate"],
         path=folder,

@@ -37,6 +37,7 @@ from loracle.records.names import (
     STUDY,
     run_folder,
 )
+from loracle.records.result import RunResult, read_result
 
 Role = Literal["arm", "repeat", "extra-seed", "search"]
 
@@ -77,7 +78,7 @@ class RunRecord:
     """Peak learning rate."""
     path: Path
     """Its folder."""
-    result: Mapping[str, Any]
+    result: RunResult
     """``result.json``."""
 
     @cached_property
@@ -196,8 +197,8 @@ def _completed(path: Path, planned: Iterable[Mapping[str, Any]]) -> Iterable[Run
         folder = run_folder(path, run["id"])
         if not (folder / RESULT).is_file():
             continue
-        result = read_json(folder / RESULT)
-        if result["status"] == "completed":
+        result = read_result(folder)
+        if result.status == "completed":
             yield RunRecord(path=folder, result=result, **run)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,71 +20,10 @@ from loracle.model.base import FrozenBase
 from loracle.model.layers.four_bit import four_bit_config
 from loracle.model.whole import moved_weights, stored_weights
 from loracle.quiet import quiet_transformers
+from loracle.records.result import Audit
 
 # assumed: packed rows and single sequences may round differently in 16 bits; 0.1 % is the promise
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What was checked, and with what outcome."""
-
-    updated_modules: int
-    """Modules whose lora_B is nonzero and finite; of full fine-tuning, tensors that moved."""
-    planned_modules: int
-    frozen_weights_unchanged: bool | None
-    """None: nothing is frozen in full fine-tuning."""
-    trainable_params: int
-    planned_params: int
-    saved_tensors_exact: bool
-    """The file holds the adapter's tensors, bit for bit, and no others."""
-    reloaded_loss_nats_per_token: float
-    """Of the saved adapter on a fresh base through stock PEFT, one example at a time."""
-    recorded_loss_nats_per_token: float
-    """Of the run's final validation on the same examples."""
-    reloaded_examples: int
-    relative_tolerance: float
-
-    @property
-    def reload_difference(self) -> float:
-        """Relative difference between the reloaded and the recorded loss."""
-        recorded = self.recorded_loss_nats_per_token
-        return abs(self.reloaded_loss_nats_per_token - recorded) / recorded
-
-    @property
-    def is_full(self) -> bool:
-        """True of full fine-tuning."""
-        return self.frozen_weights_unchanged is None
-
-    def faults(self) -> list[str]:
-        """Returns one sentence for each claim that does not hold."""
-        what, library = ("model", "Transformers") if self.is_full else ("adapter", "PEFT")
-        parts, unit = ("weights", "tensors") if self.is_full else ("lora_B", "modules")
-        found = []
-        if self.updated_modules != self.planned_modules:
-            found.append(
-                f"{parts} moved in {self.updated_modules} of {self.planned_modules} {unit}"
-            )
-        if self.frozen_weights_unchanged is False:
-            found.append("frozen weights changed")
-        if self.trainable_params != self.planned_params:
-            found.append(f"{self.trainable_params} trainable, {self.planned_params} planned")
-        if not self.saved_tensors_exact:
-            found.append(f"the saved tensors are not the {what}'s")
-        if not self.reload_difference <= self.relative_tolerance:
-            found.append(
-                f"the saved {what} gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
-                f"through stock {library}, the run recorded {self.recorded_loss_nats_per_token:.6f}"
-            )
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the audit as plain data."""
-        return {
-            **asdict(self),
-            "reload_difference": self.reload_difference,
-            "faults": self.faults(),
-        }
 
 
 def audit_run(
@@ -178,8 +115,8 @@ def audit_whole(
 
 def require_sound(audit: Audit) -> None:
     """Raises AuditError if any claim does not hold."""
-    if faults := audit.faults():
-        raise AuditError("audit: " + "; ".join(faults))
+    if audit.faults:
+        raise AuditError("audit: " + "; ".join(audit.faults))
 
 
 def count_trainable(base: FrozenBase, *, adapter: str) -> int:

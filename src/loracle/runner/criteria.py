@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loracle.engine.evaluate import ExampleScore, Likelihood, likelihood
 from loracle.engine.measure import Parameters
-from loracle.records.files import read_json, read_jsonl
+from loracle.records.files import read_jsonl
 from loracle.records.find_runs import completed_runs
-from loracle.records.names import RESULT, STEPS
+from loracle.records.names import STEPS
+from loracle.records.result import Criterion, read_result
 
 _PARTS = 5
 
@@ -26,18 +26,6 @@ _FEW = 0.1
 
 # assumed: runs whose validation losses agree within 0.1 % are consistent
 _CONSISTENT = 1e-3
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A verdict and why."""
-
-    passed: bool | None
-    evidence: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain data."""
-        return asdict(self)
 
 
 def convergence(losses: Sequence[float]) -> Criterion:
@@ -144,12 +132,12 @@ def repeats_of(run: Path, *, signature: str) -> list[Repeat]:
 
 def _repeat(path: Path, *, signature: str) -> Repeat | None:
     """Returns what a finished run is compared by, or None if it is another run."""
-    result = read_json(path / RESULT)
-    if result["signature"] != signature:
+    result = read_result(path)
+    if result.signature != signature:
         return None
     return Repeat(
         name=path.name,
-        adapter_sha256=result["adapter_sha256"],
+        adapter_sha256=result.adapter_sha256,
         losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / STEPS)),
-        final_loss_nats_per_token=result["quality"]["tuned"]["loss_nats_per_token"],
+        final_loss_nats_per_token=result.quality.tuned.loss_nats_per_token,
     )

@@ -261,7 +261,7 @@ def best_rates(trials: Sequence[PlannedRun], outcomes: Sequence[RunOutcome]) -> 
     for trial, outcome in zip(trials, outcomes, strict=True):
         if outcome.result is None:
             continue
-        loss = outcome.result["quality"]["tuned"]["loss_nats_per_token"]
+        loss = outcome.result.quality.tuned.loss_nats_per_token
         rate = trial.config.train.learning_rate
         found[trial.arm] = min(found.get(trial.arm, (loss, rate)), (loss, rate))
     return {arm: rate for arm, (_, rate) in found.items()}

@@ -34,7 +34,7 @@ def cost_figures(study: StudyRecord) -> list[Figure]:
 
 
 def _base_latency(study: StudyRecord) -> str:
-    read = [run.result["efficiency"]["latency_ms_per_token"]["base"] for run in study.runs]
+    read = [run.result.efficiency.latency_ms_per_token.base for run in study.runs]
     measured = [value for value in read if value is not None]
     if not measured:
         return "The base alone was not measured."

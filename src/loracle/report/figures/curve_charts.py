@@ -89,7 +89,7 @@ def _validation(study: StudyRecord, *, looks: Mapping[str, Look]) -> Figure:
         why = "Every run was validated before and after training only: the tables have it."
         return missing(name, _NAMES[name], why=why)
     title = "validation loss, nats per token"
-    untuned = study.runs[0].result["quality"]["base"]["loss_nats_per_token"]
+    untuned = study.runs[0].result.quality.base.loss_nats_per_token
     points: Spec = {
         "name": "points",
         "data": values(rows),

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import reduce
-from operator import getitem
 from typing import Any
 
 from loracle.records.find_runs import without_seed
+from loracle.records.result import RunResult
 
-Result = Mapping[str, Any]
 
-
-def baseline_table(results: Sequence[Result]) -> str:
+def baseline_table(results: Sequence[RunResult]) -> str:
     """Returns quality and cost over seeds: mean, and lowest to highest, with provenance.
 
     Args:
@@ -33,30 +31,30 @@ def baseline_table(results: Sequence[Result]) -> str:
         "",
         _measured_on(results),
         "",
-        f"Signature: `{without_seed(results[0]['signature'])}`",
+        f"Signature: `{without_seed(results[0].signature)}`",
     ]
     return "\n".join(lines)
 
 
-def _measured_on(results: Sequence[Result]) -> str:
+def _measured_on(results: Sequence[RunResult]) -> str:
     first = results[0]
-    tuned = first["quality"]["tuned"]
-    seeds = ", ".join(str(result["seed"]) for result in results)
+    tuned = first.quality.tuned
+    seeds = ", ".join(str(result.seed) for result in results)
     return (
         f"n = {len(results)} seed(s) ({seeds}); mean, and lowest to highest in brackets. "
-        f"Perplexity and loss on {tuned['num_examples']:,} held-out examples "
-        f"({tuned['num_targets']:,} tokens), BLEU and chrF on {tuned['num_answers'] or 0:,} greedy "
-        f"answers. {first['device']}, {first['finished_at'][:10]}."
+        f"Perplexity and loss on {tuned.num_examples:,} held-out examples "
+        f"({tuned.num_targets:,} tokens), BLEU and chrF on {tuned.num_answers or 0:,} greedy "
+        f"answers. {first.device}, {first.finished_at[:10]}."
     )
 
 
-def _quality_row(results: Sequence[Result], name: str, key: str, spec: str) -> str:
+def _quality_row(results: Sequence[RunResult], name: str, key: str, spec: str) -> str:
     before, after = (_spread(results, ("quality", model, key), spec) for model in ("base", "tuned"))
     return f"| {name} | {before} | {after} | {_change(results, key)} |"
 
 
-def _change(results: Sequence[Result], key: str) -> str:
-    pairs = [(r["quality"]["base"][key], r["quality"]["tuned"][key]) for r in results]
+def _change(results: Sequence[RunResult], key: str) -> str:
+    pairs = [(getattr(r.quality.base, key), getattr(r.quality.tuned, key)) for r in results]
     if any(value is None for pair in pairs for value in pair):
         return "n/a"
     if key == "perplexity":
@@ -64,8 +62,8 @@ def _change(results: Sequence[Result], key: str) -> str:
     return _range([after - before for before, after in pairs], "+.2f")
 
 
-def _spread(results: Sequence[Result], path: Sequence[str], spec: str) -> str:
-    found: list[Any] = [reduce(getitem, path, result) for result in results]
+def _spread(results: Sequence[RunResult], path: Sequence[str], spec: str) -> str:
+    found: list[Any] = [reduce(getattr, path, result) for result in results]
     return "n/a" if None in found else _range(found, spec)
 
 

@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from loracle.errors import LoracleError
-from loracle.records.files import read_json
-from loracle.records.names import RESULT, STATUS, STEPS, run_folder
+from loracle.records.names import STATUS, STEPS, run_folder
+from loracle.records.result import read_result
 from loracle.records.run_folder import read_status
 from loracle.runner.outcome import RunOutcome
 from loracle.study.plan import PlannedRun, StudyPlan
@@ -129,8 +129,8 @@ def run_state(folder: Path) -> dict[str, Any]:
     try:
         state = read_status(folder)
         if state.get("status") == "completed":
-            quality = read_json(folder / RESULT)["quality"]["tuned"]
-            return {**state, "perplexity": quality["perplexity"]}
+            quality = read_result(folder).quality.tuned
+            return {**state, "perplexity": quality.perplexity}
         last = last_step(folder / STEPS)
     except (LoracleError, OSError):
         return {}
@@ -162,5 +162,5 @@ def ended_line(outcome: RunOutcome, *, progress: StudyProgress) -> str:
     """Returns one line about a run that has ended."""
     if outcome.result is None:
         return f"{outcome.out.name}: failed; {progress.words()}"
-    perplexity = outcome.result["quality"]["tuned"]["perplexity"]
+    perplexity = outcome.result.quality.tuned.perplexity
     return f"{outcome.out.name}: perplexity {perplexity:.3f}; {progress.words()}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -11,19 +10,25 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from loracle.records.result import (
+    MEMORY_KINDS,
+    Criteria,
+    Criterion,
+    Efficiency,
+    ModelQuality,
+    Quality,
+    RunResult,
+)
+
 _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]open[/]"}
 
 
-def result_view(result: Mapping[str, Any]) -> RenderableType:
-    """Returns quality, cost and the four success criteria of one run.
-
-    Args:
-        result: What ``result.json`` holds.
-    """
+def result_view(result: RunResult) -> RenderableType:
+    """Returns quality, cost and the four success criteria of one run."""
     return Group(
-        Padding(_quality(result["quality"]), (1, 0, 0, 0)),
-        Padding(_efficiency(result["efficiency"]), (1, 0, 0, 0)),
-        Padding(_criteria(result["criteria"]), (1, 0, 0, 0)),
+        Padding(_quality(result.quality), (1, 0, 0, 0)),
+        Padding(_efficiency(result.efficiency), (1, 0, 0, 0)),
+        Padding(_criteria(result.criteria), (1, 0, 0, 0)),
         Padding(Text(_provenance(result), style="dim"), (1, 0)),
     )
 
@@ -33,32 +38,32 @@ def number(value: float | None, spec: str, *, unit: str = "") -> str:
     return "n/a" if value is None else f"{value:{spec}}{unit}"
 
 
-def _quality(quality: Mapping[str, Any]) -> Table:
-    base, tuned = quality["base"], quality["tuned"]
+def _quality(quality: Quality) -> Table:
+    base, tuned = quality.base, quality.tuned
     table = _table("Quality", "", "untuned", "tuned", "change", "measured on")
-    held_out = f"{tuned['num_examples']:,} examples, {tuned['num_targets']:,} tokens"
-    ratio = tuned["perplexity"] / base["perplexity"] - 1
-    fell = tuned["loss_nats_per_token"] - base["loss_nats_per_token"]
+    held_out = f"{tuned.num_examples:,} examples, {tuned.num_targets:,} tokens"
+    ratio = tuned.perplexity / base.perplexity - 1
+    fell = tuned.loss_nats_per_token - base.loss_nats_per_token
     table.add_row(
         "perplexity",
-        number(base["perplexity"], ".3f"),
-        number(tuned["perplexity"], ".3f"),
+        number(base.perplexity, ".3f"),
+        number(tuned.perplexity, ".3f"),
         f"{ratio:+.1%}",
         held_out,
     )
     table.add_row(
         "loss, nats per token",
-        number(base["loss_nats_per_token"], ".4f"),
-        number(tuned["loss_nats_per_token"], ".4f"),
+        number(base.loss_nats_per_token, ".4f"),
+        number(tuned.loss_nats_per_token, ".4f"),
         f"{fell:+.4f}",
         held_out,
     )
-    for key, name in (("bleu", "BLEU"), ("chrf", "chrF")):
-        table.add_row(name, *_text_cells(base[key], tuned[key]), _answers(tuned))
+    table.add_row("BLEU", *_text_cells(base.bleu, tuned.bleu), _answers(tuned))
+    table.add_row("chrF", *_text_cells(base.chrf, tuned.chrf), _answers(tuned))
     table.add_row(
         "answers cut at the limit",
-        number(base["hit_limit_frac"], ".0%"),
-        number(tuned["hit_limit_frac"], ".0%"),
+        number(base.hit_limit_frac, ".0%"),
+        number(tuned.hit_limit_frac, ".0%"),
         "",
         _answers(tuned),
     )
@@ -70,75 +75,71 @@ def _text_cells(base: float | None, tuned: float | None) -> tuple[str, str, str]
     return number(base, ".2f"), number(tuned, ".2f"), change
 
 
-def _answers(tuned: Mapping[str, Any]) -> str:
-    count = tuned["num_answers"]
+def _answers(tuned: ModelQuality) -> str:
+    count = tuned.num_answers
     return "n/a" if count is None else f"{count:,} greedy answers"
 
 
-def _efficiency(efficiency: Mapping[str, Any]) -> Table:
-    clock, memory = efficiency["step_time_s"], efficiency["peak_memory_gib"]
-    latency, first = efficiency["latency_ms_per_token"], efficiency["latency_first_token_ms"]
+def _efficiency(efficiency: Efficiency) -> Table:
+    clock, memory = efficiency.step_time_s, efficiency.peak_memory_gib
+    latency, first = efficiency.latency_ms_per_token, efficiency.latency_first_token_ms
     table = _table("Cost", "", "value", "", "note")
-    full = efficiency["full_finetune_params"]
-    share = efficiency["trainable_params"] / full
+    full = efficiency.full_finetune_params
+    share = efficiency.trainable_params / full
     table.add_row(
         "trainable parameters",
-        f"{efficiency['trainable_params']:,}",
+        f"{efficiency.trainable_params:,}",
         "",
         f"{share:.2%} of the {full:,} of full fine-tuning",
     )
     table.add_row(
         "time per step",
-        number(clock["median"], ".2f"),
+        number(clock.median, ".2f"),
         "s",
-        f"median of {clock['num_steps']}; quartiles {number(clock['p25'], '.2f')} to "
-        f"{number(clock['p75'], '.2f')}",
+        f"median of {clock.num_steps}; quartiles {number(clock.p25, '.2f')} to "
+        f"{number(clock.p75, '.2f')}",
     )
     table.add_row(
         "time per epoch",
-        number(efficiency["epoch_time_s"], ".0f"),
+        number(efficiency.epoch_time_s, ".0f"),
         "s",
-        f"{efficiency['steps_per_epoch']:.1f} steps; optimizer steps only",
+        f"{efficiency.steps_per_epoch:.1f} steps; optimizer steps only",
     )
     table.add_row(
         "throughput",
-        number(efficiency["throughput_tokens_per_s"], ",.0f"),
+        number(efficiency.throughput_tokens_per_s, ",.0f"),
         "tokens/s",
         "real tokens",
     )
     for phase in ("train", "evaluate", "generate"):
         table.add_row(
-            f"peak memory, {phase}", number(memory[phase], ".2f"), "GiB", _memory_kind(memory)
+            f"peak memory, {phase}",
+            number(getattr(memory, phase), ".2f"),
+            "GiB",
+            MEMORY_KINDS[memory.kind],
         )
-    if memory.get("train_tensors") is not None:
+    if memory.train_tensors is not None:
         table.add_row(
             "peak memory, tensors",
-            number(memory["train_tensors"], ".2f"),
+            number(memory.train_tensors, ".2f"),
             "GiB",
             "live tensors in training, counted",
         )
     for name in ("base", "unmerged", "merged"):
         table.add_row(
             f"latency, {name}",
-            number(latency[name], ".1f"),
+            number(getattr(latency, name), ".1f"),
             "ms/token",
-            f"first token after {number(first[name], '.0f', unit=' ms')}",
+            f"first token after {number(getattr(first, name), '.0f', unit=' ms')}",
         )
     return table
 
 
-def _memory_kind(memory: Mapping[str, Any]) -> str:
-    kinds = {
-        "resident_set": "resident set of the process",
-        "cuda_allocated": "allocated on the GPU",
-    }
-    return kinds[memory["kind"]]
-
-
-def _criteria(criteria: Mapping[str, Any]) -> Table:
+def _criteria(criteria: Criteria) -> Table:
     table = _table("Success criteria", "", "", "evidence", right=())
-    for name, criterion in criteria.items():
-        table.add_row(name, _VERDICTS[criterion["passed"]], escape(criterion["evidence"]))
+    for field in fields(criteria):
+        criterion: Criterion = getattr(criteria, field.name)
+        table.add_row(field.name, _VERDICTS[criterion.passed], escape(criterion.evidence))
     return table
 
 
@@ -150,12 +151,12 @@ def _table(title: str, *columns: str, right: tuple[int, ...] = (1, 2, 3)) -> Tab
     return table
 
 
-def _provenance(result: Mapping[str, Any]) -> str:
-    quality = result["quality"]["tuned"]
-    lines = [f"{result['finished_at']}  {result['device']}", f"signature  {result['signature']}"]
+def _provenance(result: RunResult) -> str:
+    quality = result.quality.tuned
+    lines = [f"{result.finished_at}  {result.device}", f"signature  {result.signature}"]
     lines += [
-        f"{name}  {quality[key]}"
-        for name, key in (("BLEU", "bleu_signature"), ("chrF", "chrf_signature"))
-        if quality[key]
+        f"{name}  {signature}"
+        for name, signature in (("BLEU", quality.bleu_signature), ("chrF", quality.chrf_signature))
+        if signature
     ]
     return "\n".join(lines)

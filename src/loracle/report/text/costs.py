@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loracle.analysis.costs import AXES, Axis
-from loracle.records.result import MEMORY_KINDS, kind_of_memory
+from loracle.records.result import MEMORY_KINDS
 from loracle.records.study_folder import RunRecord, StudyRecord
 
 
@@ -17,13 +17,13 @@ def axis_label(axis: Axis) -> str:
 
 def memory_kind(runs: Sequence[RunRecord]) -> str:
     """Returns what the memory figures are of, in words."""
-    kinds = dict.fromkeys(kind_of_memory(run.result) for run in runs)
+    kinds = dict.fromkeys(run.result.efficiency.peak_memory_gib.kind_of_training for run in runs)
     return ", ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds)
 
 
 def how_measured(runs: Sequence[RunRecord]) -> str:
     """Returns how clock and memory were measured, in words; never shared with other arms."""
-    return ", ".join(dict.fromkeys(run.result["efficiency"]["measured"] for run in runs))
+    return ", ".join(dict.fromkeys(run.result.efficiency.measured for run in runs))
 
 
 def how_clocked(study: StudyRecord) -> str:

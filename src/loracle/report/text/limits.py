@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 from loracle.analysis.rate_search import arms_at_the_edge
-from loracle.records.result import kind_of_memory
 from loracle.records.study_folder import StudyRecord
 from loracle.report.text.methods import num_epochs
 from loracle.report.text.numbers import LOSS_DECIMALS, percent
@@ -96,7 +95,7 @@ def _limits_of_design(study: StudyRecord) -> Iterator[str]:
             "One learning rate for all arms: an arm that would prefer another is at a disadvantage "
             "that this study cannot tell from its placement."
         )
-    kinds = {kind_of_memory(run.result) for run in study.runs}
+    kinds = {run.result.efficiency.peak_memory_gib.kind_of_training for run in study.runs}
     if "tensors" in kinds:
         yield (
             "Memory is what live tensors take on a CPU; a GPU's kernels and allocator add to it."

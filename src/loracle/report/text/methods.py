@@ -47,7 +47,7 @@ def _dtype(study: StudyRecord, config: Mapping[str, Any]) -> str:
     if config["dtype"] != "auto":
         return str(config["dtype"])
     parts = dict(
-        part.split(":", 1) for part in study.runs[0].result["signature"].split("|") if ":" in part
+        part.split(":", 1) for part in study.runs[0].result.signature.split("|") if ":" in part
     )
     return str(parts.get("dtype", "the device's best type"))
 

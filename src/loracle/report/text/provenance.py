@@ -53,14 +53,14 @@ class Provenance:
 def provenance_of(study: StudyRecord) -> Provenance:
     """Returns where the study's numbers come from."""
     counted = [run for run in study.runs if run.role == "arm"] or list(study.runs)
-    tuned = counted[0].result["quality"]["tuned"]
+    tuned = counted[0].result.quality.tuned
     return Provenance(
         seeds=tuple(sorted({run.seed for run in counted})),
-        num_examples=tuned["num_examples"],
-        num_targets=tuned["num_targets"],
-        num_answers=tuned["num_answers"],
-        devices=_once(run.result["device"] for run in study.runs),
-        date=max(run.result["finished_at"] for run in study.runs)[:10],
+        num_examples=tuned.num_examples,
+        num_targets=tuned.num_targets,
+        num_answers=tuned.num_answers,
+        devices=_once(run.result.device for run in study.runs),
+        date=max(run.result.finished_at for run in study.runs)[:10],
         commits=_once(filter(None, (_commit(_environment(run)) for run in study.runs))),
     )
 
@@ -69,7 +69,7 @@ def environment_rows(study: StudyRecord) -> list[tuple[str, str]]:
     """Returns what the runs were measured on, as name and value."""
     environments = [environment for run in study.runs if (environment := _environment(run))]
     rows = [
-        ("device", _distinct(run.result["device"] for run in study.runs)),
+        ("device", _distinct(run.result.device for run in study.runs)),
         ("operating system", _distinct(_platform(found) for found in environments)),
         ("Python", _distinct(str(found["python"]) for found in environments)),
         *((name, _distinct(_version(found, name) for found in environments)) for name in _VERSIONS),
@@ -84,7 +84,7 @@ def signature_rows(study: StudyRecord) -> list[tuple[str, str]]:
     rows = []
     for arm in study.arms:
         signatures = _once(
-            without_seed(run.result["signature"]) for run in study.runs_of(arm.name).values()
+            without_seed(run.result.signature) for run in study.runs_of(arm.name).values()
         )
         rows += [(arm.name, signature) for signature in signatures]
     return rows
