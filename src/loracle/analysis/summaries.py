@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from loracle.analysis.comparison import METRICS, UNTUNED, Metric
 from loracle.records.study_folder import RunRecord, StudyRecord
@@ -58,10 +57,6 @@ class NoiseFloor:
     def floor(self) -> float | None:
         """The largest difference between a run and its repeat; None: not measured."""
         return max(self.repeats) if self.repeats else None
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain data."""
-        return asdict(self) | {"repeats": self.repeats and list(self.repeats)}
 
 
 def summarise_arm(study: StudyRecord, arm: str) -> ArmSummary:

@@ -45,15 +45,14 @@ class ParetoArm:
     reason: str
     """The state in one sentence."""
 
+    @property
+    def difference(self) -> float | None:
+        """Loss minus the reference's, nats per token; None: no seed in common."""
+        return self.comparison.difference if self.comparison else 0.0
+
 
 def pareto(study: StudyRecord, verdicts: Verdicts, axis: Axis) -> tuple[ParetoArm, ...]:
-    """Returns every arm whose loss and cost were measured, in the study's order.
-
-    Args:
-        study: The study.
-        verdicts: What `verdicts.judge` found in it: direct comparisons of all pairs.
-        axis: What the loss is weighed against.
-    """
+    """Returns every arm whose loss and cost were measured, in the study's order."""
     costs = {
         arm.name: cost
         for arm in study.arms

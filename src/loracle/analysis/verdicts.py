@@ -106,21 +106,16 @@ class Verdicts:
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain data, ``verdicts.json``; what was not measured is null."""
-        return {
-            "schema": SCHEMA,
-            "reference": self.reference,
-            "seeds": list(self.seeds),
-            "num_examples": self.num_examples,
-            "num_tokens": self.num_tokens,
-            "num_answers": self.num_answers,
-            "summaries": [asdict(summary) for summary in self.summaries],
-            "untuned": asdict(self.untuned),
-            "comparisons": [comparison.to_json() for comparison in self.comparisons],
-            "versus_untuned": [comparison.to_json() for comparison in self.versus_untuned],
-            "pairs": [comparison.to_json() for comparison in self.pairs],
-            "costs": [asdict(cost) for cost in self.costs],
-            "noise": [noise.to_json() for noise in self.noise.values()],
+        lists = {
+            key: [comparison.to_json() for comparison in comparisons]
+            for key, comparisons in (
+                ("comparisons", self.comparisons),
+                ("versus_untuned", self.versus_untuned),
+                ("pairs", self.pairs),
+            )
         }
+        noise = [asdict(noise) for noise in self.noise.values()]
+        return {"schema": SCHEMA, **asdict(self), **lists, "noise": noise}
 
 
 def judge(study: StudyRecord) -> Verdicts:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from loracle.records.files import read_json, write_json
+from loracle.records.files import from_json, read_json, to_json, write_json
 from loracle.records.names import PREDICTED
 
 _SCHEMA = 1
@@ -47,11 +47,10 @@ def _error(predicted: float | None, measured: float | None) -> float | None:
     return (predicted - measured) / measured
 
 
-def keep_accuracy(folder: Path, found: Sequence[ArmAccuracy]) -> Path:
+def keep_accuracy(folder: Path, accuracies: Sequence[ArmAccuracy]) -> Path:
     """Leaves predictions and measurements in a study's folder and returns their file."""
     path = folder / PREDICTED
-    rows = {"schema": _SCHEMA, "arms": [asdict(each) for each in found]}
-    write_json(path, rows)
+    write_json(path, {"schema": _SCHEMA, "arms": [to_json(arm) for arm in accuracies]})
     return path
 
 
@@ -60,4 +59,4 @@ def kept_accuracy(folder: Path) -> list[ArmAccuracy]:
     path = folder / PREDICTED
     if not path.is_file():
         return []
-    return [ArmAccuracy(**row) for row in read_json(path)["arms"]]
+    return [from_json(ArmAccuracy, row, origin=f"{path}") for row in read_json(path)["arms"]]

@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 from loracle.config.files import read_yaml
 from loracle.errors import RunFolderError
-from loracle.placement.inventory import Inventory, LinearModule
-from loracle.records.files import read_json, read_jsonl
+from loracle.placement.inventory import Inventory
+from loracle.records.files import from_json, read_json, read_jsonl
 from loracle.records.names import (
     CLOCK,
     EVALS,
@@ -162,7 +162,7 @@ def read_study(path: Path) -> StudyRecord:
     if not (path / PLAN).is_file() or not (path / STUDY).is_file():
         raise RunFolderError(f"{path}: not a study (no {STUDY} and {PLAN})")
     plan, study = read_json(path / PLAN), read_yaml(path / STUDY)
-    runs = tuple(_completed(path, plan["runs"]))
+    origin, runs = f"{path / PLAN}", tuple(_completed(path, plan["runs"]))
     if not runs:
         raise RunFolderError(f"{path}: none of the study's runs has completed yet")
     done = {run.id for run in runs}
@@ -171,15 +171,11 @@ def read_study(path: Path) -> StudyRecord:
         path=path,
         name=study["name"],
         study=study,
-        arms=tuple(ArmRecord(**arm | {"modules": tuple(arm["modules"])}) for arm in plan["arms"]),
+        arms=tuple(from_json(ArmRecord, arm, origin=origin) for arm in plan["arms"]),
         runs=runs,
         unfinished=tuple(_unfinished(path, run) for run in plan["runs"] if run["id"] not in done),
         search=tuple(_completed(path, plan.get("search", ()))),
-        inventory=Inventory(
-            modules=tuple(LinearModule(**module) for module in plan["inventory"]["modules"]),
-            num_layers=plan["inventory"]["num_layers"],
-            total_params=plan["inventory"]["total_params"],
-        ),
+        inventory=from_json(Inventory, plan["inventory"], origin=f"{origin}: inventory"),
         scores=scores,
         clock=_clock(path),
     )

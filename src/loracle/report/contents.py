@@ -10,7 +10,7 @@ from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import StudyRecord
 from loracle.report.figures.costs import cost_figures
 from loracle.report.figures.curve_charts import loss_figures
-from loracle.report.figures.forest import Effect, forest_figure
+from loracle.report.figures.forest import forest_figure
 from loracle.report.figures.maps import (
     maps_caption,
     placement_figures,
@@ -196,9 +196,10 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
 def figures_of(study: StudyRecord, verdicts: Verdicts) -> Figures:
     """Returns the figures of a study's report."""
     looks = looks_of([arm.name for arm in study.arms], reference=study.reference)
+    comparisons = [verdicts.comparison(arm.name) for arm in arms_by_effect(study, verdicts)]
     return Figures(
         forest=forest_figure(
-            _effects(study, verdicts),
+            [found for found in comparisons if found and found.difference is not None],
             reference=study.reference,
             noise_floor=verdicts.noise["loss_nats_per_token"].floor,
         ),
@@ -209,15 +210,3 @@ def figures_of(study: StudyRecord, verdicts: Verdicts) -> Figures:
         map_sheet=placement_sheet(study),
         scores=tuple(score_figures(study)),
     )
-
-
-def _effects(study: StudyRecord, verdicts: Verdicts) -> list[Effect]:
-    found = (verdicts.comparison(arm.name) for arm in arms_by_effect(study, verdicts))
-    effects = []
-    for comparison in found:
-        if comparison is not None and comparison.difference is not None:
-            low, high = comparison.interval or (None, None)
-            effects.append(
-                Effect(comparison.arm, comparison.difference, low, high, comparison.verdict)
-            )
-    return effects

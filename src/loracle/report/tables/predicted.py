@@ -10,7 +10,7 @@ from loracle.records.predictions import ArmAccuracy, kept_accuracy
 from loracle.records.result import MEMORY_KINDS
 from loracle.records.study_folder import StudyRecord
 from loracle.report.tables.table import Column, Table
-from loracle.report.text.numbers import NOT_MEASURED
+from loracle.report.text.numbers import fixed, signed
 from loracle.text import plural
 
 
@@ -38,13 +38,13 @@ def predicted_table(study: StudyRecord) -> Table | None:
         rows=tuple(
             (
                 each.arm,
-                f"{each.predicted_gib:.3f}",
-                _number(each.measured_gib, 3),
+                fixed(each.predicted_gib, decimals=3),
+                fixed(each.measured_gib, decimals=3),
                 _percent(each.memory_error_frac),
-                _number(each.predicted_step_s, 3),
-                _number(each.measured_step_s, 3),
+                fixed(each.predicted_step_s, decimals=3),
+                fixed(each.measured_step_s, decimals=3),
                 _percent(each.time_error_frac),
-                *(_number(ratio, 2) for ratio in ratios.get(each.arm, ())),
+                *(fixed(ratio, decimals=2) for ratio in ratios.get(each.arm, ())),
             )
             for each in found
         ),
@@ -104,9 +104,5 @@ def _caption(found: Sequence[ArmAccuracy], *, in_turn: bool) -> str:
     return "; ".join(words) + "."
 
 
-def _number(value: float | None, decimals: int) -> str:
-    return NOT_MEASURED if value is None else f"{value:.{decimals}f}"
-
-
-def _percent(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{100 * value:+.1f}"
+def _percent(frac: float | None) -> str:
+    return signed(None if frac is None else 100 * frac, decimals=1)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from loracle.forecast.fit import Fit
 from loracle.model.live_bytes import Part
+from loracle.report.terminal.table import borderless
+from loracle.report.text.numbers import NOT_MEASURED
 from loracle.study.forecast import PlanReport
 from loracle.text import in_words
 
@@ -22,9 +23,6 @@ _PARTS: tuple[tuple[Part, str], ...] = (
     ("activations", "activations"),
     ("head", "head"),
 )
-
-
-_NONE = "n/a"
 
 
 def plan_report_view(report: PlanReport) -> RenderableType:
@@ -91,7 +89,8 @@ def _footing(report: PlanReport) -> list[str]:
         lines.append(
             f"All {sum(report.arms.num_runs.values())} runs, one after another: {in_words(total)}."
         )
-    if report.target.device.is_gpu and _all_fit(report) and len(report.predictions) > 1:
+    all_fit = all(prediction.fits for prediction in report.predictions.values())
+    if report.target.device.is_gpu and all_fit and len(report.predictions) > 1:
         together = min(each.num_together for each in report.predictions.values())
         lines.append(
             f"Memory holds {together} of these runs on one base at once; how many of them train "
@@ -104,10 +103,6 @@ def _footing(report: PlanReport) -> list[str]:
     elif report.fit is not None:
         lines.append(report.fit)
     return lines
-
-
-def _all_fit(report: PlanReport) -> bool:
-    return all(each.fits for each in report.predictions.values())
 
 
 def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
@@ -137,7 +132,7 @@ def _fit_rows(report: PlanReport) -> list[list[str]]:
         [
             step.setting or "as given",
             f"{step.peak_gib:.2f}",
-            f"{step.step_s:.3g} s" if step.step_s is not None else _NONE,
+            f"{step.step_s:.3g} s" if step.step_s is not None else NOT_MEASURED,
         ]
         for step in report.fit.steps
     ]
@@ -181,10 +176,10 @@ def _time_rows(report: PlanReport) -> list[list[str]]:
             [
                 name,
                 f"{each.plan.trainable_params:,}",
-                _NONE if each.plan.is_full else f"{each.adapter_mib:.1f}",
-                f"{times.step_s:.3g} s" if times else _NONE,
-                in_words(times.epoch_s) if times else _NONE,
-                in_words(times.run_s) if times else _NONE,
+                NOT_MEASURED if each.plan.is_full else f"{each.adapter_mib:.1f}",
+                f"{times.step_s:.3g} s" if times else NOT_MEASURED,
+                in_words(times.epoch_s) if times else NOT_MEASURED,
+                in_words(times.run_s) if times else NOT_MEASURED,
                 str(report.arms.num_runs[name]),
             ]
         )
@@ -192,15 +187,7 @@ def _time_rows(report: PlanReport) -> list[list[str]]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=title,
-        title_justify="left",
-        title_style="bold",
-    )
+    table = borderless(title=title)
     for place, column in enumerate(header):
         table.add_column(_SHORT.get(column, column), justify="right" if place else "left")
     for row in rows:

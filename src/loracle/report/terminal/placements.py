@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +18,7 @@ from loracle.placement.names import layer_ranges
 from loracle.placement.plan import FULL
 from loracle.placement.presets import PRESETS, counted_names
 from loracle.report.terminal.module_rows import Row, rows_of, ruler
+from loracle.report.terminal.table import add_numbers, borderless
 
 _BYTES_PER_PARAM = 4  # fp32: adapters are trained and saved in it
 _MIB = 1024**2
@@ -63,9 +63,9 @@ def _heading(inventory: Inventory, *, rank: int, alpha: float, model_name: str) 
 
 
 def _kinds_table(rows: Sequence[Row], *, rank: int) -> Table:
-    table = _table()
+    table = borderless()
     table.add_column("module", overflow="fold")
-    _add_numbers(table, "features\nin x out", "layers", "count", "params\neach", "adapter\nparams")
+    add_numbers(table, "features\nin x out", "layers", "count", "params\neach", "adapter\nparams")
     for role in _ROLES:
         members = [row for row in rows if row.role == role]
         if members:
@@ -94,9 +94,9 @@ def _layers_cell(layers: Sequence[int]) -> str:
 
 
 def _presets(inventory: Inventory, *, rank: int, alpha: float) -> Iterator[RenderableType]:
-    table = _table()
+    table = borderless()
     table.add_column("placement", no_wrap=True)
-    _add_numbers(
+    add_numbers(
         table, "modules", "trainable\nparams", "% of full\nfine-tuning", "adapter\nMiB (fp32)"
     )
     half = max(1, inventory.num_layers // 2)
@@ -146,13 +146,3 @@ def _mark(count: int) -> str:
     if count < 2:
         return "#" if count else "."
     return str(count) if count < 10 else "+"
-
-
-def _table() -> Table:
-    # No edges and one blank between columns: the widest rows fit 80 columns.
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-
-
-def _add_numbers(table: Table, *headers: str) -> None:
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -18,6 +17,7 @@ from loracle.errors import LoracleError
 from loracle.records.names import STATUS, STEPS, run_folder
 from loracle.records.result import read_result
 from loracle.records.run_folder import read_status
+from loracle.report.terminal.table import borderless
 from loracle.runner.outcome import RunOutcome
 from loracle.study.plan import PlannedRun, StudyPlan
 from loracle.text import in_words
@@ -85,7 +85,7 @@ class StudyProgress:
     def _table(self, states: dict[str, dict[str, Any]]) -> Table:
         runs = self.plan.runs
         seeds = list(dict.fromkeys((run.seed, run.role) for run in runs))
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table = borderless(gap=2)
         table.add_column("arm", no_wrap=True)
         for seed, role in seeds:
             table.add_column(f"seed {seed}" + ("" if role == "arm" else f"\n{role}"), no_wrap=True)

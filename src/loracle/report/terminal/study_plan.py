@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from loracle.errors import UsageError
+from loracle.report.terminal.table import add_numbers, borderless
 from loracle.study.plan import PlannedArm, StudyPlan
 from loracle.study.search import search_runs
 from loracle.study.time import TimeEstimate, estimate_time
@@ -59,12 +59,11 @@ def _heading(plan: StudyPlan) -> Text:
 
 
 def _arms_table(arms: Sequence[PlannedArm], *, seconds: Mapping[str, float]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = borderless(gap=2)
     table.add_column("arm", no_wrap=True)
-    for header in ("modules", "rank", "alpha", "trainable\nparams", "gap to the\nbudget"):
-        table.add_column(header, justify="right", no_wrap=True)
+    add_numbers(table, "modules", "rank", "alpha", "trainable\nparams", "gap to the\nbudget")
     if seconds:
-        table.add_column("time of\na run", justify="right", no_wrap=True)
+        add_numbers(table, "time of\na run")
     for arm in arms:
         gap = arm.budget_gap_frac
         table.add_row(
