@@ -1,4 +1,4 @@
-"""Files that are the old one or the new one, never half of each, whenever a signal strikes."""
+"""Atomic file writes, JSON without NaN, and dataclasses to and from JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from loracle.errors import NonFiniteError, RunFolderError
 
 T = TypeVar("T")
 
-# What the file system says, in the user's words.
+# Errors of the file system, in words that a user can act on.
 _FAULTS = {
     errno.ENOSPC: "the disk is full; free some space or give another --out",
     errno.EDQUOT: "the disk quota is used up; free some space or give another --out",
@@ -31,7 +31,7 @@ _FAULTS = {
     errno.EISDIR: "a folder is where a file should be",
 }
 
-# How safetensors passes on what the system said.
+# How safetensors quotes an error of the system.
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 # Network and FUSE folders (Colab's Drive) that cannot sync a directory or lock a file.
@@ -40,11 +40,7 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses into one clear line about ``path``.
-
-    Raises:
-        RunFolderError: Full disk, no permission, a file in the way, and the like.
-    """
+    """Turns an ``OSError`` into a `RunFolderError` of one line about ``path``."""
     try:
         yield
     except OSError as error:
@@ -54,10 +50,9 @@ def disk_faults(path: Path) -> Iterator[None]:
 
 @contextmanager
 def plain_os_errors() -> Iterator[None]:
-    """Turns a full disk back into the ``OSError`` it is: safetensors has an error of its own.
+    """Turns safetensors' own error for a full disk and the like back into an ``OSError``.
 
     Raises:
-        OSError: What the system said to safetensors.
         RuntimeError: For its other errors.
     """
     from safetensors import SafetensorError
@@ -72,10 +67,10 @@ def plain_os_errors() -> Iterator[None]:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``: a temporary file beside it, synced, renamed over it.
+    """Replaces ``path`` through a synced temporary file beside it.
 
     Raises:
-        RunFolderError: If it cannot be written; ``path`` is then what it was.
+        RunFolderError: If it cannot be written; ``path`` is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_faults(path):
@@ -99,7 +94,7 @@ def write_json(path: Path, data: Mapping[str, Any], *, indent: int = 2) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Writes a file and returns once it is on the disk."""
+    """Writes a file and syncs it to the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -107,7 +102,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Returns once the names in a folder are on the disk, where the file system can say so."""
+    """Syncs the names in a folder to the disk, where the file system supports it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -119,7 +114,7 @@ def sync_folder(path: Path) -> None:
 
 
 def is_unsupported(error: OSError) -> bool:
-    """Returns whether the file system lacks the operation, rather than failed at it."""
+    """Returns whether the file system does not support the operation."""
     return error.errno in _UNSUPPORTED
 
 
@@ -208,5 +203,7 @@ def _non_finite(data: Any, *, key: str) -> str | None:
         items = list(data.items())
     elif isinstance(data, Sequence) and not isinstance(data, str):
         items = list(enumerate(data))
-    found = (_non_finite(value, key=f"{key}.{name}" if key else str(name)) for name, value in items)
-    return next(filter(None, found), None)
+    faults = (
+        _non_finite(value, key=f"{key}.{name}" if key else str(name)) for name, value in items
+    )
+    return next(filter(None, faults), None)

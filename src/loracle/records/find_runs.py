@@ -1,4 +1,4 @@
-"""Finding runs: a path for a new one, the one to resume, the ones that completed."""
+"""Paths of new runs, and the runs under a folder: the one to resume, the completed ones."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from loracle.records.names import CONFIG, LOCK, STATUS
 from loracle.records.result import RunResult, read_result
 from loracle.records.run_folder import read_status, recorded_config
 
+_UNFINISHED = ("running", "failed", "interrupted")
+
 
 def new_run_path(root: Path, *, name: str) -> Path:
     """Returns ``root/<name>-<YYYYMMDD-HHMMSS>`` in UTC, with a number if that is taken."""
@@ -27,21 +29,21 @@ def new_run_path(root: Path, *, name: str) -> Path:
 
 
 def find_resumable(root: Path, *, config: Config) -> Path | None:
-    """Returns the newest unfinished run under ``root`` that is the run ``config`` describes."""
-    wanted = config_digest(config)
-    ours = [path for path in _runs(root) if _is_unfinished(path) and _digest(path) == wanted]
-    return max(ours, key=_started_at, default=None)
+    """Returns the newest unfinished run under ``root`` with this configuration."""
+    digest = config_digest(config)
+    unfinished = (path for path in _runs(root) if _status(path) in _UNFINISHED)
+    return max((p for p in unfinished if _digest(p) == digest), key=_started_at, default=None)
 
 
 def completed_runs(root: Path) -> Iterator[Path]:
-    """Yields the folder of every completed run under ``root``, in the order of their names."""
+    """Yields the folder of every completed run under ``root``, by name."""
     for path in _runs(root):
         if _status(path) == "completed":
             yield path
 
 
 def _runs(root: Path) -> Iterator[Path]:
-    """Yields every run folder under ``root``; what is inside a run is not searched."""
+    """Yields every run folder under ``root``; runs are not searched for further runs."""
     for folder, subfolders, files in os.walk(root):
         if CONFIG in files and (STATUS in files or LOCK in files):
             subfolders.clear()
@@ -49,12 +51,8 @@ def _runs(root: Path) -> Iterator[Path]:
         subfolders.sort()
 
 
-def _is_unfinished(path: Path) -> bool:
-    return _status(path) in ("running", "failed", "interrupted")
-
-
 def _status(path: Path) -> str | None:
-    """Returns a run's status; None if its file is damaged, which must not hide the other runs."""
+    """Returns a run's status; None if the file is damaged."""
     try:
         return read_status(path).get("status")
     except LoracleError:
@@ -62,7 +60,7 @@ def _status(path: Path) -> str | None:
 
 
 def _digest(path: Path) -> str | None:
-    """Returns a run's digest; None if another version's config is no longer valid."""
+    """Returns a run's configuration digest; None if its configuration is no longer valid."""
     try:
         return config_digest(recorded_config(path))
     except LoracleError:
@@ -70,7 +68,7 @@ def _digest(path: Path) -> str | None:
 
 
 def _started_at(path: Path) -> tuple[int, str]:
-    """Orders runs by their start: the lock is made first and never written again."""
+    """Sort key: the lock is made when a run starts and never written again."""
     lock = path / LOCK
     marker = lock if lock.exists() else path / CONFIG
     return marker.stat().st_mtime_ns, path.name
@@ -100,9 +98,8 @@ def without_seed(signature: str) -> str:
 
 
 def _unlike(signatures: Sequence[str]) -> list[str]:
-    one, other = (dict(_items(signature)) for signature in signatures)
-    return [f"{key}: {one.get(key)} and {other.get(key)}" for key in one if one[key] != other[key]]
-
-
-def _items(signature: str) -> list[tuple[str, str]]:
-    return [tuple(item.split(":", 1)) for item in signature.split("|")]  # type: ignore[misc]
+    a, b = (
+        {key: value for key, _, value in (item.partition(":") for item in signature.split("|"))}
+        for signature in signatures
+    )
+    return [f"{key}: {a[key]} and {b.get(key)}" for key in a if a[key] != b.get(key)]

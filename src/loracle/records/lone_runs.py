@@ -1,4 +1,4 @@
-"""Runs that no study planned, read as a study of one arm, so that the same figures draw them."""
+"""Runs outside a study, read as a study of one arm for the same tables and figures."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from loracle.records.study_folder import ArmRecord, RunRecord, StudyRecord
 
 
 def study_of_runs(root: Path) -> StudyRecord:
-    """Returns the completed runs of a folder, which is one run or holds several seeds of one.
+    """Returns the completed runs of a folder: one run, or several seeds of one configuration.
 
-    Its inventory knows the adapted modules only: a run does not record the others.
+    The inventory holds adapted modules only: a run does not record the others.
 
     Raises:
         RunFolderError: If there is none, or they differ in more than the seed.

@@ -1,4 +1,4 @@
-"""How near a plan came to what was measured, as a study's folder keeps it."""
+"""Predicted and measured memory and step times of a study's arms."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class ArmAccuracy:
     predicted_gib: float
     """Peak of live tensors in training."""
     measured_gib: float | None
-    """The same, counted or read from the device; null: not measured."""
+    """Measured peak, counted or read from the device; None: not measured."""
     memory_kind: str
-    """What was measured: a key of `loracle.records.result.MEMORY_KINDS`."""
+    """A key of `loracle.records.result.MEMORY_KINDS`."""
     predicted_step_s: float | None
-    """Of a step over as many tokens as those that were clocked; null: the speed is not known."""
+    """For a step with as many tokens as the clocked ones; None: the device was not calibrated."""
     measured_step_s: float | None
-    """Median over the run; null: not measured."""
+    """Median over the run; None: not measured."""
     speed_measured_at: str | None
-    """Date of the device's calibration, on which a predicted time rests; null: there is none."""
+    """Date of the device's calibration; None: no time was predicted."""
 
     @property
     def memory_error_frac(self) -> float | None:
@@ -48,14 +48,14 @@ def _error(predicted: float | None, measured: float | None) -> float | None:
 
 
 def keep_accuracy(folder: Path, accuracies: Sequence[ArmAccuracy]) -> Path:
-    """Leaves predictions and measurements in a study's folder and returns their file."""
+    """Writes predictions and measurements into a study's folder and returns the file."""
     path = folder / PREDICTED
     write_json(path, {"schema": _SCHEMA, "arms": [to_json(arm) for arm in accuracies]})
     return path
 
 
 def kept_accuracy(folder: Path) -> list[ArmAccuracy]:
-    """Returns what was kept in a study's folder; empty if nothing was."""
+    """Returns the predictions in a study's folder; empty if there are none."""
     path = folder / PREDICTED
     if not path.is_file():
         return []

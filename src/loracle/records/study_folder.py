@@ -1,4 +1,4 @@
-"""A study as it lies on the disk, read for statistics and reports; never written here.
+"""A study's folder, read for statistics and reports; never written here.
 
 ::
 
@@ -8,9 +8,9 @@
     scores.json       scores of the modules on the frozen base; absent without strategic arms
     clock.json        step times of the arms, taken in turn; absent if they were not
     runs/<id>/        one run folder each (`loracle.records.run_folder`)
-    report/           what came of it
+    report/           page, figures, tables, verdicts
 
-What a run must have to count is ``result.json`` with the status "completed".
+A run counts if it has a ``result.json`` with the status "completed".
 """
 
 from __future__ import annotations
@@ -44,20 +44,18 @@ Role = Literal["arm", "repeat", "extra-seed", "search"]
 
 @dataclass(frozen=True)
 class ArmRecord:
-    """A placement under test, as it was resolved for the model."""
+    """A placement under test, resolved for the model."""
 
     name: str
-    """Its name in the study."""
     placement: str
-    """Label of its placement."""
+    """Label of the placement."""
     rank: int | None
-    """r that most of its adapters have; None: no adapters (full fine-tuning)."""
+    """r of most of its adapters; None: full fine-tuning, without adapters."""
     alpha: float | None
-    """Its updates are scaled by alpha / rank."""
+    """Updates are scaled by alpha / rank."""
     trainable_params: int
-    """Parameters that train."""
     budget_gap_frac: float | None
-    """(its parameters - the reference's) / the reference's; None without a budget to match."""
+    """(parameters - the reference's) / the reference's; None without a budget to match."""
     modules: tuple[Mapping[str, Any], ...]
     """``modules.json``'s entries: name, rank, alpha, layer, kind, in_features, out_features, ..."""
 
@@ -67,19 +65,15 @@ class RunRecord:
     """A completed run of a study."""
 
     id: str
-    """Name of its folder."""
+    """Name of the folder."""
     arm: str
-    """Name of its arm."""
     seed: int
-    """Its seed."""
     role: Role
-    """``arm``: counts in the comparison; the others measure noise or search a learning rate."""
+    """``arm`` counts in the comparison; the others measure noise or search a learning rate."""
     learning_rate: float
     """Peak learning rate."""
     path: Path
-    """Its folder."""
     result: RunResult
-    """``result.json``."""
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
@@ -102,22 +96,20 @@ class StudyClock:
     """Step times of the arms, taken in turn on the same batches (`loracle.study.clock`)."""
 
     step_time_s: Mapping[str, tuple[float, ...]]
-    """By arm, one per round; full fine-tuning has none."""
+    """By arm, one per round; none for full fine-tuning."""
 
     @property
     def num_rounds(self) -> int:
-        """Steps of each arm."""
+        """Steps per arm."""
         return min(map(len, self.step_time_s.values()))
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """Everything a report is made from."""
+    """All records of a study that a report uses."""
 
     path: Path
-    """The study's folder."""
     name: str
-    """Its name."""
     study: Mapping[str, Any]
     """``study.yaml``: question, reference, budget, seeds, config (the resolved base), ..."""
     arms: tuple[ArmRecord, ...]
@@ -125,7 +117,7 @@ class StudyRecord:
     runs: tuple[RunRecord, ...]
     """Completed runs, in the plan's order."""
     unfinished: tuple[Mapping[str, Any], ...]
-    """Planned runs that did not complete: id, arm, seed, role, status, error."""
+    """Planned runs that did not complete, with their status and error."""
     search: tuple[RunRecord, ...]
     """Completed trial runs of the learning-rate search; empty without one."""
     inventory: Inventory
@@ -149,7 +141,7 @@ class StudyRecord:
         return {run.seed: run for run in self.runs if run.arm == arm and run.role == role}
 
     def repeats_of(self, arm: str) -> tuple[RunRecord, ...]:
-        """Returns the completed repeats of an arm: a seed it has already, run again."""
+        """Returns the completed repeats of an arm: the same seed, run again."""
         return tuple(run for run in self.runs if run.arm == arm and run.role == "repeat")
 
 

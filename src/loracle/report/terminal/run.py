@@ -15,10 +15,10 @@ from loracle.records.result import (
     Criteria,
     Criterion,
     Efficiency,
-    ModelQuality,
     Quality,
     RunResult,
 )
+from loracle.report.text.numbers import NOT_MEASURED, count, fixed, percent, signed
 
 _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]open[/]"}
 
@@ -33,105 +33,70 @@ def result_view(result: RunResult) -> RenderableType:
     )
 
 
-def number(value: float | None, spec: str, *, unit: str = "") -> str:
-    """Returns a value as text, ``n/a`` if it was not measured."""
-    return "n/a" if value is None else f"{value:{spec}}{unit}"
-
-
 def _quality(quality: Quality) -> Table:
     base, tuned = quality.base, quality.tuned
     table = _table("Quality", "", "untuned", "tuned", "change", "measured on")
     held_out = f"{tuned.num_examples:,} examples, {tuned.num_targets:,} tokens"
-    ratio = tuned.perplexity / base.perplexity - 1
-    fell = tuned.loss_nats_per_token - base.loss_nats_per_token
+    answers = NOT_MEASURED if tuned.num_answers is None else f"{tuned.num_answers:,} greedy answers"
+    change = percent(tuned.perplexity / base.perplexity - 1, sign=True)
     table.add_row(
-        "perplexity",
-        number(base.perplexity, ".3f"),
-        number(tuned.perplexity, ".3f"),
-        f"{ratio:+.1%}",
-        held_out,
+        "perplexity", *_fixed(base.perplexity, tuned.perplexity, decimals=3), change, held_out
     )
-    table.add_row(
-        "loss, nats per token",
-        number(base.loss_nats_per_token, ".4f"),
-        number(tuned.loss_nats_per_token, ".4f"),
-        f"{fell:+.4f}",
-        held_out,
-    )
-    table.add_row("BLEU", *_text_cells(base.bleu, tuned.bleu), _answers(tuned))
-    table.add_row("chrF", *_text_cells(base.chrf, tuned.chrf), _answers(tuned))
-    table.add_row(
-        "answers cut at the limit",
-        number(base.hit_limit_frac, ".0%"),
-        number(tuned.hit_limit_frac, ".0%"),
-        "",
-        _answers(tuned),
-    )
+    losses = base.loss_nats_per_token, tuned.loss_nats_per_token
+    change = signed(losses[1] - losses[0], decimals=4)
+    table.add_row("loss, nats per token", *_fixed(*losses, decimals=4), change, held_out)
+    for name, before, after in (("BLEU", base.bleu, tuned.bleu), ("chrF", base.chrf, tuned.chrf)):
+        change = "" if before is None or after is None else signed(after - before, decimals=2)
+        table.add_row(name, *_fixed(before, after, decimals=2), change, answers)
+    cut = (percent(model.hit_limit_frac, decimals=0) for model in (base, tuned))
+    table.add_row("answers cut at the limit", *cut, "", answers)
     return table
 
 
-def _text_cells(base: float | None, tuned: float | None) -> tuple[str, str, str]:
-    change = "" if base is None or tuned is None else f"{tuned - base:+.2f}"
-    return number(base, ".2f"), number(tuned, ".2f"), change
-
-
-def _answers(tuned: ModelQuality) -> str:
-    count = tuned.num_answers
-    return "n/a" if count is None else f"{count:,} greedy answers"
+def _fixed(*values: float | None, decimals: int) -> list[str]:
+    return [fixed(value, decimals=decimals) for value in values]
 
 
 def _efficiency(efficiency: Efficiency) -> Table:
     clock, memory = efficiency.step_time_s, efficiency.peak_memory_gib
-    latency, first = efficiency.latency_ms_per_token, efficiency.latency_first_token_ms
     table = _table("Cost", "", "value", "", "note")
     full = efficiency.full_finetune_params
-    share = efficiency.trainable_params / full
-    table.add_row(
-        "trainable parameters",
-        f"{efficiency.trainable_params:,}",
-        "",
-        f"{share:.2%} of the {full:,} of full fine-tuning",
-    )
-    table.add_row(
-        "time per step",
-        number(clock.median, ".2f"),
-        "s",
-        f"median of {clock.num_steps}; quartiles {number(clock.p25, '.2f')} to "
-        f"{number(clock.p75, '.2f')}",
-    )
-    table.add_row(
-        "time per epoch",
-        number(efficiency.epoch_time_s, ".0f"),
-        "s",
-        f"{efficiency.steps_per_epoch:.1f} steps; optimizer steps only",
-    )
-    table.add_row(
-        "throughput",
-        number(efficiency.throughput_tokens_per_s, ",.0f"),
-        "tokens/s",
-        "real tokens",
-    )
+    share = percent(efficiency.trainable_params / full, decimals=2)
+    median, p25, p75 = _fixed(clock.median, clock.p25, clock.p75, decimals=2)
+    rows = [
+        (
+            "trainable parameters",
+            count(efficiency.trainable_params),
+            "",
+            f"{share} of the {count(full)} of full fine-tuning",
+        ),
+        (
+            "time per step",
+            median,
+            "s",
+            f"median of {clock.num_steps}; quartiles {p25} to {p75}",
+        ),
+        (
+            "time per epoch",
+            count(efficiency.epoch_time_s),
+            "s",
+            f"{efficiency.steps_per_epoch:.1f} steps; optimizer steps only",
+        ),
+        ("throughput", count(efficiency.throughput_tokens_per_s), "tokens/s", "real tokens"),
+    ]
     for phase in ("train", "evaluate", "generate"):
-        table.add_row(
-            f"peak memory, {phase}",
-            number(getattr(memory, phase), ".2f"),
-            "GiB",
-            MEMORY_KINDS[memory.kind],
-        )
+        peak = fixed(getattr(memory, phase), decimals=2)
+        rows.append((f"peak memory, {phase}", peak, "GiB", MEMORY_KINDS[memory.kind]))
     if memory.train_tensors is not None:
-        table.add_row(
-            "peak memory, tensors",
-            number(memory.train_tensors, ".2f"),
-            "GiB",
-            "live tensors in training, counted",
-        )
-    for name in ("base", "unmerged", "merged"):
-        table.add_row(
-            f"latency, {name}",
-            number(getattr(latency, name), ".1f"),
-            "ms/token",
-            f"first token after {number(getattr(first, name), '.0f', unit=' ms')}",
-        )
+        peak = fixed(memory.train_tensors, decimals=2)
+        rows.append(("peak memory, tensors", peak, "GiB", "live tensors in training, counted"))
+    for state in ("base", "unmerged", "merged"):
+        per_token = fixed(getattr(efficiency.latency_ms_per_token, state), decimals=1)
+        first = getattr(efficiency.latency_first_token_ms, state)
+        after = NOT_MEASURED if first is None else f"{count(first)} ms"
+        rows.append((f"latency, {state}", per_token, "ms/token", f"first token after {after}"))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
