@@ -203,5 +203,5 @@ def test_runs_on_other_examples_are_not_compared(tmp_path):
     file = folder / "runs" / "attention-seed-2" / "examples.jsonl"
     rows = file.read_text().splitlines(keepends=True)
     file.write_text("".join(rows[1:]))
-    with pytest.raises(RunFolderError, match="was not scored on the examples of all-linear-seed-0"):
+    with pytest.raises(RunFolderError, match="scored other examples than all-linear-seed-0"):
         judge(read_study(folder))

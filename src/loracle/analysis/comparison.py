@@ -1,8 +1,8 @@
-"""One arm against another: the difference, what Holm leaves of its p-value, a verdict and why.
+"""One arm against another: difference, Holm-corrected p-value, verdict and its reason.
 
-A verdict of better or worse takes a p-value below 5% after Holm's correction over all comparisons
-of its family, and a difference above the noise floor: what the same run, repeated, differs by.
-Anything else is "not distinguishable", which is a finding about the design as much as the arms.
+"Better" and "worse" need a p-value below 5% after Holm's correction over all comparisons of the
+family, and a difference above the noise floor, by which repeats of one run differ. Anything else is
+"not distinguishable", a finding about the design as much as the arms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Verdict = Literal["better", "worse", "not distinguishable"]
 
 METRICS: tuple[Metric, ...] = ("loss_nats_per_token", "bleu")
 UNTUNED = "untuned"
-"""What stands for the model before training where an arm could stand."""
+"""Name of the model before training, in place of an arm."""
 
 _OPPOSITE: dict[Verdict, Verdict] = {
     "better": "worse",
@@ -31,16 +31,15 @@ _OPPOSITE: dict[Verdict, Verdict] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against another one on one metric, ours minus theirs."""
+    """An arm against another one on one metric, arm minus reference."""
 
     arm: str
-    """The arm in question."""
     reference: str
-    """What it is compared with: another arm, or ``untuned``."""
+    """Another arm, or ``untuned``."""
     metric: Metric
     """``loss_nats_per_token``: lower is better. ``bleu``: higher is better."""
     found: Difference | None
-    """The difference; None: no seed completed in both, or the metric was not measured."""
+    """None: no seed completed in both, or the metric was not measured."""
     noise_floor: float | None
     """The largest difference between a run and its repeat; None: not measured."""
     p_holm: float | None = None
@@ -48,13 +47,13 @@ class Comparison:
     num_comparisons: int = 0
     """Size of the family: comparisons that have a p-value."""
     verdict: Verdict = "not distinguishable"
-    """Whether the arm is better or worse than the reference."""
+    """Of the arm, compared with the reference."""
     reason: str = ""
     """The verdict in one sentence with the figures."""
 
     @property
     def difference(self) -> float | None:
-        """Ours minus theirs, nats per token or BLEU points."""
+        """Arm minus reference, nats per token or BLEU points."""
         return None if self.found is None else self.found.estimate
 
     @property
@@ -76,7 +75,7 @@ class Comparison:
 
     @property
     def effect_percent(self) -> float | None:
-        """How much higher our perplexity is, in percent: 100 (exp(difference) - 1); loss only."""
+        """Relative change of perplexity in percent, 100 (exp(difference) - 1); loss only."""
         return None if self.difference is None else self._percent(self.difference)
 
     @property
@@ -87,13 +86,13 @@ class Comparison:
 
     @property
     def smallest_effect(self) -> float | None:
-        """The difference that this design finds four times in five, at Holm's strictest level."""
+        """Difference found with 80% power at Holm's strictest level."""
         if self.found is None:
             return None
         return self.found.smallest_effect_at(ALPHA / max(self.num_comparisons, 1))
 
     def reversed(self) -> Comparison:
-        """Returns the same comparison seen from the other arm, in the same family."""
+        """Returns the comparison with arm and reference swapped, in the same family."""
         found = self.found and replace(
             self.found,
             estimate=-self.found.estimate,
@@ -143,16 +142,11 @@ def judged(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 def _judged(comparison: Comparison) -> Comparison:
     verdict: Verdict = "not distinguishable"
-    if _is_established(comparison) and comparison.difference is not None:
+    difference, p_holm = comparison.difference or 0.0, comparison.p_holm
+    if p_holm is not None and p_holm < ALPHA and abs(difference) > (comparison.noise_floor or 0.0):
         lower_is_better = comparison.metric == "loss_nats_per_token"
-        verdict = "better" if (comparison.difference < 0) == lower_is_better else "worse"
+        verdict = "better" if (difference < 0) == lower_is_better else "worse"
     return _explained(replace(comparison, verdict=verdict))
-
-
-def _is_established(comparison: Comparison) -> bool:
-    if comparison.p_holm is None or comparison.p_holm >= ALPHA:
-        return False
-    return abs(comparison.difference or 0.0) > (comparison.noise_floor or 0.0)
 
 
 def _explained(comparison: Comparison) -> Comparison:
@@ -168,23 +162,20 @@ def _reason(comparison: Comparison) -> str:
         return f"{_difference_words(comparison)} on {few}: no interval, so no verdict."
     if found.standard_error == 0 and found.estimate == 0:
         return f"Identical to {comparison.reference} on every seed and example."
-    low, high = (_signed(comparison, end) for end in comparison.interval)
-    told = (
-        f"{_difference_words(comparison)} (95% interval {low} to {high}, "
-        f"Holm {p_words(comparison.p_holm)})"
-    )
+    decimals = 4 if comparison.metric == "loss_nats_per_token" else 2
+    low, high = (f"{end:+.{decimals}f}" for end in comparison.interval)
+    p_words = "p < 0.001" if comparison.p_holm < 0.001 else f"p = {comparison.p_holm:.3f}"
+    figures = f"{_difference_words(comparison)} (95% interval {low} to {high}, Holm {p_words})"
     if comparison.p_holm >= ALPHA:
-        return f"{told}: this could be chance{_visible_words(comparison)}."
+        smallest = comparison.smallest_effect
+        visible = (
+            f"; a difference of {_amount(comparison, smallest)} would be found" if smallest else ""
+        )
+        return f"{figures}: this could be chance{visible}."
     if comparison.verdict == "not distinguishable":
         floor = _amount(comparison, comparison.noise_floor or 0.0)
-        return f"{told}: no more than the same run differs by when it is repeated ({floor})."
-    return f"{told}."
-
-
-def _visible_words(comparison: Comparison) -> str:
-    if comparison.smallest_effect is None:
-        return ""
-    return f"; a difference of {_amount(comparison, comparison.smallest_effect)} would be found"
+        return f"{figures}: no more than the same run differs by when it is repeated ({floor})."
+    return f"{figures}."
 
 
 def _difference_words(comparison: Comparison) -> str:
@@ -198,12 +189,3 @@ def _difference_words(comparison: Comparison) -> str:
 def _amount(comparison: Comparison, value: float) -> str:
     is_loss = comparison.metric == "loss_nats_per_token"
     return f"{value:.4f} nats per token" if is_loss else f"{value:.2f} points"
-
-
-def _signed(comparison: Comparison, value: float) -> str:
-    return f"{value:+.4f}" if comparison.metric == "loss_nats_per_token" else f"{value:+.2f}"
-
-
-def p_words(p_value: float) -> str:
-    """Returns a p-value as papers print it: ``p = 0.034``, ``p < 0.001``."""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"

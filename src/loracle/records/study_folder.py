@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from loracle.config.files import read_yaml
 from loracle.errors import RunFolderError
@@ -38,6 +38,7 @@ from loracle.records.names import (
     run_folder,
 )
 from loracle.records.result import RunResult, read_result
+from loracle.records.rows import EvalRow, ExampleRow, StepRow
 
 Role = Literal["arm", "repeat", "extra-seed", "search"]
 
@@ -76,19 +77,19 @@ class RunRecord:
     result: RunResult
 
     @cached_property
-    def steps(self) -> list[dict[str, Any]]:
+    def steps(self) -> list[StepRow]:
         """Rows of ``steps.jsonl``."""
-        return read_jsonl(self.path / STEPS)
+        return cast("list[StepRow]", read_jsonl(self.path / STEPS))
 
     @cached_property
-    def evals(self) -> list[dict[str, Any]]:
+    def evals(self) -> list[EvalRow]:
         """Rows of ``evals.jsonl``."""
-        return read_jsonl(self.path / EVALS)
+        return cast("list[EvalRow]", read_jsonl(self.path / EVALS))
 
     @cached_property
-    def examples(self) -> list[dict[str, Any]]:
+    def examples(self) -> list[ExampleRow]:
         """Rows of ``examples.jsonl``, in the order of the validation set."""
-        return read_jsonl(self.path / EXAMPLES)
+        return cast("list[ExampleRow]", read_jsonl(self.path / EXAMPLES))
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Everything a report says, gathered once: the page, the tables and the paper all draw on it."""
+"""The contents of a report, which page, tables and paper draw on."""
 
 from __future__ import annotations
 
@@ -53,32 +53,31 @@ class Tables:
     """The report's tables."""
 
     verdicts: Table
-    """Every arm beside the reference: what answers the question."""
+    """Every arm beside the reference."""
     effects: Table
-    """The same without BLEU and costs, for paper."""
+    """The verdicts without BLEU and costs, for the paper."""
     bleu: Table | None
-    """The same of BLEU, for paper; None: no answers."""
+    """BLEU differences, for the paper; None: no answers."""
     untuned: Table
     """Every arm beside the untuned model."""
     costs: Table
-    """What every arm costs."""
     tradeoffs: Table
-    """Efficient, dominated or undecided."""
+    """Efficient, dominated or undecided, by cost."""
     orderings: Table
-    """What others published."""
+    """Published orderings and their outcome here."""
     criteria: Table
     """The four criteria of every run."""
     evidence: Table
-    """Their evidence."""
+    """Evidence of the criteria."""
     unfinished: Table | None
     """Runs that did not complete; None: all did."""
     search: Table | None
-    """Learning rates that were tried; None: none were."""
+    """Learning rates tried; None: no search."""
     predicted: Table | None
-    """What a plan says beside what was measured; None: nothing was predicted."""
+    """Predictions beside measurements; None: nothing was predicted."""
 
     def __iter__(self) -> Iterator[Table]:
-        """Yields those that there are."""
+        """Yields the tables that exist."""
         yield from (table for table in vars(self).values() if table is not None)
 
 
@@ -89,25 +88,24 @@ class Figures:
     forest: Figure
     """Loss differences with their intervals."""
     losses: tuple[Figure, ...]
-    """Loss curves."""
     tradeoffs: tuple[Figure, ...]
     """Loss against each cost."""
     costs: tuple[Figure, ...]
     """Memory and time."""
     maps: tuple[Figure, ...]
-    """Where each arm's adapters sit."""
+    """Positions of each arm's adapters."""
     map_sheet: Figure
-    """The same on one sheet."""
+    """All maps on one sheet."""
     scores: tuple[Figure, ...]
-    """What the scores saw."""
+    """Heat maps of the module scores."""
 
     def on_page(self) -> list[Figure]:
-        """Returns those that a page shows, in its order."""
-        losses, rest = self.losses, (*self.tradeoffs, *self.maps, *self.scores, *self.costs)
-        return [self.forest, *losses, *rest]
+        """Returns the page's figures, in its order."""
+        rest = (*self.tradeoffs, *self.maps, *self.scores, *self.costs)
+        return [self.forest, *self.losses, *rest]
 
     def on_paper(self) -> list[Figure]:
-        """Returns those that have a file of their own."""
+        """Returns the figures with a file of their own."""
         return [
             *(self.forest, *self.losses, *self.tradeoffs, *self.costs),
             *(self.map_sheet, *self.scores),
@@ -116,28 +114,23 @@ class Figures:
 
 @dataclass(frozen=True)
 class Contents:
-    """All of a report but its looks."""
+    """A report without its layout; texts are lists of sentences or paragraphs."""
 
     study: StudyRecord
-    """What was run."""
     verdicts: Verdicts
-    """What it established."""
     provenance: Provenance
-    """Where the numbers come from."""
     answer: tuple[str, ...]
-    """What was found, in words."""
     advice: tuple[str, ...]
-    """What to take, in words."""
     noise: tuple[str, ...]
-    """The noise that was measured, in words."""
+    """The noise floor."""
     methods: tuple[str, ...]
-    """How it was made: model and data, training, arms, measures, statistics."""
+    """Model and data, training, arms, measures, statistics."""
     limits: tuple[str, ...]
-    """What it cannot show."""
+    """What the study cannot show."""
     orderings_note: str
     """Why a published ordering may come out otherwise."""
     maps_caption: str
-    """How the maps are to be read."""
+    """How to read the maps."""
     environment: tuple[tuple[str, str], ...]
     """What it was measured on."""
     signatures: tuple[tuple[str, str], ...]

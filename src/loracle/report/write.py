@@ -17,14 +17,10 @@ from loracle.report.tables.table import latex_of, markdown_of
 
 
 def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
-    """Writes the report of a study and returns its page.
+    """Writes the report of a study, by default into its folder, and returns the page.
 
-    Same records, same bytes: dates come from the results. Files of an earlier report that this one
-    does not have are removed.
-
-    Args:
-        study_folder: The study.
-        out: Where to; None: ``report`` in the study's folder.
+    The same records give the same bytes: dates come from the results. Figures and tables of an
+    earlier report are removed.
 
     Raises:
         RunFolderError: If there is no study with a completed run, or it cannot be written.
@@ -46,9 +42,6 @@ def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
 def study_markdown(study_folder: Path) -> str:
     """Returns a study's answer and its verdict table as Markdown.
 
-    Args:
-        study_folder: The study.
-
     Raises:
         RunFolderError: If there is no study with a completed run.
     """
@@ -58,7 +51,7 @@ def study_markdown(study_folder: Path) -> str:
 
 
 def _files(contents: Contents) -> Iterator[tuple[str, bytes]]:
-    """Yields every file of the report; the page, which needs none of the others, last."""
+    """Yields name and content of every file; the page last, so that it follows the others."""
     for figure in contents.figures.on_paper():
         if figure.spec is not None:
             svg = svg_of(themed(figure.spec))
@@ -76,8 +69,8 @@ def _files(contents: Contents) -> Iterator[tuple[str, bytes]]:
 
 
 def _remove_others(folder: Path, *, keep: set[str]) -> None:
-    """Removes what an earlier report left that this one does not write; only our kinds of file."""
+    """Removes files of an earlier report that this one does not write."""
     for path in folder.iterdir():
-        ours = path.suffix in (".svg", ".pdf", ".md", ".tex")
-        if ours and f"{folder.name}/{path.name}" not in keep:
+        is_ours = path.suffix in (".svg", ".pdf", ".md", ".tex")
+        if is_ours and f"{folder.name}/{path.name}" not in keep:
             path.unlink()

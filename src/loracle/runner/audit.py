@@ -1,10 +1,11 @@
-"""A finished run's proof that it is what it claims to be."""
+"""Checks of a finished run: what trained, what stayed frozen, and whether it reloads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -46,7 +47,7 @@ def audit_run(
         saved: Folder of the saved adapter.
         model_folder: Folder of the base's weights.
         digest_before: ``base.weights_digest()`` from before training.
-        digest_after: The same from after the last step that anything on the base took.
+        digest_after: The same from after the last step that any run on the base took.
         examples: Validation examples to score again.
         scores: The run's final scores of the same examples.
         progress: Called after each example.
@@ -54,18 +55,15 @@ def audit_run(
     reloaded = stock_nll_sums(
         saved, model_folder=model_folder, examples=examples, like=base, progress=progress
     )
-    tokens = sum(score.num_targets for score in scores)
+    lora_b = [adapter.parameters[f"{module.name}.lora_B"] for module in adapter.plan.modules]
     return Audit(
-        updated_modules=sum(_moved(adapter, planned.name) for planned in adapter.plan.modules),
+        updated_modules=sum(bool(torch.isfinite(b).all() and b.any()) for b in lora_b),
         planned_modules=len(adapter.plan.modules),
         frozen_weights_unchanged=digest_after == digest_before,
         trainable_params=count_trainable(base, adapter=adapter.name),
         planned_params=adapter.plan.trainable_params,
         saved_tensors_exact=_saved_exactly(adapter, saved),
-        reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
-        recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
-        reloaded_examples=len(examples),
-        relative_tolerance=RELATIVE_TOLERANCE[base.dtype],
+        **_reload(reloaded, scores, dtype=base.dtype),
     )
 
 
@@ -79,16 +77,9 @@ def audit_whole(
     scores: Sequence[ExampleScore],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Audit:
-    """Returns the audit of a finished full fine-tuning; the arguments are `audit_run`'s.
+    """Returns the audit of a finished full fine-tuning, as `audit_run` does.
 
-    Args:
-        base: The model that trained.
-        trained: Its weights.
-        saved: Folder of the saved model.
-        model_folder: Folder of the weights that it began with.
-        examples: Validation examples to score again.
-        scores: The run's final scores of the same examples.
-        progress: Called after each example.
+    ``saved`` holds the tuned model, ``model_folder`` the weights that training started from.
     """
     stored = stored_weights(saved)
     exact = all(
@@ -98,7 +89,6 @@ def audit_whole(
     reloaded = stock_nll_sums(
         None, model_folder=saved, examples=examples, like=base, progress=progress
     )
-    tokens = sum(score.num_targets for score in scores)
     return Audit(
         updated_modules=moved_weights(trained, model_folder=model_folder),
         planned_modules=len(trained.parameters),
@@ -106,11 +96,21 @@ def audit_whole(
         trainable_params=count_trainable(base, adapter=trained.name),
         planned_params=trained.plan.trainable_params,
         saved_tensors_exact=exact,
-        reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
-        recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
-        reloaded_examples=len(examples),
-        relative_tolerance=RELATIVE_TOLERANCE[base.dtype],
+        **_reload(reloaded, scores, dtype=base.dtype),
     )
+
+
+def _reload(
+    reloaded: Sequence[float], scores: Sequence[ExampleScore], *, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Returns the audit's comparison of reloaded and recorded loss."""
+    tokens = sum(score.num_targets for score in scores)
+    return {
+        "reloaded_loss_nats_per_token": math.fsum(reloaded) / tokens,
+        "recorded_loss_nats_per_token": math.fsum(score.nll_sum_nats for score in scores) / tokens,
+        "reloaded_examples": len(reloaded),
+        "relative_tolerance": RELATIVE_TOLERANCE[dtype],
+    }
 
 
 def require_sound(audit: Audit) -> None:
@@ -120,7 +120,7 @@ def require_sound(audit: Audit) -> None:
 
 
 def count_trainable(base: FrozenBase, *, adapter: str) -> int:
-    """Returns how many parameters train in a run: its adapter's, and any that should be frozen."""
+    """Returns how many parameters train in a run, wrongly unfrozen ones included."""
     return sum(
         parameter.numel()
         for name, parameter in base.model.named_parameters()
@@ -130,15 +130,10 @@ def count_trainable(base: FrozenBase, *, adapter: str) -> int:
 
 def _saved_exactly(adapter: Adapter, saved: Path) -> bool:
     stored = load_file(saved / "adapter_model.safetensors")
-    kept = {f"{PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
-    return stored.keys() == kept.keys() and all(
-        torch.equal(stored[key], value.detach().cpu()) for key, value in kept.items()
+    expected = {f"{PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
+    return stored.keys() == expected.keys() and all(
+        torch.equal(stored[key], value.detach().cpu()) for key, value in expected.items()
     )
-
-
-def _moved(adapter: Adapter, module: str) -> bool:
-    b = adapter.parameters[f"{module}.lora_B"]
-    return bool(torch.isfinite(b).all() and b.any())
 
 
 def stock_nll_sums(
@@ -149,16 +144,16 @@ def stock_nll_sums(
     like: FrozenBase,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
-    """Returns each example's NLL in nats through Transformers and PEFT as they come.
+    """Returns each example's NLL in nats through unmodified Transformers and PEFT.
 
     A fresh base, the adapter from its file, stock attention, PEFT's own forward, one example at a
-    time: nothing of ours but the token ids.
+    time; only the token ids are ours.
 
     Args:
-        saved: Folder of the adapter; None: the model itself is what was trained.
+        saved: Folder of the adapter; None: the whole model was trained.
         model_folder: Folder of the model's weights.
-        examples: What is scored.
-        like: Whose dtype and device are used.
+        examples: Examples to score.
+        like: Model whose dtype and device are used.
         progress: Called after each example.
     """
     with quiet_transformers():

@@ -1,7 +1,4 @@
-"""The result of a run: ``result.json`` and ``examples.jsonl``, assembled from what was measured.
-
-Units are in the names. A value that was not measured is null.
-"""
+"""The result of a run and its ``examples.jsonl``, assembled from the measurements."""
 
 from __future__ import annotations
 
@@ -28,6 +25,7 @@ from loracle.records.result import (
     StepTime,
     Trunk,
 )
+from loracle.records.rows import ExampleRow
 from loracle.runner.criteria import (
     Repeat,
     convergence,
@@ -42,7 +40,7 @@ _TEXT_SCORES = [field.name for field in fields(TextScore)]
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that was measured in a run."""
+    """All measurements of a run."""
 
     base_scores: Sequence[ExampleScore]
     tuned_scores: Sequence[ExampleScore]
@@ -50,9 +48,9 @@ class Measured:
     tuned_text: TextScore | None
     step_rows: Sequence[dict[str, Any]]
     probed_rows: Sequence[Mapping[str, Any]] | None
-    """Steps of the arm alone, where the run's own were shared; None: its own are the clock."""
+    """Steps of the arm alone, where the run's own were shared; None: the run's own are clocked."""
     trunk: TrunkUse | None
-    """The kept hidden states that its steps began from; None: they began from the tokens."""
+    """Cached hidden states that the steps started from; None: they started from the tokens."""
     memory: MemoryMeter
     latency: Mapping[str, Latency | None]
     audit: Audit
@@ -72,15 +70,7 @@ def build_result(
 ) -> RunResult:
     """Returns the result of a run.
 
-    Args:
-        config: The run's configuration.
-        signature: What the result is a result of.
-        environment: Where it was measured.
-        arm: Name of the placement in the study.
-        plan: The modules that trained.
-        train_examples: Size of the training set, for the time of an epoch.
-        measured: What was measured.
-        repeats: Finished runs with the same signature.
+    ``train_examples`` sets the steps of an epoch; ``repeats`` are finished runs of its signature.
     """
     parameters = Parameters(plan.trainable_params, plan.base_params)
     return RunResult(
@@ -178,19 +168,15 @@ def example_rows(
     base_scores: Sequence[ExampleScore],
     tuned_scores: Sequence[ExampleScore],
     answers: Mapping[str, Sequence[Answer]],
-) -> Iterator[dict[str, Any]]:
-    """Yields a row of ``examples.jsonl`` per validation example, scored, answered or both.
+) -> Iterator[ExampleRow]:
+    """Yields a row of ``examples.jsonl`` per validation example that was scored or answered.
 
-    Args:
-        examples: Validation examples in order.
-        base_scores: Scores by the untuned model of the first so many of them.
-        tuned_scores: Scores by the tuned model of the same.
-        answers: Under ``base`` and ``tuned``, answers to the first so many instructions.
+    Scores and answers (under ``base`` and ``tuned``) belong to the first examples, in order.
     """
     shown = max(len(tuned_scores), len(answers["tuned"]))
     for index, example in enumerate(examples[:shown]):
         tuned, base = _nth(tuned_scores, index), _nth(base_scores, index)
-        said, base_said = _nth(answers["tuned"], index), _nth(answers["base"], index)
+        answer, base_answer = _nth(answers["tuned"], index), _nth(answers["base"], index)
         yield {
             "row": example.record.row,
             "instruction": example.record.instruction,
@@ -199,10 +185,10 @@ def example_rows(
             "tokens": example.num_targets,
             "nll_sum_nats": tuned and tuned.nll_sum_nats,
             "base_nll_sum_nats": base and base.nll_sum_nats,
-            "generated": said and said.text,
-            "base_generated": base_said and base_said.text,
-            "hit_limit": said and said.hit_limit,
-            "base_hit_limit": base_said and base_said.hit_limit,
+            "generated": answer and answer.text,
+            "base_generated": base_answer and base_answer.text,
+            "hit_limit": answer and answer.hit_limit,
+            "base_hit_limit": base_answer and base_answer.hit_limit,
         }
 
 

@@ -86,7 +86,9 @@ def _same_cost(title: str, lowest: float, highest: float) -> str:
 
 def _panel(points: Sequence[Row], *, label: str, reference: str) -> Spec:
     x_domain = _cost_domain(points)
-    y_domain = _loss_domain(points)
+    ends = [p[key] for p in points for key in ("difference", "low", "high") if p[key] is not None]
+    margin = 0.06 * (max(ends) - min(ends)) or 1e-3
+    y_domain = min(ends) - margin, max(ends) + margin
     logarithmic = x_domain[0] > 0 and x_domain[1] / x_domain[0] > _LOG_FROM_RATIO
     scale = {"domain": list(x_domain), "nice": False, "type": "log" if logarithmic else "linear"}
     axis: Spec = {"labelOverlap": True, "tickCount": 5}
@@ -114,12 +116,6 @@ def _cost_domain(points: Sequence[Row]) -> tuple[float, float]:
         return low / 1.3, high * 1.3
     margin = 0.08 * (high - low)
     return max(0.0, low - margin), high + margin
-
-
-def _loss_domain(points: Sequence[Row]) -> tuple[float, float]:
-    ends = [p[key] for p in points for key in ("difference", "low", "high") if p[key] is not None]
-    margin = 0.06 * (max(ends) - min(ends)) or 1e-3
-    return min(ends) - margin, max(ends) + margin
 
 
 def _leader_layers(
@@ -169,7 +165,7 @@ def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -
     """Returns the nearest positions that keep their order, ``gap`` apart, within low and high.
 
     Least squares by pooling neighbours that are too close (isotonic regression of the positions
-    less their due gaps). Where there is no room for all, the gap shrinks.
+    minus their gaps). Where there is no room for all, the gap shrinks.
     """
     count = len(positions)
     gap = min(gap, (high - low) / max(1, count - 1))
@@ -182,10 +178,10 @@ def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -
             pools[-1] += last
     pooled = [_mean(pool) for pool in pools for _ in pool]
     highest = high - (count - 1) * gap
-    found = [0.0] * count
+    placed = [0.0] * count
     for rank, index in enumerate(order):
-        found[index] = min(max(pooled[rank], low), max(low, highest)) + rank * gap
-    return found
+        placed[index] = min(max(pooled[rank], low), max(low, highest)) + rank * gap
+    return placed
 
 
 def _mean(pool: Sequence[float]) -> float:

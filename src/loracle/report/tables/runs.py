@@ -33,8 +33,8 @@ def _summary(runs: Sequence[RunRecord]) -> str:
     parts = []
     for name in _CRITERIA:
         counts = Counter(_criterion(run, name).passed for run in runs)
-        told = [f"{counts[passed]} {word}" for passed, word in _WORDS.items() if counts[passed]]
-        parts.append(f"{name}: {', '.join(told)}")
+        outcomes = [f"{counts[p]} {word}" for p, word in _WORDS.items() if counts[p]]
+        parts.append(f"{name}: {', '.join(outcomes)}")
     return (
         f"{plural(len(runs), 'completed run')}. {'; '.join(parts)}. A criterion that nothing "
         f"measured could decide is not judged: reproducibility needs a repeat of the same run."
