@@ -91,7 +91,7 @@ def _footing(report: PlanReport) -> list[str]:
         )
     all_fit = all(prediction.fits for prediction in report.predictions.values())
     if report.target.device.is_gpu and all_fit and len(report.predictions) > 1:
-        together = min(each.num_together for each in report.predictions.values())
+        together = min(prediction.num_together for prediction in report.predictions.values())
         lines.append(
             f"Memory holds {together} of these runs on one base at once; how many of them train "
             "together is measured when the study starts."
@@ -108,7 +108,7 @@ def _footing(report: PlanReport) -> list[str]:
 def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
     if not fit.changes:
         return "Nothing has to change for it to fit."
-    settings = " ".join(f"--set {each}" for each in fit.overrides)
+    settings = " ".join(f"--set {override}" for override in fit.overrides)
     words = f"{'Fitted' if is_fitted else 'It fits'} with: {settings}"
     words += f" (at most {fit.peak_gib:.1f} GiB)."
     if "quantization" in fit.changes:
@@ -139,12 +139,12 @@ def _fit_rows(report: PlanReport) -> list[list[str]]:
 
 
 def _study_seconds(report: PlanReport) -> float | None:
-    each = [
+    seconds = [
         count * times.run_s
         for name, count in report.arms.num_runs.items()
         if (times := report.predictions[name].times) is not None
     ]
-    return sum(each) if len(each) == len(report.arms.num_runs) else None
+    return sum(seconds) if len(seconds) == len(report.arms.num_runs) else None
 
 
 def _memory_header() -> list[str]:
@@ -155,12 +155,12 @@ def _memory_rows(report: PlanReport) -> list[list[str]]:
     return [
         [
             name,
-            *(f"{each.memory['train'].parts.get(part, 0.0):.2f}" for part, _ in _PARTS),
-            f"{each.memory['train'].runtime_gib:.2f}",
-            *(f"{each.memory[phase].total_gib:.2f}" for phase in each.memory),
-            "yes" if each.fits else "no",
+            *(f"{prediction.memory['train'].parts.get(part, 0.0):.2f}" for part, _ in _PARTS),
+            f"{prediction.memory['train'].runtime_gib:.2f}",
+            *(f"{prediction.memory[phase].total_gib:.2f}" for phase in prediction.memory),
+            "yes" if prediction.fits else "no",
         ]
-        for name, each in report.predictions.items()
+        for name, prediction in report.predictions.items()
     ]
 
 
@@ -170,13 +170,13 @@ def _time_header() -> list[str]:
 
 def _time_rows(report: PlanReport) -> list[list[str]]:
     rows = []
-    for name, each in report.predictions.items():
-        times = each.times
+    for name, prediction in report.predictions.items():
+        times = prediction.times
         rows.append(
             [
                 name,
-                f"{each.plan.trainable_params:,}",
-                NOT_MEASURED if each.plan.is_full else f"{each.adapter_mib:.1f}",
+                f"{prediction.plan.trainable_params:,}",
+                NOT_MEASURED if prediction.plan.is_full else f"{prediction.adapter_mib:.1f}",
                 f"{times.step_s:.3g} s" if times else NOT_MEASURED,
                 in_words(times.epoch_s) if times else NOT_MEASURED,
                 in_words(times.run_s) if times else NOT_MEASURED,

@@ -1,4 +1,4 @@
-"""What a study shows on the terminal: its plan before it starts, how it stands while it runs."""
+"""A study's plan on the terminal, before it starts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,9 @@ from loracle.text import in_words, plural
 def plan_view(
     plan: StudyPlan, *, maps: bool = True, time: TimeEstimate | str | None = None
 ) -> RenderableType:
-    """Returns what a study would do: arms with ranks and counts, runs, and where adapters go.
+    """Returns arms with ranks and counts, runs, and with ``maps`` the adapters of every arm.
 
-    Args:
-        plan: The study.
-        maps: Show the layers x modules map of every arm.
-        time: What is left to do; or why it cannot be said.
+    ``time`` is the estimate of the remaining time, or why there is none.
     """
     from loracle.report.terminal.placement_map import placement_map
 
@@ -41,7 +38,7 @@ def plan_view(
 
 
 def time_of(plan: StudyPlan, *, out: Path) -> TimeEstimate | str:
-    """Returns how long the study will take, or why that cannot be said."""
+    """Returns how long the study will take, or why it is unknown."""
     try:
         return estimate_time(plan, out=out)
     except UsageError as error:
