@@ -31,7 +31,12 @@ def page_of(contents: Contents) -> str:
     loader = PackageLoader("loracle.report.page")
     templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return templates.get_template("page.html.j2").render(
-        page=_view(contents),
+        contents=contents,
+        study=contents.study.study,
+        tables=contents.tables,
+        figures=contents.figures,
+        samples_caption=_samples_caption(contents),
+        commands=_commands(contents),
         sections=_SECTIONS,
         style=_safe(templates.get_template("page.css.j2").render(colours=css_variables())),
         specs=_safe(_specs(contents)),
@@ -55,44 +60,6 @@ def _specs(contents: Contents) -> str:
         if figure.spec is not None
     }
     return json.dumps(specs, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _view(contents: Contents) -> dict[str, Any]:
-    """Returns the variables of the template."""
-    tables, figures = contents.tables, contents.figures
-    return {
-        "name": contents.study.name,
-        "question": contents.study.study["question"],
-        "answer": (*contents.answer, *contents.advice[:1]),
-        "provenance": contents.provenance.line,
-        "verdicts": tables.verdicts,
-        "forest": figures.forest,
-        "noise": contents.noise,
-        "untuned": tables.untuned,
-        "losses": figures.losses,
-        "recommendation": contents.advice,
-        "tradeoff_table": tables.tradeoffs,
-        "tradeoffs": figures.tradeoffs,
-        "maps_caption": contents.maps_caption,
-        "maps": figures.maps,
-        "scores": figures.scores,
-        "costs": tables.costs,
-        "cost_figures": figures.costs,
-        "samples": contents.samples,
-        "samples_caption": _samples_caption(contents),
-        "criteria": tables.criteria,
-        "evidence": tables.evidence,
-        "unfinished": tables.unfinished,
-        "search": tables.search,
-        "predicted": tables.predicted,
-        "orderings": tables.orderings,
-        "orderings_note": contents.orderings_note,
-        "methods": contents.methods,
-        "limits": contents.limits,
-        "environment": contents.environment,
-        "signatures": contents.signatures,
-        "commands": _commands(contents),
-    }
 
 
 def _samples_caption(contents: Contents) -> str:
