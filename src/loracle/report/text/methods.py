@@ -58,6 +58,10 @@ def _training(study: StudyRecord, config: Mapping[str, Any]) -> Iterator[str]:
     train = config["train"]
     epochs = num_epochs(study)
     passes = "" if epochs is None else f", {epochs:.2g} passes over the training set"
+    norm = train["max_grad_norm"]
+    clipping = (
+        "no gradient clipping" if norm is None else f"gradients clipped to an L2 norm of {norm:g}"
+    )
     yield (
         f"Every run takes {plural(train['max_steps'], 'optimizer step')} of "
         f"{plural(train['batch_size'], 'example')}{passes}, with AdamW (beta "
@@ -65,7 +69,7 @@ def _training(study: StudyRecord, config: Mapping[str, Any]) -> Iterator[str]:
         f"{train['weight_decay']:g}) at a peak learning rate of {_rates(study)}, a "
         f"{train['schedule']} schedule after a warm-up of "
         f"{percent(train['warmup_frac'], decimals=0)} of the steps, and "
-        f"{_clipping(train['max_grad_norm'])}."
+        f"{clipping}."
     )
     yield f"Adapter dropout is {config['lora']['dropout']:g}."
     yield (
@@ -95,12 +99,6 @@ def _rates(study: StudyRecord) -> str:
         if of_arm
     )
     return f"its own per arm, {by_arm}"
-
-
-def _clipping(norm: float | None) -> str:
-    return (
-        "no gradient clipping" if norm is None else f"gradients clipped to an L2 norm of {norm:g}"
-    )
 
 
 def _arms(study: StudyRecord, config: Mapping[str, Any]) -> Iterator[str]:
