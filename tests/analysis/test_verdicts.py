@@ -68,7 +68,7 @@ def test_bleu_is_compared_by_paired_bootstrap_on_the_answers(study, verdicts):
     references = [row["reference"] for row in study.runs[0].examples][:20]
     expected = paired_bleu(answers["attention"], answers["all-linear"], references)
     found = verdicts.comparison("attention", metric="bleu")
-    assert found.found == expected
+    assert found.measured == expected
     assert found.effect_percent is found.effect_percent_interval is None
     scores = [verdicts.summary(arm).bleu.mean for arm in ("attention", "all-linear")]
     assert found.difference == pytest.approx(scores[0] - scores[1])
@@ -186,7 +186,7 @@ def test_without_the_reference_nothing_is_compared_with_it(tmp_path):
     assert found.verdict == "not distinguishable"
     assert found.reason == "Not measured on a seed that completed in both."
     assert found.num_seeds == 0
-    assert found.reversed().found is None
+    assert found.reversed().measured is None
 
 
 def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):

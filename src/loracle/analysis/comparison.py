@@ -38,7 +38,7 @@ class Comparison:
     """Another arm, or ``untuned``."""
     metric: Metric
     """``loss_nats_per_token``: lower is better. ``bleu``: higher is better."""
-    found: Difference | None
+    measured: Difference | None
     """None: no seed completed in both, or the metric was not measured."""
     noise_floor: float | None
     """The largest difference between a run and its repeat; None: not measured."""
@@ -54,24 +54,24 @@ class Comparison:
     @property
     def difference(self) -> float | None:
         """Arm minus reference, nats per token or BLEU points."""
-        return None if self.found is None else self.found.estimate
+        return None if self.measured is None else self.measured.estimate
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """95% interval of the difference over seeds and examples, not corrected for the family."""
-        if self.found is None or self.found.low is None or self.found.high is None:
+        if self.measured is None or self.measured.low is None or self.measured.high is None:
             return None
-        return self.found.low, self.found.high
+        return self.measured.low, self.measured.high
 
     @property
     def p(self) -> float | None:
         """Two-sided p-value, not corrected."""
-        return None if self.found is None else self.found.p_value
+        return None if self.measured is None else self.measured.p_value
 
     @property
     def num_seeds(self) -> int:
         """Seeds that completed in both."""
-        return self.found.num_seeds if self.found else 0
+        return self.measured.num_seeds if self.measured else 0
 
     @property
     def effect_percent(self) -> float | None:
@@ -87,32 +87,32 @@ class Comparison:
     @property
     def smallest_effect(self) -> float | None:
         """Difference found with 80% power at Holm's strictest level."""
-        if self.found is None:
+        if self.measured is None:
             return None
-        return self.found.smallest_effect_at(ALPHA / max(self.num_comparisons, 1))
+        return self.measured.smallest_effect_at(ALPHA / max(self.num_comparisons, 1))
 
     def reversed(self) -> Comparison:
         """Returns the comparison with arm and reference swapped, in the same family."""
-        found = self.found and replace(
-            self.found,
-            estimate=-self.found.estimate,
-            low=None if self.found.high is None else -self.found.high,
-            high=None if self.found.low is None else -self.found.low,
+        measured = self.measured and replace(
+            self.measured,
+            estimate=-self.measured.estimate,
+            low=None if self.measured.high is None else -self.measured.high,
+            high=None if self.measured.low is None else -self.measured.low,
         )
-        other = replace(self, arm=self.reference, reference=self.arm, found=found)
+        other = replace(self, arm=self.reference, reference=self.arm, measured=measured)
         return _explained(replace(other, verdict=_OPPOSITE[self.verdict]))
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain data, derived figures included."""
-        found = self.found
+        measured = self.measured
         return {
             "arm": self.arm,
             "reference": self.reference,
             "metric": self.metric,
             "difference": self.difference,
             "interval": self.interval and list(self.interval),
-            "standard_error": found and found.standard_error,
-            "degrees_of_freedom": found and found.degrees_of_freedom,
+            "standard_error": measured and measured.standard_error,
+            "degrees_of_freedom": measured and measured.degrees_of_freedom,
             "p": self.p,
             "p_holm": self.p_holm,
             "num_comparisons": self.num_comparisons,
@@ -120,8 +120,8 @@ class Comparison:
             "smallest_effect": self.smallest_effect,
             "noise_floor": self.noise_floor,
             "num_seeds": self.num_seeds,
-            "num_examples": found.num_examples if found else 0,
-            "seed_share": found and found.seed_share,
+            "num_examples": measured.num_examples if measured else 0,
+            "seed_share": measured and measured.seed_share,
             "verdict": self.verdict,
             "reason": self.reason,
         }
@@ -154,13 +154,13 @@ def _explained(comparison: Comparison) -> Comparison:
 
 
 def _reason(comparison: Comparison) -> str:
-    found = comparison.found
-    if found is None:
+    measured = comparison.measured
+    if measured is None:
         return "Not measured on a seed that completed in both."
     if comparison.interval is None or comparison.p_holm is None:
-        few = "one seed" if found.num_seeds < 2 else "one example"
+        few = "one seed" if measured.num_seeds < 2 else "one example"
         return f"{_difference_words(comparison)} on {few}: no interval, so no verdict."
-    if found.standard_error == 0 and found.estimate == 0:
+    if measured.standard_error == 0 and measured.estimate == 0:
         return f"Identical to {comparison.reference} on every seed and example."
     decimals = 4 if comparison.metric == "loss_nats_per_token" else 2
     low, high = (f"{end:+.{decimals}f}" for end in comparison.interval)

@@ -85,8 +85,8 @@ def compare_losses(
 ) -> Comparison:
     """Returns two arms' difference in loss, or an arm's from the untuned model; not yet judged."""
     a, b = _paired(outcomes.nll_nats, arm, reference=reference, untuned=outcomes.base_nll_nats)
-    found = paired_difference(a, b, outcomes.tokens) if a else None
-    return Comparison(arm, reference, "loss_nats_per_token", found, noise_floor)
+    difference = paired_difference(a, b, outcomes.tokens) if a else None
+    return Comparison(arm, reference, "loss_nats_per_token", difference, noise_floor)
 
 
 def compare_bleu(
@@ -94,8 +94,8 @@ def compare_bleu(
 ) -> Comparison:
     """Returns two arms' difference in BLEU, or an arm's from the untuned model; not yet judged."""
     a, b = _paired(outcomes.counts, arm, reference=reference, untuned=outcomes.base_counts)
-    found = paired_bleu_of_counts(np.stack(a), np.stack(b)) if a else None
-    return Comparison(arm, reference, "bleu", found, noise_floor)
+    difference = paired_bleu_of_counts(np.stack(a), np.stack(b)) if a else None
+    return Comparison(arm, reference, "bleu", difference, noise_floor)
 
 
 def _paired(

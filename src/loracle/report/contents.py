@@ -134,7 +134,7 @@ class Contents:
     environment: tuple[tuple[str, str], ...]
     """What it was measured on."""
     signatures: tuple[tuple[str, str], ...]
-    """What each arm's results are results of."""
+    """Signatures of each arm's runs."""
     sample_seeds: tuple[int, ...]
     """Seeds of the shown answers."""
     samples: tuple[Sample, ...]
@@ -192,7 +192,7 @@ def figures_of(study: StudyRecord, verdicts: Verdicts) -> Figures:
     comparisons = [verdicts.comparison(arm.name) for arm in arms_by_effect(study, verdicts)]
     return Figures(
         forest=forest_figure(
-            [found for found in comparisons if found and found.difference is not None],
+            [c for c in comparisons if c and c.difference is not None],
             reference=study.reference,
             noise_floor=verdicts.noise["loss_nats_per_token"].floor,
         ),

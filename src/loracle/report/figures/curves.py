@@ -68,7 +68,7 @@ def validation_curves(study: StudyRecord) -> list[dict[str, Any]]:
             for row in run.evals:
                 if row["model"] == "tuned":
                     at.setdefault(row["step"], []).append(row["loss_nats_per_token"])
-        rows += [_row(arm.name, step, found) for step, found in sorted(at.items())]
+        rows += [_row(arm.name, step, losses) for step, losses in sorted(at.items())]
     return rows
 
 

@@ -158,11 +158,11 @@ def _adapted_cells(arm: ArmRecord, *, inventory: Inventory, highest: int) -> lis
         {
             "layer": column,
             "kind": kind,
-            "rank": max(found),
-            "shown": "every weight" if arm.rank is None else str(max(found)),
-            "modules": len(found),
+            "rank": max(in_cell),
+            "shown": "every weight" if arm.rank is None else str(max(in_cell)),
+            "modules": len(in_cell),
         }
-        for (column, kind), found in ranks.items()
+        for (column, kind), in_cell in ranks.items()
     ]
 
 
@@ -198,7 +198,7 @@ def _heat_map(scores: Mapping[str, float], *, inventory: Inventory) -> Spec:
         if module.name in scores:
             cell = (_column(module.layer), module.kind)
             cells.setdefault(cell, []).append(scores[module.name])
-    means = {cell: fmean(found) for cell, found in cells.items()}
+    means = {cell: fmean(in_cell) for cell, in_cell in cells.items()}
     others = max(1, len(means) - 1)
     rows = [
         {

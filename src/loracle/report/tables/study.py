@@ -103,7 +103,7 @@ def _verdict_cells(arm: ArmRecord, verdicts: Verdicts) -> tuple[str, ...]:
 
 
 def _verdict(comparison: Comparison | None) -> str:
-    if comparison is None or comparison.found is None:
+    if comparison is None or comparison.measured is None:
         return "not run"
     return comparison.verdict if comparison.interval else "no interval"
 
@@ -149,15 +149,15 @@ def bleu_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -> Ta
     rows = []
     for arm in arms_by_effect(study, verdicts):
         summary = verdicts.summary(arm.name)
-        found = verdicts.comparison(arm.name, metric="bleu")
+        comparison = verdicts.comparison(arm.name, metric="bleu")
         is_reference = arm.name == verdicts.reference
         rows.append(
             (
                 arm.name,
                 _mean_and_sd(summary.bleu if summary else None, decimals=BLEU_DECIMALS),
-                "0" if is_reference else _difference(found, decimals=BLEU_DECIMALS),
-                "" if is_reference else p_value(found.p_holm if found else None),
-                "reference" if is_reference else _verdict(found),
+                "0" if is_reference else _difference(comparison, decimals=BLEU_DECIMALS),
+                "" if is_reference else p_value(comparison.p_holm if comparison else None),
+                "reference" if is_reference else _verdict(comparison),
             )
         )
     return Table(
@@ -190,7 +190,7 @@ def untuned_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) ->
     ]
     for arm in arms_by_effect(study, verdicts):
         summary = verdicts.summary(arm.name)
-        found = verdicts.against_untuned(arm.name)
+        comparison = verdicts.against_untuned(arm.name)
         rows.append(
             (
                 arm.name,
@@ -199,8 +199,8 @@ def untuned_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) ->
                 ),
                 _mean_and_sd(summary.perplexity if summary else None, decimals=3),
                 _mean_and_sd(summary.bleu if summary else None, decimals=BLEU_DECIMALS),
-                _difference(found, decimals=LOSS_DECIMALS),
-                _verdict(found),
+                _difference(comparison, decimals=LOSS_DECIMALS),
+                _verdict(comparison),
             )
         )
     return Table(
