@@ -29,10 +29,12 @@ from loracle.records.files import (
     read_json,
     read_jsonl,
     strict_json,
+    to_json,
     write_durably,
     write_json,
 )
-from loracle.records.names import CONFIG, EVALS, LOCK, STATUS, STEPS
+from loracle.records.names import CONFIG, EVALS, LOCK, RESULT, STATUS, STEPS
+from loracle.records.result import RunResult
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
@@ -164,6 +166,10 @@ class RunFolder:
         """Replaces a JSON file, as `loracle.records.files.write_json` does."""
         self._require_open(name)
         write_json(self.path / name, data)
+
+    def write_result(self, result: RunResult) -> None:
+        """Replaces ``result.json``."""
+        self.write_json(RESULT, to_json(result))
 
     def write_yaml(self, name: str, data: Mapping[str, Any]) -> None:
         """Replaces a YAML file."""

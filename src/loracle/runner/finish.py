@@ -17,7 +17,6 @@ from loracle.model.adapters import save_adapter
 from loracle.model.whole import WEIGHTS, save_whole
 from loracle.placement import ModulePlan
 from loracle.records.files import disk_faults, plain_os_errors, to_json
-from loracle.records.names import RESULT
 from loracle.records.result import Audit
 from loracle.runner.active_run import (
     MEMORY,
@@ -152,7 +151,7 @@ def conclude(session: Session, *, digest_after: str) -> None:
         bench.data.validation, base_scores=base_scores, tuned_scores=tuned_scores, answers=answers
     )
     folder.write_jsonl("examples.jsonl", rows)
-    folder.write_json(RESULT, to_json(result))
+    folder.write_result(result)
     for name in ("answers.json", MEMORY):
         (folder.path / name).unlink(missing_ok=True)
     session.tracker.summarize(to_json(result))

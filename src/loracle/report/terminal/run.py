@@ -86,7 +86,9 @@ def _efficiency(efficiency: Efficiency) -> Table:
     ]
     for phase in ("train", "evaluate", "generate"):
         peak = fixed(getattr(memory, phase), decimals=2)
-        rows.append((f"peak memory, {phase}", peak, "GiB", MEMORY_KINDS[memory.kind]))
+        rows.append(
+            (f"peak memory, {phase}", peak, "GiB", MEMORY_KINDS.get(memory.kind, memory.kind))
+        )
     if memory.train_tensors is not None:
         peak = fixed(memory.train_tensors, decimals=2)
         rows.append(("peak memory, tensors", peak, "GiB", "live tensors in training, counted"))
