@@ -250,7 +250,7 @@ def recorded_config(path: Path) -> Config:
     """
     file = path / CONFIG
     if not file.is_file():
-        raise RunFolderError(f"{path}: no run here to go on with (it has no config.yaml)")
+        raise RunFolderError(f"{path}: no run here to resume (it has no config.yaml)")
     return parse_config(merge(_ADDED, read_yaml(file)), origin=str(file))
 
 

@@ -40,45 +40,44 @@ class StudyProgress:
     def follow(self, plan: StudyPlan) -> None:
         """Shows this plan from now on; its finished steps do not count for the pace."""
         self.plan = plan
-        self._cached: dict[str, dict[str, Any]] = {}
+        self._states: dict[str, dict[str, Any]] = {}
         self._read_s = -math.inf
         self._started_s = time.monotonic()
-        self._steps_before = self._steps_done(self._states())
+        self._refresh()
+        self._steps_before = self._steps_done()
 
     def view(self) -> RenderableType:
         """Returns the table of arms by seeds, and the remaining time."""
-        states = self._states()
-        return Group(self._table(states), Text(self._words(states)))
+        self._refresh()
+        return Group(self._table(), Text(self._words()))
 
     def words(self) -> str:
         """Returns the number of finished runs and the remaining time."""
         self._read_s = -math.inf
-        return self._words(self._states())
+        self._refresh()
+        return self._words()
 
-    def _states(self) -> dict[str, dict[str, Any]]:
+    def _refresh(self) -> None:
         if time.monotonic() - self._read_s >= _READ_EVERY_S:
             self._read_s = time.monotonic()
             for run in self.plan.runs:
-                if self._cached.get(run.id, {}).get("status") != "completed":
-                    self._cached[run.id] = run_state(run_folder(self.out, run.id))
-        return self._cached
+                if self._states.get(run.id, {}).get("status") != "completed":
+                    self._states[run.id] = run_state(run_folder(self.out, run.id))
 
-    def _words(self, states: dict[str, dict[str, Any]]) -> str:
-        finished = sum(state.get("status") == "completed" for state in states.values())
+    def _words(self) -> str:
+        """Returns the progress; time is left at the pace of this process, evaluations included."""
+        finished = sum(state.get("status") == "completed" for state in self._states.values())
         words = f"{finished} of {len(self.plan.runs)} runs done"
-        left_s = self._left_s(states)
-        return f"{words}, about {in_words(left_s)} left" if left_s else words
-
-    def _left_s(self, states: dict[str, dict[str, Any]]) -> float | None:
-        """Returns the remaining seconds at the pace of this process, evaluations included."""
-        done, total = self._steps_done(states), len(self.plan.runs) * self.plan.base.train.max_steps
+        done, total = self._steps_done(), len(self.plan.runs) * self.plan.base.train.max_steps
         taken, elapsed = done - self._steps_before, time.monotonic() - self._started_s
-        return elapsed / taken * (total - done) if taken > 0 else None
+        if taken <= 0 or done == total:
+            return words
+        return f"{words}, about {in_words(elapsed / taken * (total - done))} left"
 
-    def _steps_done(self, states: dict[str, dict[str, Any]]) -> int:
-        return sum(state.get("step") or 0 for state in states.values())
+    def _steps_done(self) -> int:
+        return sum(state.get("step") or 0 for state in self._states.values())
 
-    def _table(self, states: dict[str, dict[str, Any]]) -> Table:
+    def _table(self) -> Table:
         runs = self.plan.runs
         seeds = list(dict.fromkeys((run.seed, run.role) for run in runs))
         table = borderless(gap=2)
@@ -90,7 +89,7 @@ class StudyProgress:
                 arm.name,
                 *(
                     Text(" ").join(
-                        Text(*_state_words(states[run.id]))
+                        Text(*_state_words(self._states[run.id]))
                         for run in runs
                         if run.arm == arm.name and (run.seed, run.role) == key
                     )
