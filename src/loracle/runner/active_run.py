@@ -16,6 +16,7 @@ from loracle.engine.train_state import TrainingRun, restore_state
 from loracle.errors import Interrupted, LoracleError, OutOfMemory, RunFolderError
 from loracle.model.adapters import Adapter
 from loracle.placement import ModulePlan
+from loracle.records.result import RunResult
 from loracle.records.run_folder import RunFolder
 from loracle.records.signature import environment_differences, signature
 from loracle.runner.bundle_size import BundleChoice
@@ -55,7 +56,7 @@ class Session:
     """The kept states that the arm begins from; None: it begins from the tokens."""
     error: LoracleError | None = None
     """Why the run failed."""
-    result: dict[str, Any] | None = None
+    result: RunResult | None = None
 
     @property
     def is_open(self) -> bool:

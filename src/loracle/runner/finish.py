@@ -16,12 +16,13 @@ from loracle.engine.measure import Latency
 from loracle.model.adapters import save_adapter
 from loracle.model.whole import WEIGHTS, save_whole
 from loracle.placement import ModulePlan
-from loracle.records.files import disk_faults, plain_os_errors
+from loracle.records.files import disk_faults, plain_os_errors, to_json
+from loracle.records.result import Audit
 from loracle.runner.active_run import (
     MEMORY,
     Session,
 )
-from loracle.runner.audit import Audit, audit_run, audit_whole, require_sound
+from loracle.runner.audit import audit_run, audit_whole, require_sound
 from loracle.runner.criteria import repeats_of
 from loracle.runner.evaluation import recorded_eval
 from loracle.runner.probe import latency_of
@@ -150,10 +151,10 @@ def conclude(session: Session, *, digest_after: str) -> None:
         bench.data.validation, base_scores=base_scores, tuned_scores=tuned_scores, answers=answers
     )
     folder.write_jsonl("examples.jsonl", rows)
-    folder.write_json("result.json", result)
+    folder.write_result(result)
     for name in ("answers.json", MEMORY):
         (folder.path / name).unlink(missing_ok=True)
-    session.tracker.summarize(result)
+    session.tracker.summarize(to_json(result))
     require_sound(audit)
     folder.set_status("completed", phase="done", step=session.run.step)
     session.result = result

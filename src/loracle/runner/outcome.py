@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from loracle.errors import LoracleError
+from loracle.records.result import RunResult
 
 
 @dataclass(frozen=True)
@@ -15,8 +15,8 @@ class RunOutcome:
 
     out: Path
     """Its folder."""
-    result: dict[str, Any] | None
-    """As ``result.json`` holds it; None if it has none."""
+    result: RunResult | None
+    """None if it has none."""
     error: LoracleError | None = None
     """Why it failed; None if it completed."""
     skipped: bool = False

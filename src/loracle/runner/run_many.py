@@ -23,6 +23,7 @@ from loracle.engine.device import (
 )
 from loracle.errors import Interrupted, LoracleError, UsageError
 from loracle.records.files import disk_faults
+from loracle.records.result import RunResult, read_result
 from loracle.records.run_folder import RunFolder, recorded_config
 from loracle.runner.active_run import record_failure
 from loracle.runner.bundle import run_bundle
@@ -96,7 +97,7 @@ def run_many(
     with ExitStack() as opened, StopRequest() as stop:
         folders = [opened.enter_context(_open_folder(spec, resume=resume)) for spec in specs]
         outcomes = {
-            folder.path: RunOutcome(folder.path, folder.read_json("result.json"), skipped=True)
+            folder.path: RunOutcome(folder.path, read_result(folder.path), skipped=True)
             for folder in folders
             if folder.is_finished
         }
@@ -306,8 +307,8 @@ def run_baseline(
     resume: bool = False,
     screen: Screen | None = None,
     notes: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Returns the result of one run, as ``result.json`` holds it.
+) -> RunResult:
+    """Returns the result of one run.
 
     Args:
         config: The resolved configuration.

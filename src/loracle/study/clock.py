@@ -20,8 +20,8 @@ from loracle.engine.train import StepRecord, train_bundle
 from loracle.errors import OutOfMemory
 from loracle.model.trunk import lowest_layer
 from loracle.records.files import read_json, write_json
+from loracle.records.names import CLOCK
 from loracle.records.signature import environment_differences
-from loracle.records.study_folder import CLOCK
 from loracle.runner.progress import Screen
 from loracle.runner.shared_base import Workbench, open_workbench
 from loracle.runner.signals import StopRequest
