@@ -34,10 +34,12 @@ def validate_due(sessions: Sequence[Session]) -> None:
 
 
 def _is_due(session: Session) -> bool:
-    step, every = session.run.step, session.config.eval.every_steps
-    due = step == 0 or session.run.is_done or (every > 0 and step % every == 0)
+    step = session.run.step
     model = "base" if step == 0 else "tuned"
-    return due and recorded_eval(session.folder, step=step, model=model) is None
+    return (
+        session.config.validates_at(step)
+        and recorded_eval(session.folder, step=step, model=model) is None
+    )
 
 
 def _record_untuned(session: Session) -> None:

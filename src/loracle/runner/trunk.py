@@ -30,11 +30,9 @@ def trunk_pays(bench: Workbench, config: Config) -> bool:
     if config.train.trunk == "off":
         return False
     taken = config.train.max_steps * config.train.batch_size
-    every = config.eval.every_steps
-    validations = (config.train.max_steps // every if every else 0) + 1
     scored = len(bench.scored)
     distinct = min(taken, len(bench.data.train)) + scored
-    return taken + validations * scored >= _USES_THAT_PAY * distinct
+    return taken + config.num_validations * scored >= _USES_THAT_PAY * distinct
 
 
 def examples_seen(bench: Workbench, config: Config) -> list[Example]:

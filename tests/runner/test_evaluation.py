@@ -1,0 +1,25 @@
+"""When the loop validates, and that a config counts it."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from loracle.config.files import load_config
+from loracle.runner.evaluation import _is_due
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "every", "expected"),
+    [(100, 50, 2), (100, 30, 4), (100, 100, 1), (100, 101, 1), (100, 0, 1), (1, 1, 1), (7, 1, 7)],
+)
+def test_a_config_counts_the_validations_that_the_loop_does(max_steps, every, expected):
+    config = load_config(overrides=[f"train.max_steps={max_steps}", f"eval.every_steps={every}"])
+    none_recorded = SimpleNamespace(evals=list)
+    run = SimpleNamespace(step=0, is_done=False)
+    session = SimpleNamespace(run=run, config=config, folder=none_recorded)
+    assert _is_due(session)
+    done = 0
+    for run.step in range(1, max_steps + 1):
+        run.is_done = run.step == max_steps
+        done += _is_due(session)
+    assert done == config.num_validations == expected
