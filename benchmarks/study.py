@@ -86,7 +86,8 @@ def run_ours(spec: Row) -> Row:
     """Runs the study, or what is left of it, and returns the seconds of all its parts."""
     import loracle
     from figures import environment_of, sources_digest
-    from loracle.runner.run_many import RunSpec, run_many
+    from loracle.runner.run_many import run_many
+    from loracle.runner.run_spec import RunSpec
 
     folder = _FOLDER / spec["sources"]
     _use_cache_without_results(folder / "cache")

@@ -15,11 +15,10 @@ from loracle.runner.evaluation import _is_due
 def test_a_config_counts_the_validations_that_the_loop_does(max_steps, every, expected):
     config = load_config(overrides=[f"train.max_steps={max_steps}", f"eval.every_steps={every}"])
     none_recorded = SimpleNamespace(evals=list)
-    run = SimpleNamespace(step=0, is_done=False)
-    session = SimpleNamespace(run=run, config=config, folder=none_recorded)
-    assert _is_due(session)
+    state = SimpleNamespace(step=0)
+    run = SimpleNamespace(state=state, config=config, folder=none_recorded)
+    assert _is_due(run)
     done = 0
-    for run.step in range(1, max_steps + 1):
-        run.is_done = run.step == max_steps
-        done += _is_due(session)
+    for state.step in range(1, max_steps + 1):
+        done += _is_due(run)
     assert done == config.num_validations == expected

@@ -7,12 +7,12 @@ import pytest
 from rich.console import Console
 
 from loracle.runner import progress as screen_module
-from loracle.runner.progress import Screen
+from loracle.runner.progress import Progress
 
 
-def screen_of(*, terminal: bool) -> tuple[Screen, io.StringIO]:
+def screen_of(*, terminal: bool) -> tuple[Progress, io.StringIO]:
     file = io.StringIO()
-    return Screen(Console(file=file, force_terminal=terminal, width=100)), file
+    return Progress(Console(file=file, force_terminal=terminal, width=100)), file
 
 
 @pytest.fixture
@@ -100,4 +100,4 @@ def test_a_notice_is_one_line_however_long():
 
 
 def test_the_default_console_is_standard_error():
-    assert Screen().console.stderr
+    assert Progress().console.stderr

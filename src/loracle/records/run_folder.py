@@ -31,6 +31,7 @@ from loracle.records.files import (
     strict_json,
     write_durably,
 )
+from loracle.records.names import CHECKPOINTS
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
@@ -125,6 +126,15 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether the run completed; nothing in its folder is then ever overwritten."""
         return self.status.get("status") == "completed"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of its checkpoints."""
+        return self.path / CHECKPOINTS
+
+    def has(self, name: str) -> bool:
+        """Returns whether a file of that name is in the folder."""
+        return (self.path / name).exists()
 
     def close(self) -> None:
         """Lets go of the folder."""

@@ -22,6 +22,7 @@ from loracle.model.base import FrozenBase
 from loracle.model.layers.four_bit import four_bit_config
 from loracle.model.whole import moved_weights, stored_weights
 from loracle.quiet import quiet_transformers
+from loracle.records.names import ADAPTER_WEIGHTS
 
 # assumed: packed rows and single sequences may round differently in 16 bits; 0.1 % is the promise
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
@@ -92,7 +93,7 @@ class Audit:
 def audit_run(
     base: FrozenBase,
     *,
-    adapter: Adapter,
+    trained: Adapter,
     saved: Path,
     model_folder: Path,
     digest_before: str,
@@ -104,71 +105,36 @@ def audit_run(
     """Returns the audit of a finished run.
 
     Args:
-        base: The base it trained on.
-        adapter: Its adapter in memory.
-        saved: Folder of the saved adapter.
-        model_folder: Folder of the base's weights.
+        base: The base it trained on, or the model itself of full fine-tuning.
+        trained: Its adapter in memory, or all weights.
+        saved: Folder of the saved adapter or model.
+        model_folder: Folder of the weights that training began with.
         digest_before: ``base.weights_digest()`` from before training.
         digest_after: The same from after the last step that anything on the base took.
         examples: Validation examples to score again.
         scores: The run's final scores of the same examples.
         progress: Called after each example.
     """
+    plan = trained.plan
     reloaded = stock_nll_sums(
-        saved, model_folder=model_folder, examples=examples, like=base, progress=progress
+        None if plan.is_full else saved,
+        model_folder=saved if plan.is_full else model_folder,
+        examples=examples,
+        like=base,
+        progress=progress,
     )
     tokens = sum(score.num_targets for score in scores)
     return Audit(
-        updated_modules=sum(_moved(adapter, planned.name) for planned in adapter.plan.modules),
-        planned_modules=len(adapter.plan.modules),
-        frozen_weights_unchanged=digest_after == digest_before,
-        trainable_params=count_trainable(base, adapter=adapter.name),
-        planned_params=adapter.plan.trainable_params,
-        saved_tensors_exact=_saved_exactly(adapter, saved),
-        reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
-        recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
-        reloaded_examples=len(examples),
-        relative_tolerance=RELATIVE_TOLERANCE[base.dtype],
-    )
-
-
-def audit_whole(
-    base: FrozenBase,
-    *,
-    trained: Adapter,
-    saved: Path,
-    model_folder: Path,
-    examples: Sequence[Example],
-    scores: Sequence[ExampleScore],
-    progress: Callable[[int], None] = lambda _: None,
-) -> Audit:
-    """Returns the audit of a finished full fine-tuning; the arguments are `audit_run`'s.
-
-    Args:
-        base: The model that trained.
-        trained: Its weights.
-        saved: Folder of the saved model.
-        model_folder: Folder of the weights that it began with.
-        examples: Validation examples to score again.
-        scores: The run's final scores of the same examples.
-        progress: Called after each example.
-    """
-    stored = stored_weights(saved)
-    exact = all(
-        torch.equal(stored[name], value.detach().cpu()) if name in stored else False
-        for name, value in trained.parameters.items()
-    )
-    reloaded = stock_nll_sums(
-        None, model_folder=saved, examples=examples, like=base, progress=progress
-    )
-    tokens = sum(score.num_targets for score in scores)
-    return Audit(
-        updated_modules=moved_weights(trained, model_folder=model_folder),
-        planned_modules=len(trained.parameters),
-        frozen_weights_unchanged=None,
+        updated_modules=(
+            moved_weights(trained, model_folder=model_folder)
+            if plan.is_full
+            else sum(_moved(trained, module.name) for module in plan.modules)
+        ),
+        planned_modules=len(trained.parameters if plan.is_full else plan.modules),
+        frozen_weights_unchanged=None if plan.is_full else digest_after == digest_before,
         trainable_params=count_trainable(base, adapter=trained.name),
-        planned_params=trained.plan.trainable_params,
-        saved_tensors_exact=exact,
+        planned_params=plan.trainable_params,
+        saved_tensors_exact=_saved_exactly(trained, saved),
         reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
         recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
         reloaded_examples=len(examples),
@@ -191,11 +157,17 @@ def count_trainable(base: FrozenBase, *, adapter: str) -> int:
     )
 
 
-def _saved_exactly(adapter: Adapter, saved: Path) -> bool:
-    stored = load_file(saved / "adapter_model.safetensors")
-    kept = {f"{PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
-    return stored.keys() == kept.keys() and all(
-        torch.equal(stored[key], value.detach().cpu()) for key, value in kept.items()
+def _saved_exactly(trained: Adapter, saved: Path) -> bool:
+    if trained.plan.is_full:
+        stored, expected = stored_weights(saved), trained.parameters
+    else:
+        stored = load_file(saved / ADAPTER_WEIGHTS)
+        expected = {f"{PEFT_PREFIX}{key}.weight": x for key, x in trained.parameters.items()}
+        if stored.keys() != expected.keys():
+            return False
+    return all(
+        name in stored and torch.equal(stored[name], value.detach().cpu())
+        for name, value in expected.items()
     )
 
 
@@ -218,10 +190,10 @@ def stock_nll_sums(
     time: nothing of ours but the token ids.
 
     Args:
-        saved: Folder of the adapter; None: the model itself is what was trained.
+        saved: Folder of the adapter; None: the model itself was trained.
         model_folder: Folder of the model's weights.
-        examples: What is scored.
-        like: Whose dtype and device are used.
+        examples: The examples to score.
+        like: The base whose dtype and device are used.
         progress: Called after each example.
     """
     with quiet_transformers():

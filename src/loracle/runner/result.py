@@ -24,7 +24,7 @@ from loracle.runner.criteria import (
     reproducibility,
     validation,
 )
-from loracle.runner.shared_base import TrunkUse
+from loracle.runner.trunk import TrunkUse
 
 SCHEMA = 1
 

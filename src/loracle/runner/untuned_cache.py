@@ -1,4 +1,4 @@
-"""Scores and answers that were computed before, on this machine, from exactly the same things.
+"""Cache of the untuned model's scores and answers, on this machine.
 
 An entry is a file named by a digest over all that its numbers depend on, the source of the code
 that computed them included. It is written whole or not at all, so two processes at once do no harm;
@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from loracle.digest import code_digest
 from loracle.engine.decode import CACHE_TOKENS
@@ -41,44 +41,56 @@ _PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 UNTUNED_SOURCES = ("data/**/*.py", "model/**/*.py", "engine/**/*.py")
 
 
-def known_folder() -> Path:
-    """Returns where results are kept by default: inside LoRAcle's cache."""
+def untuned_cache_folder() -> Path:
+    """Returns the default folder of the cache, inside LoRAcle's."""
     return cache_folder() / "known"
 
 
+class Untuned(NamedTuple, Generic[_Item]):
+    """Scores or answers of the untuned model."""
+
+    items: list[_Item]
+    was_cached: bool
+    """They were computed in an earlier process."""
+
+    @property
+    def origin(self) -> str:
+        """How they were obtained, as the section ``engine`` of environment.json states it."""
+        return "known" if self.was_cached else "computed"
+
+
 @dataclass(frozen=True)
-class Known:
-    """Results in a folder, by key."""
+class UntunedCache:
+    """Scores and answers in a folder, by key."""
 
     folder: Path
     """Made when first needed."""
     notice: Callable[[str], None] = lambda _: None
-    """Takes one line for the screen where an entry is damaged or cannot be kept."""
+    """Takes one line for a person about an entry that is damaged or cannot be written."""
 
-    def scores(
-        self, key: str, compute: Callable[[], list[ExampleScore]]
-    ) -> tuple[list[ExampleScore], bool]:
-        """Returns the scores under ``key`` and whether they were known; else computes and keeps.
+    def scores(self, key: str, compute: Callable[[], list[ExampleScore]]) -> Untuned[ExampleScore]:
+        """Returns the scores under ``key``, else computes and stores them.
 
-        Scores that are not finite are returned and not kept.
+        Scores that are not finite are returned and not stored.
         """
         return self._obtain(f"{key}-scores", kind=ExampleScore, compute=compute)
 
-    def answers(self, key: str, compute: Callable[[], list[Answer]]) -> tuple[list[Answer], bool]:
-        """Returns the answers under ``key`` and whether they were known, like ``scores``."""
+    def answers(self, key: str, compute: Callable[[], list[Answer]]) -> Untuned[Answer]:
+        """Returns the answers under ``key``, else computes and stores them."""
         return self._obtain(f"{key}-answers", kind=Answer, compute=compute)
 
     def _obtain(
         self, name: str, *, kind: type[_Item], compute: Callable[[], list[_Item]]
-    ) -> tuple[list[_Item], bool]:
+    ) -> Untuned[_Item]:
         path = self.folder / f"{name}.json"
         rows = self._read(path)
         if rows is not None:
-            return [kind(**row) for row in rows], True
-        found = compute()
-        if all(math.isfinite(value) for item in found for value in _numbers(item)):
-            self._write(path, [asdict(item) for item in found])
-        return found, False
+            return Untuned([kind(**row) for row in rows], was_cached=True)
+        items = compute()
+        rows = [asdict(item) for item in items]
+        if all(math.isfinite(x) for row in rows for x in row.values() if isinstance(x, float)):
+            self._write(path, rows)
+        return Untuned(items, was_cached=False)
 
     def _read(self, path: Path) -> list[dict[str, Any]] | None:
         """Returns the items of an entry; None if there is none that can be trusted."""
@@ -87,12 +99,12 @@ class Known:
         try:
             entry = read_json(path)
         except RunFolderError as error:
-            self.notice(f"known results: {error}; computing it again")
+            self.notice(f"cached results: {error}; computing it again")
             return None
         rows: list[dict[str, Any]] | None = entry.get("items")
         if (entry.get("schema"), entry.get("sha256")) == (_SCHEMA, _digest(rows)):
             return rows
-        self.notice(f"known results: {path.name} does not have its hash; computing it again")
+        self.notice(f"cached results: {path.name} does not have its hash; computing it again")
         return None
 
     def _write(self, path: Path, rows: list[dict[str, Any]]) -> None:
@@ -105,7 +117,7 @@ class Known:
             cause = error if isinstance(error, OSError) else error.__cause__
             reason = disk_reason(cause) if isinstance(cause, OSError) else str(error)
             self.notice(
-                f"known results: cannot be kept: {reason}; LORACLE_CACHE names another folder"
+                f"cached results: cannot be stored: {reason}; LORACLE_CACHE names another folder"
             )
 
 
@@ -123,7 +135,7 @@ def score_key(
 
     Args:
         base: The frozen model.
-        examples: What is scored, in order.
+        examples: The scored examples, in order.
         weights_digest: ``base.weights_digest()``, which costs a second or more to take.
         adapter: Digest of the adapter file; None: the untuned base.
         batch_tokens: As given to ``score_adapters``; other rows round otherwise in 16 bits.
@@ -203,10 +215,6 @@ def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = backend.to_str() if backend is not None else tokenizer.get_vocab()
     return _digest([type(tokenizer).__name__, tokenizer.eos_token_id, rules])
-
-
-def _numbers(item: ExampleScore | Answer) -> Iterator[float]:
-    return (value for value in asdict(item).values() if isinstance(value, float))
 
 
 def _digest(data: Any) -> str:

@@ -17,7 +17,7 @@ from rich.text import Text
 from loracle.errors import LoracleError
 from loracle.records.files import read_json
 from loracle.records.run_folder import read_status
-from loracle.runner.outcome import RunOutcome
+from loracle.runner.run_spec import RunOutcome
 from loracle.study.plan import PlannedRun, StudyPlan
 from loracle.text import in_words
 
