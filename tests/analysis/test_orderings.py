@@ -85,3 +85,12 @@ def test_an_ordering_without_a_completed_run_is_not_tested(tmp_path):
     arms = with_effects(attention=0.0, feed_forward=0.0)
     missing = [("feed-forward", seed) for seed in (0, 1, 2)]
     assert outcomes_of(tmp_path, *arms, unfinished=missing)["O1"] == "not tested"
+
+
+def test_orderings_found_at_searched_rates_are_not_tested_at_one_rate(tmp_path):
+    study = simulated_study(tmp_path, num_examples=150, searched=False)
+    found = {o.id: o for o in published_orderings(study, judge(study))}
+    assert {found[key].outcome for key in ("O1", "O2")} == {"not tested"}
+    assert found["O1"].comparisons == ()
+    assert "all arms ran at 0.0003. At that rate: feed-forward: Loss" in found["O1"].evidence
+    assert found["O5"].outcome == "reproduced"

@@ -1,11 +1,39 @@
-"""The learning rate that each arm of a search took."""
+"""The learning rate of each arm, and whether the arms' rates allow a comparison of places."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from loracle.records.study_folder import StudyRecord
+
+
+@dataclass(frozen=True)
+class SharedRate:
+    """One learning rate for arms of unequal rank, none of them searched."""
+
+    learning_rate: float
+    """Peak learning rate of every adapted arm."""
+    lowest_rank: int
+    highest_rank: int
+
+
+def shared_rate(study: StudyRecord) -> SharedRate | None:
+    """Returns the rate that arms of unequal rank share without a search; None: no such rate.
+
+    Such a study compares arms at that rate and not places: with alpha / r held, a step moves a
+    module's weights by an amount that grows with the rank, and with alpha held it does not, so one
+    rate is near the best of some arms only.
+    """
+    if study.study.get("search"):
+        return None
+    ranks = {arm.name: arm.rank for arm in study.arms if arm.rank is not None}
+    rates = {run.learning_rate for run in study.runs if run.role == "arm" and run.arm in ranks}
+    lowest, highest = min(ranks.values(), default=0), max(ranks.values(), default=0)
+    if len(rates) != 1 or lowest == highest:
+        return None
+    return SharedRate(rates.pop(), lowest, highest)
 
 
 def taken_rates(study: StudyRecord) -> dict[str, float]:

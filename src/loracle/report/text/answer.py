@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loracle.analysis.comparison import Comparison, Metric
+from loracle.analysis.rate_search import SharedRate, shared_rate
 from loracle.analysis.summaries import NoiseFloor
 from loracle.analysis.verdicts import Verdicts
+from loracle.records.study_folder import StudyRecord
 from loracle.report.text.numbers import BLEU_DECIMALS, LOSS_DECIMALS
 from loracle.text import plural
 
@@ -16,8 +18,21 @@ _UNITS: dict[Metric, tuple[str, int]] = {
 }
 
 
-def answer(verdicts: Verdicts) -> list[str]:
-    """Returns what the study found, in up to three sentences."""
+def answer(study: StudyRecord, verdicts: Verdicts) -> list[str]:
+    """Returns what the study found, a paragraph per statement."""
+    paragraphs = [_rate_caveat(rate)] if (rate := shared_rate(study)) else []
+    return [*paragraphs, *_findings(verdicts)]
+
+
+def _rate_caveat(rate: SharedRate) -> str:
+    return (
+        f"All arms ran at one learning rate, {rate.learning_rate:g}, with ranks of "
+        f"{rate.lowest_rank} to {rate.highest_rank}, and no arm's rate was searched. The "
+        f"differences hold at this rate only; they do not rank places."
+    )
+
+
+def _findings(verdicts: Verdicts) -> list[str]:
     losses = of_metric(verdicts.comparisons, "loss_nats_per_token")
     sentences = [_found(losses, reference=verdicts.reference, by="validation loss")]
     bleu = of_metric(verdicts.comparisons, "bleu")
