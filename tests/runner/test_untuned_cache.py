@@ -153,7 +153,7 @@ def base(environment, monkeypatch) -> FrozenBase:
 
 
 def keyed(base: FrozenBase, **changes: object) -> str:
-    given = {"weights_digest": "w", "adapter": None, "batch_tokens": 4096} | changes
+    given = {"weights_digest": "w", "batch_tokens": 4096} | changes
     return score_key(base, given.pop("examples", EXAMPLES), **given)
 
 
@@ -174,10 +174,7 @@ def test_the_dtype_changes_the_key():
     "change",
     [
         {"weights_digest": "v"},
-        {"adapter": "a"},
         {"batch_tokens": 4097},
-        {"num_adapters": 2},
-        {"entry_layer": 1},
         {"examples": EXAMPLES[::-1]},
         {"examples": EXAMPLES[1:]},
         {"examples": [replace(EXAMPLES[0], num_prompt=2 + EXAMPLES[0].num_prompt), *EXAMPLES[1:]]},
@@ -210,7 +207,7 @@ PROMPTS = [(3, 4, 5), (6, 7)]
 
 
 def asked(base: FrozenBase, **changes: object) -> str:
-    given = {"weights_digest": "w", "adapter": None, "max_new_tokens": 8, "batch_size": 4}
+    given = {"weights_digest": "w", "max_new_tokens": 8, "batch_size": 4}
     given |= changes
     return answer_key(base, given.pop("prompts", PROMPTS), **given)
 
@@ -220,11 +217,8 @@ def asked(base: FrozenBase, **changes: object) -> str:
     [
         {"prompts": [(3, 4), (5, 6, 7)]},
         {"weights_digest": "v"},
-        {"adapter": "a"},
         {"max_new_tokens": 9},
         {"batch_size": None},
-        {"cache_tokens": 101},
-        {"num_adapters": 2},
     ],
     ids=str,
 )

@@ -1,6 +1,6 @@
 """Runs in progress: adapters on the base, records open, state where it was left.
 
-A run is asked for as a `RunSpec`, resolved into a `PreparedRun`, alive as an `ActiveRun`, and read
+A run is requested as a `RunSpec`, resolved to a `PreparedRun`, alive as an `ActiveRun`, and read
 back as a `loracle.records.study_folder.RunRecord`.
 """
 
@@ -19,14 +19,13 @@ from loracle.engine.train_state import TrainState, restore_state
 from loracle.errors import Interrupted, LoracleError, OutOfMemory, RunFolderError
 from loracle.records.names import DATA, ENVIRONMENT, MEMORY, MODULES
 from loracle.records.run_folder import RunFolder
-from loracle.records.signature import environment_differences, signature
+from loracle.records.signature import environment_differences
 from loracle.runner.bundle_size import BundleChoice
 from loracle.runner.checkpoint import load_latest, sound_steps
 from loracle.runner.prepare import PreparedRun
 from loracle.runner.probe import ProbeResult
 from loracle.runner.shared_base import SharedBase
 from loracle.runner.tracking import Tracker, open_tracker
-from loracle.runner.trunk import TrunkUse
 
 # PEFT saves an adapter of this name without a folder of its own.
 DEFAULT_ADAPTER = "default"
@@ -43,7 +42,6 @@ class ActiveRun:
     state: TrainState
     environment: dict[str, Any]
     """As ``environment.json`` holds it."""
-    signature: str
     memory: MemoryMeter
     """Peaks of the bundle; of this run if it is alone."""
     probe: ProbeResult | None
@@ -75,18 +73,12 @@ class ActiveRun:
         return self.error is None and self.result is None
 
     @property
-    def trunk_use(self) -> TrunkUse | None:
-        """The kept states that its arm begins at; None: it begins at the tokens."""
-        trunk = self.shared.trunk
-        return trunk.uses.get(self.prepared.trunk_layer) if trunk else None
-
-    @property
     def label(self) -> str:
         """Prefix of a line on the screen about this run; empty if it is alone."""
         return "" if self.adapter_name == DEFAULT_ADAPTER else f"{self.prepared.name}: "
 
     def fail(self, error: LoracleError) -> None:
-        """Records the failure in the run's folder; the other runs go on."""
+        """Records the failure in the run's folder; the other runs continue."""
         self.error = error
         # The step loop leaves out a run that has failed.
         self.state.failure = str(error)
@@ -111,7 +103,7 @@ def open_only(runs: Sequence[ActiveRun]) -> list[ActiveRun]:
 
 @contextmanager
 def isolate_failure(runs: ActiveRun | Sequence[ActiveRun]) -> Iterator[None]:
-    """Turns an error inside the block into the failure of these runs, so that others go on.
+    """Turns an error inside the block into the failure of these runs, so that others continue.
 
     Whatever goes wrong in the work of one run is its own. Of a pass that a sequence of runs shares
     only running out of memory is theirs; other errors concern the base and pass through.
@@ -146,14 +138,7 @@ def open_runs(
     choice: BundleChoice,
     probed: Sequence[ProbeResult | None],
 ) -> list[ActiveRun | LoracleError]:
-    """Attaches the adapters of a bundle and restores its runs; an error where a run cannot open.
-
-    Args:
-        shared: The base and its data.
-        prepared: The runs of the bundle.
-        choice: Bundle size and the reason for it.
-        probed: Cost of each arm alone, where the runs share their steps.
-    """
+    """Attaches the adapters of a bundle and restores its runs; an error where a run cannot open."""
     memory = shared.meter()
     names = adapter_names([run.name for run in prepared])
     engine = {"bundle": {**choice.to_json(), "size": len(prepared)}}
@@ -190,22 +175,15 @@ def _open(
     memory: MemoryMeter,
     probe: ProbeResult | None,
 ) -> ActiveRun:
-    folder, config, plan = prepared.folder, prepared.config, prepared.plan
+    folder, config = prepared.folder, prepared.config
     if probe is None and folder.has(MEMORY):
         memory.remember(folder.read_json(MEMORY))
     environment = _record_inputs(shared, prepared, engine=engine)
     return ActiveRun(
         shared=shared,
         prepared=prepared,
-        state=shared.new_run(config, plan=plan, name=name),
+        state=shared.new_run(config, plan=prepared.plan, name=name),
         environment=environment,
-        signature=signature(
-            config=config,
-            model=f"{config.model}@{shared.model.revision}",
-            data=shared.data.fingerprint,
-            placement=plan.placement,
-            environment=environment,
-        ),
         memory=memory,
         probe=probe,
         tracker=open_tracker(
@@ -239,7 +217,7 @@ def _record_inputs(
 
 
 def _common_steps(runs: Sequence[ActiveRun]) -> list[int | None]:
-    """Returns the latest step from which each run of a bundle may continue; None: its newest.
+    """Returns the latest step that each run of a bundle may continue from; None: its newest.
 
     A bundle that was killed between two checkpoints goes back to the step that all of them have:
     then it takes the same steps together as if nothing had happened, and ends with the same bits.

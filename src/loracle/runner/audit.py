@@ -102,17 +102,17 @@ def audit_run(
     scores: Sequence[ExampleScore],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Audit:
-    """Returns the audit of a finished run.
+    """Returns the audit of a finished run, of an adapter or of full fine-tuning.
 
     Args:
-        base: The base it trained on, or the model itself of full fine-tuning.
+        base: The base it trained on.
         trained: Its adapter in memory, or all weights.
         saved: Folder of the saved adapter or model.
         model_folder: Folder of the weights that training began with.
         digest_before: ``base.weights_digest()`` from before training.
         digest_after: The same from after the last step that anything on the base took.
         examples: Validation examples to score again.
-        scores: The run's final scores of the same examples.
+        scores: The run's final scores of these examples.
         progress: Called after each example.
     """
     plan = trained.plan
@@ -128,7 +128,10 @@ def audit_run(
         updated_modules=(
             moved_weights(trained, model_folder=model_folder)
             if plan.is_full
-            else sum(_moved(trained, module.name) for module in plan.modules)
+            else sum(
+                bool(torch.isfinite(b).all() and b.any())
+                for b in (trained.parameters[f"{module.name}.lora_B"] for module in plan.modules)
+            )
         ),
         planned_modules=len(trained.parameters if plan.is_full else plan.modules),
         frozen_weights_unchanged=None if plan.is_full else digest_after == digest_before,
@@ -171,11 +174,6 @@ def _saved_exactly(trained: Adapter, saved: Path) -> bool:
     )
 
 
-def _moved(adapter: Adapter, module: str) -> bool:
-    b = adapter.parameters[f"{module}.lora_B"]
-    return bool(torch.isfinite(b).all() and b.any())
-
-
 def stock_nll_sums(
     saved: Path | None,
     *,
@@ -187,14 +185,8 @@ def stock_nll_sums(
     """Returns each example's NLL in nats through Transformers and PEFT as they come.
 
     A fresh base, the adapter from its file, stock attention, PEFT's own forward, one example at a
-    time: nothing of ours but the token ids.
-
-    Args:
-        saved: Folder of the adapter; None: the model itself was trained.
-        model_folder: Folder of the model's weights.
-        examples: The examples to score.
-        like: The base whose dtype and device are used.
-        progress: Called after each example.
+    time: nothing of ours but the token ids, and ``like``'s dtype and device. Without ``saved``, the
+    adapter's folder, it is the model itself that was trained.
     """
     with quiet_transformers():
         model = _stock_model(model_folder, like=like)

@@ -84,14 +84,14 @@ def run_bundle(
         raise
     finally:
         shared.clear()
-    return [_outcome(asked, run) for asked, run in zip(prepared, opened, strict=True)]
-
-
-def _outcome(prepared: PreparedRun, run: ActiveRun | LoracleError) -> RunOutcome:
-    if isinstance(run, LoracleError):
-        record_failure(prepared.folder, run)
-        return RunOutcome(prepared.spec.out, None, run)
-    return RunOutcome(prepared.spec.out, run.result, run.error)
+    outcomes = []
+    for folder, ended in zip([run.folder for run in prepared], opened, strict=True):
+        if isinstance(ended, LoracleError):
+            record_failure(folder, ended)
+            outcomes.append(RunOutcome(folder.path, None, ended))
+        else:
+            outcomes.append(RunOutcome(folder.path, ended.result, ended.error))
+    return outcomes
 
 
 def _enter(runs: Sequence[ActiveRun], *, phase: str) -> None:

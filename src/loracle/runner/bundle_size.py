@@ -115,11 +115,8 @@ def group_runs(lowest_layers: Sequence[int], *, size: int) -> list[list[int]]:
     """Returns the runs of each bundle, as indices.
 
     The first run that is left opens a bundle; those whose lowest adapted layer is nearest to its
-    own join it, to share the frozen trunk. Bundles keep the order of the runs.
-
-    Args:
-        lowest_layers: Lowest adapted layer of each run, in the order given.
-        size: Runs per bundle; the last may have fewer.
+    own join it, to share the frozen trunk. Bundles keep the order of the runs; the last may have
+    fewer than ``size``.
     """
     left = list(range(len(lowest_layers)))
     bundles = []
@@ -134,9 +131,9 @@ def group_runs(lowest_layers: Sequence[int], *, size: int) -> list[list[int]]:
 
 
 def bundle_budget(budgets: Sequence[int], *, device_type: str) -> int:
-    """Returns the tokens per forward pass of a bundle whose members allow ``budgets`` each.
+    """Returns the tokens per forward pass of a bundle whose runs allow ``budgets`` each.
 
-    A GPU is filled by the tokens of all of them at once, which is what a bundle is for; a CPU is
-    full at one run's, and more would cost memory only.
+    A GPU is filled by the tokens of all at once, which is what a bundle is for; a CPU is full at
+    one run's, and more would cost memory only.
     """
     return sum(budgets) if device_type == "cuda" else min(budgets)

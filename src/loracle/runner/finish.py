@@ -19,6 +19,7 @@ from loracle.records.names import (
     MODEL,
     RESULT,
 )
+from loracle.records.signature import signature
 from loracle.runner.active_run import ActiveRun
 from loracle.runner.audit import Audit, audit_run, require_sound
 from loracle.runner.criteria import repeats_of
@@ -62,9 +63,7 @@ def measure_arm_latency(run: ActiveRun) -> Mapping[str, Latency | None]:
 def audit_weights(run: ActiveRun, *, digest_after: str) -> Audit:
     """Saves the trained weights and proves the run; see ``audit.Audit`` for the claims.
 
-    Args:
-        run: The run, trained and validated.
-        digest_after: ``base.weights_digest()`` from after training.
+    ``digest_after`` is ``base.weights_digest()`` from after training.
     """
     shared = run.shared
     scores = recorded_scores(run, step=run.state.step, model="tuned")
@@ -114,13 +113,20 @@ def finish_run(run: ActiveRun, *, latency: Mapping[str, Latency | None], audit: 
         AuditError: If a claim of the audit does not hold; the result then says so.
     """
     folder, shared, prepared, probe = run.folder, run.shared, run.prepared, run.probe
+    line = signature(
+        config=run.config,
+        model=f"{run.config.model}@{shared.model.revision}",
+        data=shared.data.fingerprint,
+        placement=prepared.plan.placement,
+        environment=run.environment,
+    )
     base_scores = recorded_scores(run, step=0, model="base")
     tuned_scores = recorded_scores(run, step=run.state.step, model="tuned")
     answers = recorded_answers(run)
     weights = saved_weights(folder.path, is_full=prepared.plan.is_full)
     result = build_result(
         config=run.config,
-        signature=run.signature,
+        signature=line,
         environment=run.environment,
         arm=prepared.arm,
         plan=prepared.plan,
@@ -132,13 +138,13 @@ def finish_run(run: ActiveRun, *, latency: Mapping[str, Latency | None], audit: 
             tuned_text=_text_score(run, answers["tuned"]),
             step_rows=folder.steps(),
             probed_rows=probe.step_rows if probe else None,
-            trunk=run.trunk_use,
+            trunk=shared.trunk.uses.get(prepared.trunk_layer) if shared.trunk else None,
             memory=probe.memory if probe else run.memory,
             latency=latency,
             audit=audit,
             adapter_sha256=sha256_file(weights),
         ),
-        repeats=repeats_of(folder.path, signature=run.signature),
+        repeats=repeats_of(folder.path, signature=line),
     )
     rows = example_rows(
         shared.data.validation, base_scores=base_scores, tuned_scores=tuned_scores, answers=answers

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from loracle.config.run import Config
+from loracle.config.run import Config, num_probed_steps
 from loracle.errors import RunFolderError
 from loracle.model.inventory import inventory_of
 from loracle.model.trunk import lowest_layer
@@ -19,7 +19,7 @@ from loracle.runner.trunk import examples_seen
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """A run ready to start: what was asked, its open folder, and its resolved modules."""
+    """A run ready to start: its request, open folder, and its resolved modules."""
 
     spec: RunSpec
     folder: RunFolder
@@ -80,16 +80,14 @@ def fill_trunk(shared: SharedBase, runs: Sequence[PreparedRun]) -> None:
     """Computes the states that these runs begin from, together and each alone."""
     together = min(run.trunk_layer for run in runs)
     for run in runs:
-        examples = examples_seen(run.config, train=shared.data.train, scored=shared.scored)
-        shared.fill_trunk(examples, layers=[together, run.trunk_layer])
+        # A probe may take more steps than the run.
+        steps = max(run.config.train.max_steps, num_probed_steps(run.config))
+        examples = examples_seen(run.config, train=shared.data.train, steps=steps)
+        shared.fill_trunk([*examples, *shared.scored], layers=[together, run.trunk_layer])
 
 
 def _require_same_inputs(shared: SharedBase, run: PreparedRun) -> None:
-    """Checks that a run to resume would see the same data and train the same modules.
-
-    Raises:
-        RunFolderError: If it would not.
-    """
+    """Raises unless a run to resume would see the same data and train the same modules."""
     if not run.folder.has(MODULES):
         return
     fingerprint = run.folder.read_json(DATA)["fingerprint"]

@@ -51,14 +51,8 @@ def scratch_run(
 ) -> tuple[TrainState, Iterator[StepRecord]]:
     """Returns a run whose adapter nobody keeps, and its steps; ``shared.clear`` takes it off.
 
-    Args:
-        shared: The base and its data.
-        config: The run's configuration; the learning rate and the number of steps are replaced.
-        plan: Its modules.
-        num_steps: Steps that it may take.
-        name: Name of the adapter on the base.
-        with_trunk: Steps begin at kept hidden states.
-        halved: Called when passes are halved.
+    It replaces the configuration's learning rate and number of steps. ``with_trunk`` begins steps
+    at kept hidden states; ``halved`` is called when passes are halved.
     """
     changes = {"max_steps": num_steps, "learning_rate": _RATE}
     train = config.train.model_copy(update=changes)
@@ -88,14 +82,7 @@ class ProbeResult:
 def measure_alone(
     shared: SharedBase, *, config: Config, plan: ModulePlan, with_trunk: bool
 ) -> ProbeResult:
-    """Returns the cost of an arm alone, on a base that is, and is left, without adapters.
-
-    Args:
-        shared: The base and its data.
-        config: A run's configuration.
-        plan: Its modules.
-        with_trunk: Steps begin at kept hidden states.
-    """
+    """Returns the cost of an arm alone, on a base that is, and is left, without adapters."""
     memory = shared.meter()
     num_steps, skipped = num_probed_steps(config), config.measure.skip_steps
     try:

@@ -1,14 +1,14 @@
 """Many runs on one base: loaded once, scored once, trained in bundles, each in its own folder.
 
 Finished runs are skipped, stopped ones continue from their checkpoint, and a run that fails is
-recorded as failed while the others go on.
+recorded as failed while the others continue.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,17 +47,13 @@ Ended = Callable[[Sequence[RunOutcome]], None]
 """Called with the outcomes of runs as they end."""
 
 
-def _ignore(_outcomes: Sequence[RunOutcome]) -> None:
-    """Does nothing with the outcomes."""
-
-
 def run_many(
     specs: Sequence[RunSpec],
     *,
     resume: bool = True,
     progress: Progress | None = None,
     bundle_size: int | None = None,
-    ended: Ended = _ignore,
+    ended: Ended = lambda _: None,
 ) -> list[RunOutcome]:
     """Does the runs, and returns how each ended, in the order given.
 
@@ -85,7 +81,9 @@ def run_many(
         }
         if len(outcomes) < len(folders):
             config = next(folder.config for folder in folders if not folder.is_finished)
-            with _recording(folders, outcomes), _fp32_of(config):
+            device = choose_device(config.device)
+            dtype = choose_dtype(config.dtype, device=device)
+            with _recording(folders, outcomes), faster_fp32(device, dtype):
                 _run(
                     specs,
                     folders=folders,
@@ -96,11 +94,6 @@ def run_many(
                     ended=ended,
                 )
     return [outcomes[spec.out] for spec in specs]
-
-
-def _fp32_of(config: Config) -> AbstractContextManager[str]:
-    device = choose_device(config.device)
-    return faster_fp32(device, choose_dtype(config.dtype, device=device))
 
 
 def require_agreement(specs: Sequence[RunSpec], *, bundle_size: int | None = None) -> None:
@@ -117,7 +110,9 @@ def require_agreement(specs: Sequence[RunSpec], *, bundle_size: int | None = Non
     twice = next((place for place in places if places.count(place) > 1), None)
     if twice is not None:
         raise UsageError(f"{twice.name}: two runs cannot share a folder; give each its own")
-    first, *others = [_shared(spec.config) for spec in specs]
+    first, *others = [
+        flatten(spec.config.model_dump(mode="json", include=set(_SHARED))) for spec in specs
+    ]
     for other, spec in zip(others, specs[1:], strict=True):
         for key in sorted(first.keys() | other.keys()):
             if first.get(key) != other.get(key):
@@ -125,10 +120,6 @@ def require_agreement(specs: Sequence[RunSpec], *, bundle_size: int | None = Non
                     f"{key}: {first.get(key)!r} in {specs[0].out.name}, {other.get(key)!r} in "
                     f"{spec.out.name}; runs on one base must agree on it"
                 )
-
-
-def _shared(config: Config) -> dict[str, object]:
-    return flatten(config.model_dump(mode="json", include=set(_SHARED)))
 
 
 def _run(
@@ -179,7 +170,9 @@ def _run(
         outcomes |= {outcome.out: outcome for outcome in results}
         for outcome in results:
             if outcome.error is not None and len(runs) > 1:
-                progress.notice(f"{outcome.out.name}: failed, the others go on: {outcome.error}")
+                progress.notice(
+                    f"{outcome.out.name}: failed; the other runs continue: {outcome.error}"
+                )
         ended(results)
 
 
@@ -291,11 +284,11 @@ def run_baseline(
         out: The run folder; created, or continued with ``resume``.
         resume: Continue the run in ``out``; a finished one is only read.
         progress: Defaults to standard error.
-        notes: Recorded in the section ``engine`` of environment.json.
+        notes: As in `RunSpec`.
 
     Raises:
         UsageError: If something the user or a file gave cannot be used; nothing is left behind.
-        RunFailed: If the run cannot go on or fails its audit; the folder says why.
+        RunFailed: If the run fails, or its audit does; the folder says why.
         Interrupted: On SIGINT or SIGTERM, after a checkpoint.
     """
     if resume:

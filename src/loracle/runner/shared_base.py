@@ -53,9 +53,8 @@ class SharedBase:
     trunk: Trunk | None = None
     """Kept states below the lowest adapters; None: every run begins at the tokens."""
     untuned_scores: Untuned[ExampleScore] | None = None
-    """None: not requested yet."""
     untuned_answers: Untuned[Answer] | None = None
-    """None: not requested yet."""
+    """None until first needed, as ``untuned_scores``."""
 
     @property
     def scored(self) -> Sequence[Example]:
@@ -89,15 +88,10 @@ class SharedBase:
     def new_run(
         self, config: Config, *, plan: ModulePlan, name: str, train: TrainConfig | None = None
     ) -> TrainState:
-        """Returns the state of a run at step 0, its new adapter on the base.
+        """Returns the state of a run at step 0, with a new adapter of that name on the base.
 
-        Args:
-            config: The run's configuration.
-            plan: The resolved modules.
-            name: Name of the adapter on the base.
-            train: Defaults to ``config.train``.
+        ``train`` replaces ``config.train``.
         """
-        lora = config.lora
         if plan.is_full:
             trained = whole_model(self.base, name=name, plan=plan)
         else:
@@ -105,7 +99,7 @@ class SharedBase:
                 self.base,
                 name=name,
                 plan=plan,
-                dropout=lora.dropout,
+                dropout=config.lora.dropout,
                 seed=config.seed,
                 model_source=self.model.source,
             )
@@ -114,7 +108,7 @@ class SharedBase:
             adapter=trained,
             examples=self.data.train,
             train=train or config.train,
-            dropout=lora.dropout,
+            dropout=config.lora.dropout,
             seed=config.seed,
         )
 

@@ -11,12 +11,11 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import psutil
 
-from loracle.config.run import Config, num_probed_steps
+from loracle.config.run import Config
 from loracle.data import Example
 from loracle.engine.schedule import DataOrder
 from loracle.model.base import FrozenBase
@@ -38,37 +37,27 @@ _TRUNK_DISK_FRAC = 0.25
 def trunk_layer(
     plan: ModulePlan, *, config: Config, base: FrozenBase, num_train: int, num_scored: int
 ) -> int:
-    """Returns the layer that a run's steps should begin at; 0: at the tokens, nothing is kept."""
-    layer = lowest_layer(plan, base=base)
-    pays = trunk_pays(config, num_train=num_train, num_scored=num_scored)
-    return layer if base.has_trunk and pays else 0
+    """Returns the layer that a run's steps should begin at; 0: at the tokens.
 
-
-def trunk_pays(config: Config, *, num_train: int, num_scored: int) -> bool:
-    """Returns whether a run uses the states of its examples often enough to keep them.
+    It pays to keep states if the run uses those of its examples often enough.
 
     Args:
-        config: The run's configuration.
+        plan: Its modules.
+        config: Its configuration.
+        base: The frozen model.
         num_train: Training examples.
         num_scored: Examples of one validation.
     """
-    if config.train.trunk == "off":
-        return False
+    if config.train.trunk == "off" or not base.has_trunk:
+        return 0
     trained = config.train.max_steps * config.train.batch_size
+    uses = trained + config.num_validations * num_scored
     distinct = min(trained, num_train) + num_scored
-    return trained + config.num_validations * num_scored >= _USES_THAT_PAY * distinct
+    return lowest_layer(plan, base=base) if uses >= _USES_THAT_PAY * distinct else 0
 
 
-def examples_seen(
-    config: Config, *, train: Sequence[Example], scored: Sequence[Example]
-) -> list[Example]:
-    """Returns every example that the run, or its probe, trains or is scored on, once."""
-    steps = max(config.train.max_steps, num_probed_steps(config))
-    return [*examples_trained(config, train=train, steps=steps), *scored]
-
-
-def examples_trained(config: Config, *, train: Sequence[Example], steps: int) -> list[Example]:
-    """Returns every example of the run's first steps, once, in the order of the training set."""
+def examples_seen(config: Config, *, train: Sequence[Example], steps: int) -> list[Example]:
+    """Returns every example of a run's first steps once, in the order of the training set."""
     order = DataOrder(train, batch_size=config.train.batch_size, seed=config.seed)
     seen = {id(example) for step in range(steps) for example in order.batch(step)}
     return [example for example in train if id(example) in seen]
@@ -128,28 +117,21 @@ class Trunk:
 def open_trunk(
     base: FrozenBase, examples: Sequence[Example], *, num_layers: int, weights_digest: str
 ) -> Trunk | None:
-    """Returns an empty trunk in memory, on disk if memory cannot hold it, None if neither can.
+    """Returns an empty trunk for the states of these examples that enter ``num_layers`` layers.
 
-    Args:
-        base: The frozen model.
-        examples: Examples whose states may be kept.
-        num_layers: Layers that runs begin at; with 0 there is no trunk.
-        weights_digest: ``base.weights_digest()``.
+    In memory, or on disk if memory cannot hold them; None if neither can, or there is no layer.
     """
     if num_layers == 0:
         return None
     room_bytes = int(_TRUNK_MEMORY_FRAC * psutil.virtual_memory().available)
     needed_bytes = num_layers * _state_bytes(base, examples)
     folder = cache_folder() / "trunk" if needed_bytes > room_bytes else None
-    if folder is not None and needed_bytes > _TRUNK_DISK_FRAC * _free_disk_bytes(folder):
-        return None
+    if folder is not None:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if needed_bytes > _TRUNK_DISK_FRAC * shutil.disk_usage(existing).free:
+            return None
     store = TrunkStore(base, weights_digest=weights_digest, folder=folder, memory_bytes=room_bytes)
     return Trunk(base, store)
-
-
-def _free_disk_bytes(folder: Path) -> int:
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    return shutil.disk_usage(existing).free
 
 
 def _state_bytes(base: FrozenBase, examples: Iterable[Example]) -> int:

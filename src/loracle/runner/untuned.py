@@ -16,14 +16,16 @@ T = TypeVar("T")
 def untuned_scores(shared: SharedBase, *, memory: MemoryMeter) -> Untuned[ExampleScore]:
     """Returns the untuned base's scores of the validation examples."""
     if shared.untuned_scores is None:
-        base, inputs, digest = shared.base, shared.scored, shared.weights_digest
+        examples = shared.scored
         settings = {"batch_tokens": shared.config.eval.batch_tokens}
-        key = score_key(base, inputs, weights_digest=digest, adapter=None, **settings)
 
         def compute() -> list[ExampleScore]:
             with memory.phase("evaluate"):
-                return _show(shared, score_examples, inputs, "validate the untuned base", settings)
+                return _show(
+                    "validate the untuned base", shared, score_examples, examples, settings
+                )
 
+        key = score_key(shared.base, examples, weights_digest=shared.weights_digest, **settings)
         shared.untuned_scores = shared.cache.scores(key, compute)
     return shared.untuned_scores
 
@@ -31,34 +33,32 @@ def untuned_scores(shared: SharedBase, *, memory: MemoryMeter) -> Untuned[Exampl
 def untuned_answers(shared: SharedBase, *, memory: MemoryMeter) -> Untuned[Answer]:
     """Returns the untuned base's greedy answers to the validation prompts."""
     if shared.untuned_answers is None:
-        base, inputs, digest = shared.base, shared.prompts, shared.weights_digest
-        evaluation = shared.config.eval
+        prompts, limits = shared.prompts, shared.config.eval
         settings = {
-            "max_new_tokens": evaluation.max_new_tokens,
-            "batch_size": evaluation.generate_batch_size,
+            "max_new_tokens": limits.max_new_tokens,
+            "batch_size": limits.generate_batch_size,
         }
-        key = answer_key(base, inputs, weights_digest=digest, adapter=None, **settings)
 
         def compute() -> list[Answer]:
             with memory.phase("generate"):
-                return _show(shared, answer_prompts, inputs, "answer (base)", settings)
+                return _show("answer (base)", shared, answer_prompts, prompts, settings)
 
+        key = answer_key(shared.base, prompts, weights_digest=shared.weights_digest, **settings)
         shared.untuned_answers = shared.cache.answers(key, compute)
     return shared.untuned_answers
 
 
 def _show(
+    title: str,
     shared: SharedBase,
     function: Callable[..., list[T]],
     inputs: Sequence[Any],
-    title: str,
     settings: dict[str, int],
 ) -> list[T]:
     """Returns what ``function`` computes of the inputs on the untuned base, under a bar."""
     with shared.progress.phase(title, total=len(inputs)) as advance:
-        return function(
-            shared.base, inputs, adapter=None, progress=shared.stopping(advance), **settings
-        )
+        progress = shared.stopping(advance)
+        return function(shared.base, inputs, adapter=None, progress=progress, **settings)
 
 
 def ensure_untuned(shared: SharedBase) -> None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from loracle.digest import code_digest
-from loracle.engine.decode import CACHE_TOKENS
 from loracle.engine.device import dtype_name
 from loracle.engine.environment import capture_environment
 from loracle.engine.evaluate import Answer, ExampleScore
@@ -113,7 +112,7 @@ class UntunedCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_durably(path, json.dumps(entry, allow_nan=False).encode())
         except (OSError, RunFolderError) as error:
-            # What was computed is worth more than its copy: the run goes on.
+            # What was computed is worth more than its copy: the run continues.
             cause = error if isinstance(error, OSError) else error.__cause__
             reason = disk_reason(cause) if isinstance(cause, OSError) else str(error)
             self.notice(
@@ -122,33 +121,18 @@ class UntunedCache:
 
 
 def score_key(
-    base: FrozenBase,
-    examples: Sequence[Tokens],
-    *,
-    weights_digest: str,
-    adapter: str | None,
-    batch_tokens: int,
-    num_adapters: int = 1,
-    entry_layer: int = 0,
+    base: FrozenBase, examples: Sequence[Tokens], *, weights_digest: str, batch_tokens: int
 ) -> str:
-    """Returns the key of the scores of ``examples``.
+    """Returns the key of the untuned base's scores of ``examples``, in this order.
 
-    Args:
-        base: The frozen model.
-        examples: The scored examples, in order.
-        weights_digest: ``base.weights_digest()``, which costs a second or more to take.
-        adapter: Digest of the adapter file; None: the untuned base.
-        batch_tokens: As given to ``score_adapters``; other rows round otherwise in 16 bits.
-        num_adapters: Adapters in the pass.
-        entry_layer: Layer whose kept states were used; 0: none.
+    ``weights_digest`` is ``base.weights_digest()``, which costs a second or more to take; other
+    ``batch_tokens`` make other rows, which round otherwise in 16 bits.
     """
     return _digest(
         {
-            **_origin(base, weights_digest=weights_digest, adapter=adapter),
+            **_origin(base, weights_digest=weights_digest),
             "examples": [[example.num_prompt, *example.input_ids] for example in examples],
             "batch_tokens": batch_tokens,
-            "num_adapters": num_adapters,
-            "entry_layer": entry_layer,
         }
     )
 
@@ -158,44 +142,30 @@ def answer_key(
     prompts: Sequence[Sequence[int]],
     *,
     weights_digest: str,
-    adapter: str | None,
     max_new_tokens: int,
     batch_size: int | None,
-    cache_tokens: int = CACHE_TOKENS,
-    num_adapters: int = 1,
 ) -> str:
-    """Returns the key of the answers to ``prompts``.
+    """Returns the key of the untuned base's answers to ``prompts``, in this order.
 
-    Args:
-        base: The frozen model, and the tokenizer that turns answers into text.
-        prompts: Token ids of each prompt, in order.
-        weights_digest: ``base.weights_digest()``, which costs a second or more to take.
-        adapter: Digest of the adapter file; None: the untuned base.
-        max_new_tokens: As given to ``answer_with_adapters``, like all that follows.
-        batch_size: Prompts decoded together, at most.
-        cache_tokens: Positions of the cache.
-        num_adapters: Adapters in the batch.
+    The settings are those of ``answer_prompts``; the tokenizer turns answers into text.
     """
     return _digest(
         {
-            **_origin(base, weights_digest=weights_digest, adapter=adapter),
+            **_origin(base, weights_digest=weights_digest),
             "prompts": [list(prompt) for prompt in prompts],
             "tokenizer": _tokenizer_digest(base.tokenizer),
             "max_new_tokens": max_new_tokens,
             "batch_size": batch_size,
-            "cache_tokens": cache_tokens,
-            "num_adapters": num_adapters,
         }
     )
 
 
-def _origin(base: FrozenBase, *, weights_digest: str, adapter: str | None) -> dict[str, Any]:
+def _origin(base: FrozenBase, *, weights_digest: str) -> dict[str, Any]:
     environment = capture_environment(
         device=str(base.device), dtype=dtype_name(base.dtype), quantization=base.quantization
     )
     return {
         "weights": weights_digest,
-        "adapter": adapter or "base",
         "code": source_digest(),
         "versions": {name: environment["versions"][name] for name in _PACKAGES},
         **{part: environment[part] for part in _ENVIRONMENT},

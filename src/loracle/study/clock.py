@@ -23,7 +23,7 @@ from loracle.runner.probe import scratch_run
 from loracle.runner.progress import Progress
 from loracle.runner.shared_base import SharedBase, open_shared_base
 from loracle.runner.signals import StopRequest
-from loracle.runner.trunk import examples_trained
+from loracle.runner.trunk import examples_seen
 from loracle.study.plan import PlannedArm, StudyPlan
 
 _SKIPPED_ROUNDS = 1
@@ -117,7 +117,7 @@ def _steps(
 ) -> dict[str, Iterator[StepRecord]]:
     """Returns the steps of each arm, which begin as in its runs; all see the same batches."""
     layers = shared.open_trunk([(base, arm.plan) for arm in arms])
-    examples = examples_trained(base, train=shared.data.train, steps=total)
+    examples = examples_seen(base, train=shared.data.train, steps=total)
     shared.fill_trunk(examples, layers=layers)
     steps = {}
     for index, (arm, layer) in enumerate(zip(arms, layers, strict=True)):
