@@ -114,6 +114,7 @@ def test_seeds_become_a_mean_and_a_range(results, place):
 def test_one_seed_has_no_interval(results, place):
     table = baseline_table(study_of_runs(place(results[0])))
     assert row(table, "perplexity").endswith("% (no interval) |")
+    assert "Without a second seed there is no interval." in table
 
 
 def test_what_was_not_measured_is_not_available(results, place):

@@ -81,7 +81,7 @@ def test_unequal_ranks_at_one_rate_are_not_ranked_as_places(unsearched, study):
     verdicts = judge(unsearched)
     assert [c.verdict for c in verdicts.comparisons].count("worse") >= 3
     caveat, *findings = answer(unsearched, verdicts)
-    assert "All arms ran at one learning rate, 0.0003, with ranks of 16 to" in caveat
+    assert "All arms with adapters ran at one learning rate, 0.0003, with ranks of 16 to" in caveat
     assert "they do not rank places" in caveat
     assert findings[0].startswith("By validation loss")
     (sentence,) = advice(unsearched, verdicts)

@@ -61,7 +61,7 @@ class _Claim:
     claim: str
     source: str
     searched_rates: bool = False
-    """Whether its sources gave each condition a learning rate of its own."""
+    """Whether a source of it gave each condition a learning rate of its own."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ _VALUE_AND_OUTPUT_FIRST = _Claim(
     "O3",
     "Of the attention projections alone, value and output learn more than query and key.",
     "Hu et al. 2021, arXiv:2106.09685, table 5; Hayou et al. 2025, arXiv:2506.20629",
+    searched_rates=True,
 )
 _RANK_HELPS_TO_A_POINT = _Claim(
     "O4",
@@ -139,10 +140,11 @@ def _at_rate(rate: SharedRate | None, claim: _Claim, finding: _Finding) -> _Find
     """Returns the finding; of a claim at searched rates, not tested at a shared one."""
     if rate is None or not claim.searched_rates or finding.outcome == "not tested":
         return finding
-    return _not_tested(
-        f"Its sources searched the learning rate, here all arms ran at {rate.learning_rate:g}. At "
-        f"that rate: {finding.evidence}"
+    evidence = (
+        f"A source searched the learning rate; here all arms with adapters ran at "
+        f"{rate.learning_rate:g}. At that rate: {finding.evidence}"
     )
+    return _Finding("not tested", evidence, finding.comparisons)
 
 
 def _feed_forward_before_attention(study: StudyRecord, verdicts: Verdicts) -> _Finding:

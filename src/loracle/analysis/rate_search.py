@@ -14,7 +14,7 @@ class SharedRate:
     """One learning rate for arms of unequal rank, none of them searched."""
 
     learning_rate: float
-    """Peak learning rate of every adapted arm."""
+    """Peak learning rate of every arm with adapters."""
     lowest_rank: int
     highest_rank: int
 
@@ -28,12 +28,13 @@ def shared_rate(study: StudyRecord) -> SharedRate | None:
     """
     if study.study.get("search"):
         return None
-    ranks = {arm.name: arm.rank for arm in study.arms if arm.rank is not None}
-    rates = {run.learning_rate for run in study.runs if run.role == "arm" and run.arm in ranks}
-    lowest, highest = min(ranks.values(), default=0), max(ranks.values(), default=0)
-    if len(rates) != 1 or lowest == highest:
+    adapted = [arm for arm in study.arms if arm.rank is not None and study.runs_of(arm.name)]
+    rates = {run.learning_rate for arm in adapted for run in study.runs_of(arm.name).values()}
+    ranks = {arm.name: {module["rank"] for module in arm.modules} for arm in adapted}
+    if len(rates) != 1 or len({frozenset(each) for each in ranks.values()}) == 1:
         return None
-    return SharedRate(rates.pop(), lowest, highest)
+    every = set().union(*ranks.values())
+    return SharedRate(rates.pop(), min(every), max(every))
 
 
 def taken_rates(study: StudyRecord) -> dict[str, float]:

@@ -99,12 +99,17 @@ def _measured_on(results: Sequence[Result]) -> str:
     tuned = first["quality"]["tuned"]
     seeds = ", ".join(str(result["seed"]) for result in results)
     return (
-        f"{plural(len(results), 'seed')} ({seeds}). Untuned and tuned: means over seeds; "
-        f"intervals: 95 %, over seeds and examples. "
+        f"{plural(len(results), 'seed')} ({seeds}). {_means_and_intervals(len(results))} "
         f"Perplexity and loss on {tuned['num_examples']:,} held-out examples "
         f"({tuned['num_targets']:,} tokens), BLEU and chrF on {tuned['num_answers'] or 0:,} greedy "
         f"answers. {first['device']}, {first['finished_at'][:10]}."
     )
+
+
+def _means_and_intervals(num_seeds: int) -> str:
+    if num_seeds < 2:
+        return "Without a second seed there is no interval."
+    return "Untuned and tuned: means over seeds; intervals: 95 %, over seeds and examples."
 
 
 def _mean(results: Sequence[Result], path: Sequence[str], spec: str) -> str:
