@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -47,13 +48,24 @@ def rows_of(spec, key):
     return []
 
 
+def with_few_rows(tree):
+    """A spec with the first rows of its data: the schema allows any, and asks of each."""
+    if isinstance(tree, (list, tuple)):
+        return [with_few_rows(each) for each in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        key: value[:3] if key == "values" else with_few_rows(value) for key, value in tree.items()
+    }
+
+
 @pytest.mark.parametrize("which", ["contents", "bare_contents"])
 def test_every_figure_is_valid_vega_lite(which, request):
     contents = request.getfixturevalue(which)
     drawn = [figure for figure in all_figures(contents) if figure.spec is not None]
     assert len(drawn) >= 6
     for figure in [*drawn, example_figure(contents.study)]:
-        chart = as_altair(figure)
+        chart = as_altair(replace(figure, spec=with_few_rows(figure.spec)))
         assert chart.to_dict()["config"]["background"] == "transparent"
 
 
