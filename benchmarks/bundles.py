@@ -12,7 +12,7 @@ from floor import base_products, flops_of, head_products, lora_products
 from geometry import GEOMETRIES, alpaca_like_lengths, random_base, random_examples
 from loracle.data import Example
 from loracle.engine.device import keep_large_blocks
-from loracle.engine.train_state import TrainingRun
+from loracle.engine.train_state import TrainState
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
 from loracle.model.trunk import TrunkStore
@@ -102,7 +102,7 @@ def _plan(base: FrozenBase, placement: str) -> ModulePlan:
 
 def _run(
     base: FrozenBase, point: Point, *, plan: ModulePlan, config: loracle.Config, seed: int
-) -> TrainingRun:
+) -> TrainState:
     adapter = loracle.attach_adapter(
         base,
         name=f"run-{seed}",

@@ -87,7 +87,8 @@ def run_ours(spec: Row) -> Row:
     import loracle
     from figures import environment_of, sources_digest
     from loracle.records.files import to_json
-    from loracle.runner.run_many import RunSpec, run_many
+    from loracle.runner.run_many import run_many
+    from loracle.runner.run_spec import RunSpec
 
     folder = _FOLDER / spec["sources"]
     _use_cache_without_results(folder / "cache")

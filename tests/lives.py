@@ -137,7 +137,8 @@ def live(life: dict) -> int:
 def run_runs(given: str, *, standalone_mode: bool) -> int:
     """Runs many; ``given`` is JSON: ``config``, ``runs`` (folder: overrides), ``bundle_size``."""
     from loracle.config.files import load_config
-    from loracle.runner.run_many import RunSpec, run_many
+    from loracle.runner.run_many import run_many
+    from loracle.runner.run_spec import RunSpec
 
     study = json.loads(given)
     specs = [

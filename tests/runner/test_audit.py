@@ -63,7 +63,7 @@ class FinishedRun:
     def audit(self) -> Audit:
         return audit_run(
             self.base,
-            adapter=self.adapter,
+            trained=self.adapter,
             saved=self.saved,
             model_folder=self.model_folder,
             digest_before=self.digest,

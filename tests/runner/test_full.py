@@ -19,7 +19,8 @@ from loracle.model.load import load_base
 from loracle.model.whole import moved_weights, stored_weights, whole_model
 from loracle.placement import ModulePlan, resolve_placement, select_modules
 from loracle.records.study_folder import read_study
-from loracle.runner.run_many import RunSpec, run_many
+from loracle.runner.run_many import run_many
+from loracle.runner.run_spec import RunSpec
 from runs_fixture import contents, facts, load, rows, settings
 
 SHORT = settings(train__max_steps=4, eval__every_steps=2, measure__latency_trials=0)

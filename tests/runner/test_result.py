@@ -15,7 +15,7 @@ from loracle.records.files import to_json
 from loracle.records.result import Audit, ByAdapterState, PeakMemory, RunResult, StepTime, Trunk
 from loracle.runner.criteria import Repeat
 from loracle.runner.result import Measured, build_result, example_rows
-from loracle.runner.shared_base import TrunkUse
+from loracle.runner.trunk import TrunkUse
 from tiny_engine import CPU
 
 BASE = [ExampleScore(10, 20.0), ExampleScore(30, 45.0)]

@@ -202,18 +202,18 @@ def rows_so_far(folder):
     ("stage", "step"),
     [
         ("untuned.score_examples", 0),
-        ("stages.score_adapters", 4),
+        ("evaluation.score_adapters", 4),
         ("untuned.answer_prompts", 8),
-        ("stages.answer_with_adapters", 8),
-        ("isolated.measure_latency", 8),
-        ("stages.audit_run", 8),
+        ("evaluation.answer_with_adapters", 8),
+        ("probe.measure_latency", 8),
+        ("finish.audit_run", 8),
     ],
 )
 def test_a_signal_is_honoured_in_every_stage_and_costs_nothing(
     place, finished, tmp_path, monkeypatch, stage, step
 ):
     home, _, name = stage.partition(".")
-    module = importlib.import_module(f"loracle.{home}")
+    module = importlib.import_module(f"loracle.runner.{home}")
     whole, calls = getattr(module, name), []
 
     def signalled(*args, **kwargs):

@@ -168,16 +168,16 @@ def test_runs_of_another_environment_do_not_share_a_table(done, place, file, tmp
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(
     place, file, tmp_path, monkeypatch, only_runs
 ):
-    from loracle.runner import shared_base as workbench
+    from loracle.runner import shared_base
 
-    attach = workbench.attach_adapter
+    attach = shared_base.attach_adapter
 
     def refuse(base, *, plan, seed, **given):
         if plan.placement == "attention" and seed == 0:
             raise ModelError("PEFT put no adapter on it")
         return attach(base, plan=plan, seed=seed, **given)
 
-    monkeypatch.setattr(workbench, "attach_adapter", refuse)
+    monkeypatch.setattr(shared_base, "attach_adapter", refuse)
     words = ("--set", "seeds=[0]", "--set", "interval=null", "--set", "noise.repeats=0")
     outcome = place.loracle("study", file, "--out", tmp_path / "one_fails", *words)
     assert outcome.code == 1

@@ -33,7 +33,7 @@ from loracle.records.files import (
     write_durably,
     write_json,
 )
-from loracle.records.names import CONFIG, EVALS, LOCK, RESULT, STATUS, STEPS
+from loracle.records.names import CHECKPOINTS, CONFIG, EVALS, LOCK, RESULT, STATUS, STEPS
 from loracle.records.result import RunResult
 
 Status = Literal["running", "completed", "failed", "interrupted"]
@@ -127,6 +127,15 @@ class RunFolder:
     def is_finished(self) -> bool:
         """Whether the run completed; its files are then never overwritten."""
         return self.status.get("status") == "completed"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of its checkpoints."""
+        return self.path / CHECKPOINTS
+
+    def has(self, name: str) -> bool:
+        """Returns whether a file of that name is in the folder."""
+        return (self.path / name).exists()
 
     def close(self) -> None:
         """Releases the lock."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -21,6 +20,7 @@ from loracle.model.base import FrozenBase
 from loracle.model.layers.four_bit import four_bit_config
 from loracle.model.whole import moved_weights, stored_weights
 from loracle.quiet import quiet_transformers
+from loracle.records.names import ADAPTER_WEIGHTS
 from loracle.records.result import Audit
 
 # assumed: packed rows and single sequences may round differently in 16 bits; 0.1 % is the promise
@@ -30,7 +30,7 @@ RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 
 def audit_run(
     base: FrozenBase,
     *,
-    adapter: Adapter,
+    trained: Adapter,
     saved: Path,
     model_folder: Path,
     digest_before: str,
@@ -39,78 +39,47 @@ def audit_run(
     scores: Sequence[ExampleScore],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Audit:
-    """Returns the audit of a finished run.
+    """Returns the audit of a finished run, of an adapter or of full fine-tuning.
 
     Args:
         base: The base it trained on.
-        adapter: Its adapter in memory.
-        saved: Folder of the saved adapter.
-        model_folder: Folder of the base's weights.
+        trained: Its adapter in memory, or all weights.
+        saved: Folder of the saved adapter or model.
+        model_folder: Folder of the weights that training began with.
         digest_before: ``base.weights_digest()`` from before training.
         digest_after: The same from after the last step that any run on the base took.
         examples: Validation examples to score again.
-        scores: The run's final scores of the same examples.
+        scores: The run's final scores of these examples.
         progress: Called after each example.
     """
+    plan = trained.plan
     reloaded = stock_nll_sums(
-        saved, model_folder=model_folder, examples=examples, like=base, progress=progress
+        None if plan.is_full else saved,
+        model_folder=saved if plan.is_full else model_folder,
+        examples=examples,
+        like=base,
+        progress=progress,
     )
-    lora_b = [adapter.parameters[f"{module.name}.lora_B"] for module in adapter.plan.modules]
-    return Audit(
-        updated_modules=sum(bool(torch.isfinite(b).all() and b.any()) for b in lora_b),
-        planned_modules=len(adapter.plan.modules),
-        frozen_weights_unchanged=digest_after == digest_before,
-        trainable_params=count_trainable(base, adapter=adapter.name),
-        planned_params=adapter.plan.trainable_params,
-        saved_tensors_exact=_saved_exactly(adapter, saved),
-        **_reload(reloaded, scores, dtype=base.dtype),
-    )
-
-
-def audit_whole(
-    base: FrozenBase,
-    *,
-    trained: Adapter,
-    saved: Path,
-    model_folder: Path,
-    examples: Sequence[Example],
-    scores: Sequence[ExampleScore],
-    progress: Callable[[int], None] = lambda _: None,
-) -> Audit:
-    """Returns the audit of a finished full fine-tuning, as `audit_run` does.
-
-    ``saved`` holds the tuned model, ``model_folder`` the weights that training started from.
-    """
-    stored = stored_weights(saved)
-    exact = all(
-        torch.equal(stored[name], value.detach().cpu()) if name in stored else False
-        for name, value in trained.parameters.items()
-    )
-    reloaded = stock_nll_sums(
-        None, model_folder=saved, examples=examples, like=base, progress=progress
-    )
-    return Audit(
-        updated_modules=moved_weights(trained, model_folder=model_folder),
-        planned_modules=len(trained.parameters),
-        frozen_weights_unchanged=None,
-        trainable_params=count_trainable(base, adapter=trained.name),
-        planned_params=trained.plan.trainable_params,
-        saved_tensors_exact=exact,
-        **_reload(reloaded, scores, dtype=base.dtype),
-    )
-
-
-def _reload(
-    reloaded: Sequence[float], scores: Sequence[ExampleScore], *, dtype: torch.dtype
-) -> dict[str, Any]:
-    """Returns the audit's comparison of reloaded and recorded loss."""
     tokens = sum(score.num_targets for score in scores)
-    return {
-        "reloaded_loss_nats_per_token": math.fsum(reloaded) / tokens,
-        "recorded_loss_nats_per_token": math.fsum(score.nll_sum_nats for score in scores) / tokens,
-        "reloaded_examples": len(reloaded),
-        "relative_tolerance": RELATIVE_TOLERANCE[dtype],
-    }
+    return Audit(
+        updated_modules=(
+            moved_weights(trained, model_folder=model_folder)
+            if plan.is_full
+            else sum(
+                bool(torch.isfinite(b).all() and b.any())
+                for b in (trained.parameters[f"{module.name}.lora_B"] for module in plan.modules)
+            )
+        ),
+        planned_modules=len(trained.parameters if plan.is_full else plan.modules),
+        frozen_weights_unchanged=None if plan.is_full else digest_after == digest_before,
+        trainable_params=count_trainable(base, adapter=trained.name),
+        planned_params=plan.trainable_params,
+        saved_tensors_exact=_saved_exactly(trained, saved),
+        reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
+        recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
+        reloaded_examples=len(reloaded),
+        relative_tolerance=RELATIVE_TOLERANCE[base.dtype],
+    )
 
 
 def require_sound(audit: Audit) -> None:
@@ -128,11 +97,17 @@ def count_trainable(base: FrozenBase, *, adapter: str) -> int:
     )
 
 
-def _saved_exactly(adapter: Adapter, saved: Path) -> bool:
-    stored = load_file(saved / "adapter_model.safetensors")
-    expected = {f"{PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
-    return stored.keys() == expected.keys() and all(
-        torch.equal(stored[key], value.detach().cpu()) for key, value in expected.items()
+def _saved_exactly(trained: Adapter, saved: Path) -> bool:
+    if trained.plan.is_full:
+        stored, expected = stored_weights(saved), trained.parameters
+    else:
+        stored = load_file(saved / ADAPTER_WEIGHTS)
+        expected = {f"{PEFT_PREFIX}{key}.weight": x for key, x in trained.parameters.items()}
+        if stored.keys() != expected.keys():
+            return False
+    return all(
+        name in stored and torch.equal(stored[name], value.detach().cpu())
+        for name, value in expected.items()
     )
 
 
@@ -147,14 +122,8 @@ def stock_nll_sums(
     """Returns each example's NLL in nats through unmodified Transformers and PEFT.
 
     A fresh base, the adapter from its file, stock attention, PEFT's own forward, one example at a
-    time; only the token ids are ours.
-
-    Args:
-        saved: Folder of the adapter; None: the whole model was trained.
-        model_folder: Folder of the model's weights.
-        examples: Examples to score.
-        like: Model whose dtype and device are used.
-        progress: Called after each example.
+    time; only the token ids are ours. Without ``saved``, the adapter's folder, the whole model was
+    trained. ``like`` gives dtype and device.
     """
     with quiet_transformers():
         model = _stock_model(model_folder, like=like)

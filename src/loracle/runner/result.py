@@ -33,7 +33,7 @@ from loracle.runner.criteria import (
     reproducibility,
     validation,
 )
-from loracle.runner.shared_base import TrunkUse
+from loracle.runner.trunk import TrunkUse
 
 _TEXT_SCORES = [field.name for field in fields(TextScore)]
 

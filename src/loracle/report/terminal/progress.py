@@ -18,7 +18,7 @@ from loracle.records.names import STATUS, STEPS, run_folder
 from loracle.records.result import read_result
 from loracle.records.run_folder import read_status
 from loracle.report.terminal.table import borderless
-from loracle.runner.outcome import RunOutcome
+from loracle.runner.run_spec import RunOutcome
 from loracle.study.plan import StudyPlan
 from loracle.text import in_words
 
