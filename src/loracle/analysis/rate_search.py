@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loracle.records.study_folder import StudyRecord
@@ -10,11 +10,15 @@ from loracle.records.study_folder import StudyRecord
 
 def taken_rates(study: StudyRecord) -> dict[str, float]:
     """Returns the rate of each arm that was searched: the one with the lowest validation loss."""
-    found: dict[str, tuple[float, float]] = {}
-    for run in study.search:
-        tried = (final_loss(run.result), run.learning_rate)
-        found[run.arm] = min(found.get(run.arm, tried), tried)
-    return {arm: rate for arm, (_, rate) in found.items()}
+    return best_rates((run.arm, run.learning_rate, final_loss(run.result)) for run in study.search)
+
+
+def best_rates(trials: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+    """Returns the rate with the lowest loss of each arm, from (arm, rate, loss) of its trials."""
+    best: dict[str, tuple[float, float]] = {}
+    for arm, rate, loss in trials:
+        best[arm] = min(best.get(arm, (loss, rate)), (loss, rate))
+    return {arm: rate for arm, (_, rate) in best.items()}
 
 
 def arms_at_the_edge(study: StudyRecord) -> list[str]:

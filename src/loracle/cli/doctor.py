@@ -76,19 +76,19 @@ def doctor_view(findings: Sequence[Finding]) -> RenderableType:
 
 def calibrate_device(console: Console) -> None:
     """Measures the device's speed and leaves it where plans find it."""
-    from loracle.forecast.calibration import calibrate, keep_calibration
+    from loracle.forecast.calibration import calibrate, write_calibration
 
     found = calibrate(say=lambda what: console.print(f"measuring {what}"))
-    keep_calibration(found)
+    write_calibration(found)
 
 
 def _speed() -> Finding:
-    from loracle.forecast.calibration import known_calibration
+    from loracle.forecast.calibration import read_calibration
     from loracle.forecast.devices import this_device
 
     device = choose_device("auto")
     dtype = dtype_name(choose_dtype("auto", device=device))
-    found = known_calibration(this_device(), dtype=dtype)
+    found = read_calibration(this_device(), dtype=dtype)
     if found is None:
         return Finding("speed", "limited", "not measured; loracle doctor --calibrate")
     return Finding(

@@ -1,4 +1,4 @@
-"""A plan for the terminal and as Markdown: memory by part, time, and whether it fits."""
+"""A forecast for the terminal and as Markdown: memory by part, time, and whether it fits."""
 
 from __future__ import annotations
 
@@ -14,21 +14,14 @@ from loracle.model.live_bytes import Part
 from loracle.study.forecast import PlanReport
 from loracle.text import in_words
 
-_PARTS: tuple[tuple[Part, str], ...] = (
-    ("weights", "weights"),
-    ("adapters", "adapters"),
-    ("gradients", "gradients"),
-    ("optimizer", "optimizer"),
-    ("activations", "activations"),
-    ("head", "head"),
-)
-
-
+_PARTS: tuple[Part, ...] = (
+    "weights", "adapters", "gradients", "optimizer", "activations", "head"
+)  # fmt: skip
 _NONE = "n/a"
 
 
 def plan_report_view(report: PlanReport) -> RenderableType:
-    """Returns the plan for the terminal, within 80 columns for names of usual length."""
+    """Returns the forecast for the terminal, in 80 columns for names of usual length."""
     memory = _table(_memory_header(), _memory_rows(report), title="Peak memory, GiB")
     parts: list[RenderableType] = [Text("\n".join(_heading(report))), Text(), memory]
     parts += [Text(), _table(_time_header(), _time_rows(report), title="Size and time")]
@@ -38,7 +31,7 @@ def plan_report_view(report: PlanReport) -> RenderableType:
 
 
 def plan_report_markdown(report: PlanReport) -> str:
-    """Returns the plan as Markdown."""
+    """Returns the forecast as Markdown."""
     blocks = [
         "\n".join(_heading(report)),
         "**Peak memory, GiB**",
@@ -130,7 +123,7 @@ def _fit_title(report: PlanReport) -> str:
 
 
 def _fit_rows(report: PlanReport) -> list[list[str]]:
-    """Returns the way from the settings given to those that fit; empty if nothing changes."""
+    """Returns the steps from the settings given to those that fit; empty if nothing changes."""
     if not isinstance(report.fit, Fit) or not report.fit.changes:
         return []
     return [
@@ -144,28 +137,28 @@ def _fit_rows(report: PlanReport) -> list[list[str]]:
 
 
 def _study_seconds(report: PlanReport) -> float | None:
-    each = [
-        count * times.run_s
-        for name, count in report.arms.num_runs.items()
-        if (times := report.predictions[name].times) is not None
-    ]
-    return sum(each) if len(each) == len(report.arms.num_runs) else None
+    total = 0.0
+    for name, prediction in report.predictions.items():
+        if prediction.times is None:
+            return None
+        total += report.arms.num_runs[name] * prediction.times.run_s
+    return total
 
 
 def _memory_header() -> list[str]:
-    return ["arm", *(title for _, title in _PARTS), "runtime", "train", "eval", "answers", "fits"]
+    return ["arm", *_PARTS, "runtime", "train", "eval", "answers", "fits"]
 
 
 def _memory_rows(report: PlanReport) -> list[list[str]]:
     return [
         [
             name,
-            *(f"{each.memory['train'].parts.get(part, 0.0):.2f}" for part, _ in _PARTS),
-            f"{each.memory['train'].runtime_gib:.2f}",
-            *(f"{each.memory[phase].total_gib:.2f}" for phase in each.memory),
-            "yes" if each.fits else "no",
+            *(f"{prediction.memory['train'].parts.get(part, 0.0):.2f}" for part in _PARTS),
+            f"{prediction.memory['train'].runtime_gib:.2f}",
+            *(f"{phase.total_gib:.2f}" for phase in prediction.memory.values()),
+            "yes" if prediction.fits else "no",
         ]
-        for name, each in report.predictions.items()
+        for name, prediction in report.predictions.items()
     ]
 
 
@@ -175,13 +168,13 @@ def _time_header() -> list[str]:
 
 def _time_rows(report: PlanReport) -> list[list[str]]:
     rows = []
-    for name, each in report.predictions.items():
-        times = each.times
+    for name, prediction in report.predictions.items():
+        times = prediction.times
         rows.append(
             [
                 name,
-                f"{each.plan.trainable_params:,}",
-                _NONE if each.plan.is_full else f"{each.adapter_mib:.1f}",
+                f"{prediction.plan.trainable_params:,}",
+                _NONE if prediction.plan.is_full else f"{prediction.adapter_mib:.1f}",
                 f"{times.step_s:.3g} s" if times else _NONE,
                 in_words(times.epoch_s) if times else _NONE,
                 in_words(times.run_s) if times else _NONE,
@@ -201,8 +194,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) 
         title_justify="left",
         title_style="bold",
     )
-    for place, column in enumerate(header):
-        table.add_column(_SHORT.get(column, column), justify="right" if place else "left")
+    for index, column in enumerate(header):
+        table.add_column(_SHORT.get(column, column), justify="right" if index else "left")
     for row in rows:
         table.add_row(*row)
     return table
@@ -217,7 +210,7 @@ _SHORT = {
     "runtime": "rt",
     "answers": "answ",
 }
-"""Of columns that would be wider than their numbers."""
+"""Short titles of columns that would be wider than their numbers."""
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

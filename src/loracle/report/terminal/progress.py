@@ -1,10 +1,10 @@
-"""Progress of a running study in the terminal, read from its run folders."""
+"""Progress of a running study for the terminal, read from its run folders."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from loracle.runner.outcome import RunOutcome
 from loracle.study.plan import PlannedRun, StudyPlan
 from loracle.text import in_words
 
-# assumed: a person does not look more often, and reading must not take a core from the runs
+# assumed: often enough for a person, and reading must not slow the runs
 _READ_EVERY_S = 2.0
 
 
 @dataclass
 class StudyProgress:
-    """How a study stands, read from the folders of its runs."""
+    """Progress of a study, read from the folders of its runs."""
 
     plan: StudyPlan
     out: Path
@@ -37,20 +37,20 @@ class StudyProgress:
         self.follow(self.plan)
 
     def follow(self, plan: StudyPlan) -> None:
-        """Shows this plan from now on, and counts what is done of it as done before."""
+        """Shows this plan from now on; steps done so far do not count towards the pace."""
         self.plan = plan
-        self._known: dict[str, dict[str, Any]] = {}
+        self._cached: dict[str, dict[str, Any]] = {}
         self._read_s = -math.inf
-        self._began_s = time.monotonic()
+        self._started_at_s = time.monotonic()
         self._steps_before = self._steps_done(self._states())
 
     def view(self) -> RenderableType:
-        """Returns the table of arms by seeds, and what is left to do."""
+        """Returns the table of arms by seeds, and a line about the remaining runs."""
         states = self._states()
         return Group(self._table(states), Text(self._words(states)))
 
     def words(self) -> str:
-        """Returns how many runs are done, and how long the others will take."""
+        """Returns how many runs are done, and the time left."""
         self._read_s = -math.inf
         return self._words(self._states())
 
@@ -58,9 +58,9 @@ class StudyProgress:
         if time.monotonic() - self._read_s >= _READ_EVERY_S:
             self._read_s = time.monotonic()
             for run in self.plan.runs:
-                if self._known.get(run.id, {}).get("status") != "completed":
-                    self._known[run.id] = run_state(self.out / "runs" / run.id)
-        return self._known
+                if self._cached.get(run.id, {}).get("status") != "completed":
+                    self._cached[run.id] = run_state(self.out / "runs" / run.id)
+        return self._cached
 
     def _words(self, states: dict[str, dict[str, Any]]) -> str:
         finished = sum(state.get("status") == "completed" for state in states.values())
@@ -71,11 +71,9 @@ class StudyProgress:
     def _left_s(self, states: dict[str, dict[str, Any]]) -> float | None:
         """Returns the seconds left at the pace of this process, evaluations included."""
         done = self._steps_done(states)
-        taken, total = (
-            done - self._steps_before,
-            len(self.plan.runs) * self.plan.base.train.max_steps,
-        )
-        elapsed = time.monotonic() - self._began_s
+        taken = done - self._steps_before
+        total = len(self.plan.runs) * self.plan.base.train.max_steps
+        elapsed = time.monotonic() - self._started_at_s
         return elapsed / taken * (total - done) if taken > 0 else None
 
     def _steps_done(self, states: dict[str, dict[str, Any]]) -> int:
@@ -89,24 +87,20 @@ class StudyProgress:
         for seed, role in seeds:
             table.add_column(f"seed {seed}" + ("" if role == "arm" else f"\n{role}"), no_wrap=True)
         for arm in self.plan.arms:
-            mine = [run for run in runs if run.arm == arm.name]
-            table.add_row(arm.name, *(_cell(mine, key, states) for key in seeds))
+            of_arm = [run for run in runs if run.arm == arm.name]
+            table.add_row(arm.name, *(_cell(of_arm, key, states) for key in seeds))
         return table
 
 
 def _cell(
     runs: Iterable[PlannedRun], key: tuple[int, str], states: dict[str, dict[str, Any]]
 ) -> Text:
-    found = [states[run.id] for run in runs if (run.seed, run.role) == key]
-    return Text.assemble(*_joined([_state_words(state) for state in found]))
-
-
-def _joined(parts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [piece for part in parts for piece in (part, (" ", ""))][:-1]
+    words = [_state_words(states[run.id]) for run in runs if (run.seed, run.role) == key]
+    return Text(" ").join(Text(text, style) for text, style in words)
 
 
 def _state_words(state: dict[str, Any]) -> tuple[str, str]:
-    """Returns a run's state in few words, and their style."""
+    """Returns a run's state in a few words, and their style."""
     status = state.get("status")
     if status == "completed":
         return f"ppl {state['perplexity']:.3f}", "green"
@@ -119,10 +113,7 @@ def _state_words(state: dict[str, Any]) -> tuple[str, str]:
 
 
 def run_state(folder: Path) -> dict[str, Any]:
-    """Returns status, step, last loss and, of a finished run, perplexity; {} if there is no run.
-
-    What is being written at this moment reads as what was there before.
-    """
+    """Returns status, step, last loss and, of a finished run, perplexity; {} if there is no run."""
     if not (folder / "status.json").is_file():
         return {}
     try:

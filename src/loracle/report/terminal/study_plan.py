@@ -1,4 +1,4 @@
-"""What a study shows on the terminal: its plan before it starts, how it stands while it runs."""
+"""The plan of a study for the terminal: arms, runs, and predicted time."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from rich.table import Table
 from rich.text import Text
 
 from loracle.errors import UsageError
+from loracle.study.forecast import TimeEstimate, estimate_time
 from loracle.study.plan import PlannedArm, StudyPlan
 from loracle.study.search import search_runs
-from loracle.study.time import TimeEstimate, estimate_time
 from loracle.text import in_words, plural
 
 
 def plan_view(
     plan: StudyPlan, *, maps: bool = True, time: TimeEstimate | str | None = None
 ) -> RenderableType:
-    """Returns what a study would do: arms with ranks and counts, runs, and where adapters go.
+    """Returns the plan for the terminal: arms with ranks and counts, runs, and where adapters go.
 
     Args:
         plan: The study.
         maps: Show the layers x modules map of every arm.
-        time: What is left to do; or why it cannot be said.
+        time: The predicted time, or why it is unknown.
     """
     from loracle.report.terminal.placement_map import placement_map
 
@@ -41,11 +41,11 @@ def plan_view(
 
 
 def time_of(plan: StudyPlan, *, out: Path) -> TimeEstimate | str:
-    """Returns how long the study will take, or why that cannot be said."""
+    """Returns the predicted time of a study, or why it is unknown."""
     try:
         return estimate_time(plan, out=out)
     except UsageError as error:
-        return f"not known: {error}"
+        return f"unknown: {error}"
 
 
 def _heading(plan: StudyPlan) -> Text:
