@@ -50,7 +50,11 @@ def target_of(gpu: str | None, *, config: Config) -> Target:
             f"measured on this machine, {measured.measured_at}",
         )
     if device.tflop_per_s is None or device.gbyte_per_s is None:
-        how = "measure it with: loracle doctor --calibrate" if gpu is None else "no such device"
+        how = (
+            "measure it with: loracle doctor --calibrate"
+            if gpu is None
+            else "the device is not in the table"
+        )
         return Target(device, None, f"speed not known; {how}")
     rates = Rates(
         flop_per_s=_PRODUCTS_FRAC * device.tflop_per_s * 1e12,
@@ -61,6 +65,6 @@ def target_of(gpu: str | None, *, config: Config) -> Target:
     return Target(
         device,
         rates,
-        f"rough: {_PRODUCTS_FRAC:.0%} of the maker's rate and {_BANDWIDTH_FRAC:.0%} of its "
+        f"rough: {_PRODUCTS_FRAC:.0%} of the vendor's rate and {_BANDWIDTH_FRAC:.0%} of its "
         "bandwidth assumed, not measured",
     )

@@ -67,17 +67,17 @@ def _heading(report: PlanReport) -> list[str]:
 def _footing(report: PlanReport) -> list[str]:
     lines = [
         "Parts are those of training at its peak; train, eval, answers: the peak of each phase.",
-        "Memory is that of a pass that fills its budget, traced from the code that runs, plus "
-        "what the device keeps for itself."
+        "Memory is the peak of a pass that fills its budget, traced from the code that runs, plus "
+        "the device's runtime."
         if report.target.device.is_gpu
-        else "Memory is that of live tensors in a pass that fills its budget, traced from the "
-        "code that runs; Python and libraries come on top.",
+        else "Memory is the peak of live tensors in a pass that fills its budget, traced from the "
+        "code that runs; Python and libraries are not included.",
         f"Time: {report.target.basis}.",
     ]
     if report.arms.stand_ins:
         lines.append(
             f"{', '.join(report.arms.stand_ins)}: its modules are chosen when the study runs; as "
-            "many others stand in."
+            "many random ones stand in."
         )
     total = _study_seconds(report)
     if total is not None and sum(report.arms.num_runs.values()) > 1:
@@ -105,7 +105,7 @@ def _all_fit(report: PlanReport) -> bool:
 
 def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
     if not fit.changes:
-        return "Nothing has to change for it to fit."
+        return "Everything fits as configured."
     settings = " ".join(f"--set {each}" for each in fit.overrides)
     words = f"{'Fitted' if is_fitted else 'It fits'} with: {settings}"
     words += f" (at most {fit.peak_gib:.1f} GiB)."
