@@ -32,10 +32,10 @@ from loracle.engine.train import train_bundle
 from loracle.engine.train_state import new_run
 from loracle.forecast.calibration import calibrate
 from loracle.forecast.devices import this_device
-from loracle.forecast.meta_base import fill, pretend_adapter, pretend_base, pretending
+from loracle.forecast.meta_base import model_without_weights
 from loracle.forecast.op_costs import Rates
-from loracle.forecast.predict import GRANULE, kind_of
-from loracle.forecast.trace import Trace, made_up_examples, trace_step
+from loracle.forecast.predict import GRANULE
+from loracle.forecast.trace import Trace, synthetic_examples, trace_step
 from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_from_architecture
@@ -151,16 +151,19 @@ def _traced(
     batch: str,
 ) -> Trace:
     here = this_device()
-    base = pretend_base(GEOMETRIES[geometry], dtype=dtype, quantization=packing)
-    adapter = pretend_adapter(base, plan=plan, dropout=config.lora.dropout)
-    kind = kind_of(here, plan=plan)
-    with pretending(kind):
-        adapter = fill(base, adapter) if kind == "cpu" else adapter
+    with model_without_weights(
+        GEOMETRIES[geometry],
+        plan=plan,
+        device=here,
+        dtype=dtype,
+        dropout=config.lora.dropout,
+        quantization=packing,
+    ) as (base, adapter):
         return trace_step(
             base,
             adapter=adapter,
             config=config,
-            examples=made_up_examples(BATCHES[batch]),
+            examples=synthetic_examples(BATCHES[batch]),
             granule=GRANULE if here.is_gpu else 1,
         )
 
@@ -201,7 +204,7 @@ def _measured(
     run = new_run(
         base,
         adapter=adapter,
-        examples=made_up_examples(BATCHES[batch]),
+        examples=synthetic_examples(BATCHES[batch]),
         train=config.train.model_copy(update={"max_steps": steps}),
         dropout=config.lora.dropout,
         seed=0,

@@ -25,13 +25,13 @@ import torch
 from figures import environment_of, write_report
 from loracle.config.files import load_config
 from loracle.forecast.meta_base import (
+    fake_tensors,
     fill,
-    pretend_adapter,
-    pretend_base,
-    pretending,
-    unspoken_tokenizer,
+    meta_adapter,
+    meta_base,
+    one_word_tokenizer,
 )
-from loracle.forecast.trace import made_up_examples, trace_step
+from loracle.forecast.trace import synthetic_examples, trace_step
 from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
@@ -128,11 +128,11 @@ def _case(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _predicted(architecture: Any, config: Any, *, lengths: Any) -> int:
-    base = pretend_base(architecture, dtype=torch.bfloat16)
-    adapter = pretend_adapter(base, plan=_plan(base, config), dropout=config.lora.dropout)
-    with pretending():
+    base = meta_base(architecture, dtype=torch.bfloat16)
+    adapter = meta_adapter(base, plan=_plan(base, config), dropout=config.lora.dropout)
+    with fake_tensors():
         adapter = fill(base, adapter)
-        examples = made_up_examples(lengths)
+        examples = synthetic_examples(lengths)
         return trace_step(base, adapter=adapter, config=config, examples=examples).peak
 
 
@@ -148,7 +148,7 @@ def _real(architecture: Any, config: Any, *, lengths: Any) -> int:
     install_fast_norms(model)
     base = FrozenBase(
         model=model,
-        tokenizer=unspoken_tokenizer(),
+        tokenizer=one_word_tokenizer(),
         device=torch.device("cpu"),
         dtype=torch.bfloat16,
     )
@@ -160,7 +160,7 @@ def _real(architecture: Any, config: Any, *, lengths: Any) -> int:
         seed=0,
         model_source="random",
     )
-    examples = made_up_examples(lengths)
+    examples = synthetic_examples(lengths)
     peak = trace_step(base, adapter=adapter, config=config, examples=examples).peak
     del base, adapter, model
     gc.collect()

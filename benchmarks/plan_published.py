@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from loracle.config.files import load_config
 from loracle.forecast.devices import DEVICES
-from loracle.forecast.meta_base import fill, pretend_adapter, pretend_base, pretending
-from loracle.forecast.predict import GRANULE, dtype_on, kind_of, runtime_gib
-from loracle.forecast.trace import made_up_examples, trace_step
+from loracle.forecast.meta_base import model_without_weights
+from loracle.forecast.predict import GRANULE, dtype_on, runtime_gib
+from loracle.forecast.trace import synthetic_examples, trace_step
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import resolve_placement
 from loracle.sources import catalog
@@ -148,17 +148,16 @@ def _step_gb(row: Published, overrides: Sequence[str]) -> float:
         rank=row.rank,
         alpha=config.lora.alpha,
     )
-    base = pretend_base(
+    with model_without_weights(
         architecture,
-        dtype=dtype_on(device, asked=config.dtype),
+        plan=plan,
+        device=device,
+        dtype=dtype_on(device, requested=config.dtype),
+        dropout=config.lora.dropout,
         quantization=config.quantization,
-    )
-    adapter = pretend_adapter(base, plan=plan, dropout=config.lora.dropout)
-    kind = kind_of(device, plan=plan)
-    with pretending(kind):
-        adapter = fill(base, adapter) if kind == "cpu" else adapter
+    ) as (base, adapter):
         # Their losses are over every position, or ours would look better than they are.
-        examples = made_up_examples([(1, row.tokens - 1)] * row.sequences)
+        examples = synthetic_examples([(1, row.tokens - 1)] * row.sequences)
         found = trace_step(base, adapter=adapter, config=config, examples=examples, granule=GRANULE)
     return found.peak / _GB
 

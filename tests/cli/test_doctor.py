@@ -63,7 +63,7 @@ def test_too_little_disk_is_a_limit_and_a_cache_that_cannot_be_written_is_missin
     cache = findings()["cache"]
     assert (cache.state, cache.detail) == (
         "missing",
-        "~/.cache/loracle cannot be written; set LORACLE_CACHE",
+        "~/.cache/loracle is not writable; set LORACLE_CACHE",
     )
 
 
@@ -85,6 +85,6 @@ def test_a_package_that_is_not_installed_and_gpus_are_named(findings, monkeypatc
     monkeypatch.setattr(doctor, "capture_environment", lambda **_: environment)
     found = findings()
     assert found["packages"].state == "missing"
-    assert found["packages"].detail.startswith("wandb not installed; have python ")
+    assert found["packages"].detail.startswith("wandb not installed; found python ")
     assert (found["GPU"].state, found["GPU"].detail) == ("ok", "Tesla T4, 15 GiB")
     assert found["memory"].state == "limited"

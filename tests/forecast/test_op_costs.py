@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loracle.forecast.op_costs import Operation, Rates, Work
-from loracle.forecast.shape_cache import KnownShapes
+from loracle.forecast.shape_cache import CachedShapes
 from loracle.model.live_bytes import LiveBytes
 
 X, W = torch.ones(8, 16), torch.ones(4, 16)
@@ -59,14 +59,14 @@ def test_shapes_that_are_known_are_those_that_pytorch_works_out():
         return [(t.shape, t.stride(), t.dtype) for t in (x, y, z, *z.split(2, dim=1), z.sum(dim=0))]
 
     plain = outcomes()
-    with KnownShapes():
+    with CachedShapes():
         assert outcomes() == plain
         assert outcomes() == plain
 
 
 def test_what_is_written_into_has_the_shape_it_would_have():
     x = torch.ones(2, 3, dtype=torch.int32, device="meta")
-    with KnownShapes():
+    with CachedShapes():
         for _ in range(2):
             into = torch.empty(2, 3, dtype=torch.int32, device="meta")
             assert torch.bitwise_right_shift(x, 2, out=into) is into
@@ -94,13 +94,13 @@ def test_flops_are_those_of_pytorch_s_counter():
 
 def test_numbers_and_types_of_scalars_are_told_apart():
     x = torch.ones(3, dtype=torch.int64, device="meta")
-    with KnownShapes():
+    with CachedShapes():
         kinds = [(x + scalar).dtype for scalar in (1, 1.0, True, 1, 1.0)]
     assert kinds == [torch.int64, torch.float32, torch.int64, torch.int64, torch.float32]
 
 
 def test_what_depends_on_numbers_is_left_alone():
     real = torch.tensor([1.0, 0.0, 2.0])
-    with KnownShapes():
+    with CachedShapes():
         assert len(real[real > 0]) == 2
         assert torch.equal(real + 1, torch.tensor([2.0, 1.0, 3.0]))

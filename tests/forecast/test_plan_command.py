@@ -19,7 +19,7 @@ def test_a_run_is_planned_without_weights_or_network(place, shallow):
     assert "demo: smollm2-135m on alpaca-demo, 60 steps of 8 examples, for t4" in outcome.out
     assert "all-linear" in outcome.out
     assert f"{4_884_480 // 10:,}" in outcome.out
-    assert "rough: 60% of the maker's rate" in " ".join(outcome.out.split())
+    assert "rough: 60% of the vendor's rate" in " ".join(outcome.out.split())
     assert outcome.err == ""
 
 
@@ -52,7 +52,7 @@ def test_a_plan_of_what_fits_says_what_it_changed(place, shallow):
     assert "What each setting does to all-linear" in outcome.out
     assert re.search(r"\| all-linear \|.*\| yes \|", outcome.out)
     roomy = place.loracle("plan", *words, "--gpu", "h100")
-    assert "Nothing has to change for it to fit." in roomy.out
+    assert "Everything fits as configured." in roomy.out
     assert "What each setting does" not in roomy.out
 
 

@@ -11,8 +11,8 @@ from loracle.errors import UsageError
 from loracle.forecast.calibration import (
     Calibration,
     calibrate,
-    keep_calibration,
-    known_calibration,
+    read_calibration,
+    write_calibration,
 )
 from loracle.forecast.cases import predict_arms
 from loracle.forecast.devices import DEVICES, Device, device_of, this_device
@@ -113,7 +113,7 @@ def test_a_device_known_by_its_memory_has_no_times(shallow):
     ],
 )
 def test_the_dtype_is_what_the_device_multiplies(device, asked, dtype):
-    assert dtype_on(device_of(device), asked=asked) == dtype
+    assert dtype_on(device_of(device), requested=asked) == dtype
 
 
 # The larger devices have the settings of the a100-40.
@@ -249,14 +249,14 @@ def test_a_calibration_is_kept_and_found_again(tmp_path, monkeypatch):
         device=device.name, dtype="float32", threads=torch.get_num_threads(), flop_per_s=1e11,
         byte_per_s=1e10, overhead_s=1e-6, factor=1.5, measured_at="2026-01-01", torch="2.13.0",
     )  # fmt: skip
-    path = keep_calibration(measured)
-    assert known_calibration(device, dtype="float32") == measured
-    assert known_calibration(device, dtype="bfloat16") is None
+    path = write_calibration(measured)
+    assert read_calibration(device, dtype="float32") == measured
+    assert read_calibration(device, dtype="bfloat16") is None
     target = target_of(None, config=config)
     assert target.rates.factor == 1.5
     assert "2026-01-01" in target.basis
     path.write_text("{")
-    assert known_calibration(device, dtype="float32") is None
+    assert read_calibration(device, dtype="float32") is None
 
 
 def test_a_device_is_calibrated_by_measuring_it(monkeypatch):

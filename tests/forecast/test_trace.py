@@ -6,8 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from geometries import TINY
 from loracle.config.files import load_config
-from loracle.forecast.meta_base import fill, pretend_adapter, pretend_base, pretending
-from loracle.forecast.trace import made_up_examples, trace_answers, trace_scoring, trace_step
+from loracle.forecast.meta_base import fake_tensors, fill, meta_adapter, meta_base
+from loracle.forecast.trace import synthetic_examples, trace_answers, trace_scoring, trace_step
 from loracle.model.adapters import attach_adapter
 from loracle.model.inventory import inventory_of
 from loracle.model.load import load_base
@@ -40,9 +40,9 @@ def plan_of(base, config):
 
 def predicted(architecture, config, *, dtype, take):
     trains = config.lora.placement == "full"
-    base = pretend_base(architecture, dtype=dtype, trains=trains, quantization=config.quantization)
-    adapter = pretend_adapter(base, plan=plan_of(base, config), dropout=config.lora.dropout)
-    with pretending():
+    base = meta_base(architecture, dtype=dtype, trains=trains, quantization=config.quantization)
+    adapter = meta_adapter(base, plan=plan_of(base, config), dropout=config.lora.dropout)
+    with fake_tensors():
         return take(base, fill(base, adapter))
 
 
@@ -95,7 +95,7 @@ def assert_same(ours, theirs):
 def test_a_step_that_is_pretended_takes_the_bytes_of_the_real_one(
     folder, architecture, placement, shape, dtype
 ):
-    config, examples = settings(placement), made_up_examples(SHAPES[shape])
+    config, examples = settings(placement), synthetic_examples(SHAPES[shape])
     take = step_of(config, examples)
     assert_same(
         predicted(architecture, config, dtype=dtype, take=take),
@@ -108,7 +108,7 @@ def test_a_step_that_is_pretended_takes_the_bytes_of_the_real_one(
 )
 @pytest.mark.parametrize("placement", ["all-linear", "last-1", "attention-qv"])
 def test_so_does_one_with_checkpointing_or_packed_weights(folder, architecture, placement, changed):
-    config, examples = settings(placement, **changed), made_up_examples(SHAPES["short"])
+    config, examples = settings(placement, **changed), synthetic_examples(SHAPES["short"])
     take = step_of(config, examples)
     assert_same(
         predicted(architecture, config, dtype=torch.bfloat16, take=take),
@@ -118,7 +118,7 @@ def test_so_does_one_with_checkpointing_or_packed_weights(folder, architecture, 
 
 @pytest.mark.parametrize("placement", ["all-linear", "attention-qv", "lm-head"])
 def test_so_does_scoring(folder, architecture, placement):
-    config, examples = settings(placement), made_up_examples(SHAPES["long and short"])
+    config, examples = settings(placement), synthetic_examples(SHAPES["long and short"])
 
     def take(base, adapter):
         return trace_scoring(base, adapter=adapter, examples=examples)
@@ -144,10 +144,10 @@ def test_so_does_answering(folder, architecture, placement):
 
 
 def test_parts_are_the_closed_form(architecture):
-    config, examples = settings("attention"), made_up_examples(SHAPES["short"])
+    config, examples = settings("attention"), synthetic_examples(SHAPES["short"])
     take = step_of(config, examples)
     found = predicted(architecture, config, dtype=torch.float32, take=take)
-    plan = plan_of(pretend_base(architecture, dtype=torch.float32), config)
+    plan = plan_of(meta_base(architecture, dtype=torch.float32), config)
     assert found.parts["adapters"] == 4 * plan.trainable_params
     moments = 8 * plan.trainable_params
     assert moments <= found.parts["optimizer"] <= moments + 8 * len(plan.modules)
@@ -158,9 +158,9 @@ def test_arithmetic_is_the_closed_form(architecture):
     """Frozen products forward and for the input's gradient, twice for each factor and once more."""
     config = settings("all-linear", micro_batch_tokens=1000)
     shape = [(6, 10)]
-    take = step_of(config, made_up_examples(shape))
+    take = step_of(config, synthetic_examples(shape))
     found = predicted(architecture, config, dtype=torch.float32, take=take)
-    base = pretend_base(architecture, dtype=torch.float32)
+    base = meta_base(architecture, dtype=torch.float32)
     inventory, plan = inventory_of(base.model), plan_of(base, config)
     sizes = {m.name: m.in_features * m.out_features for m in inventory.modules}
     head = next(m for m in inventory.modules if m.role == "head")
@@ -185,7 +185,7 @@ def test_arithmetic_is_the_closed_form(architecture):
 @pytest.mark.parametrize("family", sorted(TINY))
 def test_every_family_can_be_planned_without_weights(family):
     config = settings("all-linear")
-    take = step_of(config, made_up_examples(SHAPES["short"]))
+    take = step_of(config, synthetic_examples(SHAPES["short"]))
     found = predicted(TINY[family], config, dtype=torch.float32, take=take)
     assert found.peak > found.rest > found.parts["weights"]
 
@@ -195,10 +195,10 @@ def test_every_family_can_be_planned_without_weights(family):
 def test_a_gpu_s_code_can_be_traced_on_a_cpu(architecture, placement, kind):
     """Its attention is another kernel; everything else is what a CPU does."""
     dtype = torch.bfloat16 if kind == "gpu" else torch.float16
-    config, examples = settings(placement), made_up_examples(SHAPES["long and short"])
-    base = pretend_base(architecture, dtype=dtype)
-    adapter = pretend_adapter(base, plan=plan_of(base, config), dropout=0.1)
-    with pretending(kind):
+    config, examples = settings(placement), synthetic_examples(SHAPES["long and short"])
+    base = meta_base(architecture, dtype=dtype)
+    adapter = meta_adapter(base, plan=plan_of(base, config), dropout=0.1)
+    with fake_tensors(kind):
         found = trace_step(base, adapter=adapter, config=config, examples=examples)
     elsewhere = predicted(architecture, config, dtype=dtype, take=step_of(config, examples))
     assert found.peak == pytest.approx(elsewhere.peak, rel=0.05)
@@ -208,7 +208,7 @@ def test_a_gpu_s_code_can_be_traced_on_a_cpu(architecture, placement, kind):
 
 
 def test_blocks_are_rounded_up_as_an_allocator_does(architecture):
-    config, examples = settings("all-linear"), made_up_examples(SHAPES["short"])
+    config, examples = settings("all-linear"), synthetic_examples(SHAPES["short"])
 
     def take(base, adapter):
         return trace_step(base, adapter=adapter, config=config, examples=examples, granule=512)

@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 
+from loracle.analysis.rate_search import best_rates
 from loracle.config.files import read_yaml
 from loracle.errors import ModelError, RunFolderError
 from loracle.records.study_folder import read_study
 from loracle.report.tables.search import search_table
 from loracle.report.terminal.progress import StudyProgress, last_step, run_state
-from loracle.study.run import best_rates
 from loracle.text import in_words
 from runs_fixture import contents, facts, load
 
@@ -293,21 +293,9 @@ def test_a_duration_reads_as_a_person_says_it(seconds, words):
     assert in_words(seconds) == words
 
 
-def test_best_rates_is_the_lowest_validation_loss_of_those_that_ended():
-    from types import SimpleNamespace
-
-    def trial(arm, rate):
-        train = SimpleNamespace(learning_rate=rate)
-        return SimpleNamespace(arm=arm, config=SimpleNamespace(train=train))
-
-    def ended(loss):
-        quality = SimpleNamespace(tuned=SimpleNamespace(loss_nats_per_token=loss))
-        result = None if loss is None else SimpleNamespace(quality=quality)
-        return SimpleNamespace(result=result)
-
-    trials = [trial("a", 0.1), trial("a", 0.2), trial("a", 0.3), trial("b", 0.1)]
-    found = best_rates(trials, [ended(2.0), ended(1.0), ended(None), ended(3.0)])
-    assert found == {"a": 0.2, "b": 0.1}
+def test_the_best_rate_has_the_lowest_validation_loss():
+    trials = [("a", 0.1, 2.0), ("a", 0.2, 1.0), ("b", 0.1, 3.0), ("a", 0.3, 1.5)]
+    assert best_rates(trials) == {"a": 0.2, "b": 0.1}
 
 
 def test_the_recorded_study_is_the_file_with_its_base_resolved(done):

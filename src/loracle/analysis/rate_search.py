@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loracle.records.study_folder import StudyRecord
@@ -37,11 +38,18 @@ def shared_rate(study: StudyRecord) -> SharedRate | None:
 
 def taken_rates(study: StudyRecord) -> dict[str, float]:
     """Returns the rate of each arm that was searched: the one with the lowest validation loss."""
-    found: dict[str, tuple[float, float]] = {}
-    for run in study.search:
-        tried = (run.result.quality.tuned.loss_nats_per_token, run.learning_rate)
-        found[run.arm] = min(found.get(run.arm, tried), tried)
-    return {arm: rate for arm, (_, rate) in found.items()}
+    return best_rates(
+        (run.arm, run.learning_rate, run.result.quality.tuned.loss_nats_per_token)
+        for run in study.search
+    )
+
+
+def best_rates(trials: Iterable[tuple[str, float, float]]) -> dict[str, float]:
+    """Returns the rate with the lowest loss of each arm, from (arm, rate, loss) of its trials."""
+    best: dict[str, tuple[float, float]] = {}
+    for arm, rate, loss in trials:
+        best[arm] = min(best.get(arm, (loss, rate)), (loss, rate))
+    return {arm: rate for arm, (_, rate) in best.items()}
 
 
 def arms_at_the_edge(study: StudyRecord) -> list[str]:

@@ -1,4 +1,4 @@
-"""What this machine can do, and what is missing."""
+"""Checks of this machine: packages, device, memory, cache, access to models."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _DEMO_MEMORY_GIB = 8.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     name: str
     state: State
@@ -43,7 +43,7 @@ class Finding:
 
 
 def checkup() -> list[Finding]:
-    """Returns what was found; nothing is downloaded and no network is tried."""
+    """Returns the results of all checks, which use no network."""
     device = choose_device("auto")
     dtype = choose_dtype("auto", device=device)
     environment = capture_environment(device=str(device), dtype=dtype_name(dtype))
@@ -63,7 +63,7 @@ def checkup() -> list[Finding]:
 
 
 def doctor_view(findings: Sequence[Finding]) -> RenderableType:
-    """Returns the findings as a table."""
+    """Returns the findings as a table for the terminal."""
     colours = {"ok": "green", "limited": "yellow", "missing": "red"}
     table = Table(box=None, pad_edge=False, title="This machine", title_justify="left")
     for column in ("", "", ""):
@@ -75,27 +75,26 @@ def doctor_view(findings: Sequence[Finding]) -> RenderableType:
 
 
 def calibrate_device(console: Console) -> None:
-    """Measures the device's speed and leaves it where plans find it."""
-    from loracle.forecast.calibration import calibrate, keep_calibration
+    """Measures the device's speed and stores it for forecasts."""
+    from loracle.forecast.calibration import calibrate, write_calibration
 
-    found = calibrate(say=lambda what: console.print(f"measuring {what}"))
-    keep_calibration(found)
+    write_calibration(calibrate(say=lambda part: console.print(f"measuring {part}")))
 
 
 def _speed() -> Finding:
-    from loracle.forecast.calibration import known_calibration
+    from loracle.forecast.calibration import read_calibration
     from loracle.forecast.devices import this_device
 
     device = choose_device("auto")
     dtype = dtype_name(choose_dtype("auto", device=device))
-    found = known_calibration(this_device(), dtype=dtype)
-    if found is None:
-        return Finding("speed", "limited", "not measured; loracle doctor --calibrate")
+    speed = read_calibration(this_device(), dtype=dtype)
+    if speed is None:
+        return Finding("speed", "limited", "not measured; run loracle doctor --calibrate")
     return Finding(
         "speed",
         "ok",
-        f"{found.flop_per_s / 1e12:.2f} TFLOP/s in {found.dtype}, {found.byte_per_s / 1e9:.0f} "
-        f"GB/s, {found.overhead_s * 1e6:.1f} us a call, measured {found.measured_at}",
+        f"{speed.flop_per_s / 1e12:.2f} TFLOP/s in {speed.dtype}, {speed.byte_per_s / 1e9:.0f} "
+        f"GB/s, {speed.overhead_s * 1e6:.1f} us a call, measured {speed.measured_at}",
     )
 
 
@@ -104,7 +103,7 @@ def _versions(environment: Mapping[str, Any]) -> Finding:
     absent = [name for name, version in versions.items() if version is None]
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if absent:
-        return Finding("packages", "missing", f"{', '.join(absent)} not installed; have {named}")
+        return Finding("packages", "missing", f"{', '.join(absent)} not installed; found {named}")
     return Finding("packages", "ok", named)
 
 
@@ -119,7 +118,7 @@ def _cpu(environment: Mapping[str, Any]) -> Finding:
 def _gpus(environment: Mapping[str, Any]) -> list[Finding]:
     gpus = environment["gpus"]
     if not gpus:
-        note = "none; models to about 1B parameters train on the CPU, 7B needs a GPU"
+        note = "none; the CPU trains models up to about 1B parameters, 7B needs a GPU"
         return [Finding("GPU", "limited", note)]
     return [Finding("GPU", "ok", f"{gpu['name']}, {gpu['memory_gib']:.0f} GiB") for gpu in gpus]
 
@@ -137,11 +136,11 @@ def _allocator() -> Finding:
 
 
 def _cache(folder: Path) -> Finding:
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    free_gib = shutil.disk_usage(there).free / GIB
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free_gib = shutil.disk_usage(existing).free / GIB
     shown = "$LORACLE_CACHE" if os.environ.get("LORACLE_CACHE") else "~/.cache/loracle"
-    if not os.access(there, os.W_OK):
-        return Finding("cache", "missing", f"{shown} cannot be written; set LORACLE_CACHE")
+    if not os.access(existing, os.W_OK):
+        return Finding("cache", "missing", f"{shown} is not writable; set LORACLE_CACHE")
     state: State = "ok" if free_gib >= _DEMO_DISK_GIB else "limited"
     return Finding(
         "cache", state, f"{shown}, {free_gib:.0f} GiB free (the demo needs {_DEMO_DISK_GIB} GiB)"

@@ -1,4 +1,4 @@
-"""The command line: parse, call, print. Nothing is computed here."""
+"""The command line: parses arguments, calls one function, prints its result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loracle.version import __version__
 
 app = typer.Typer(
     name="loracle",
-    help="Where should LoRA adapters go? Controlled comparisons, measured, with error bars.",
+    help="Where should LoRA adapters go? Compares placements under equal conditions.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -25,28 +25,36 @@ app = typer.Typer(
 )
 
 ConfigArgument = Annotated[
-    str, typer.Argument(metavar="[CONFIG]", help="A YAML file or the name of a shipped config.")
+    str, typer.Argument(metavar="[CONFIG]", help="YAML file, or name of a shipped configuration.")
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override one key, e.g. train.max_steps=100."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one key, e.g. train.max_steps=100; can be repeated.",
+    ),
 ]
-
 FitOption = Annotated[
     bool,
-    typer.Option("--fit", help="Choose passes, checkpointing and 4 bits so that memory suffices."),
+    typer.Option(
+        "--fit",
+        help="Fit the device's memory: choose tokens per pass, gradient checkpointing and, last, "
+        "4-bit weights.",
+    ),
 ]
+MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
 
 RUNS = Path("runs")
 
 
 def main() -> None:
-    """Runs the command and turns every error of ours into one line and an exit code."""
+    """Runs the command line and exits with its code."""
     sys.exit(run(app))
 
 
 def run(command: Callable[..., Any]) -> int:
-    """Returns the exit code of a command; the one place where our errors are caught."""
+    """Runs a command and returns its exit code; prints a `LoracleError` as one line."""
     try:
         code = command(standalone_mode=False)
     except LoracleError as error:
@@ -54,9 +62,7 @@ def run(command: Callable[..., Any]) -> int:
             f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False
         )
         return error.exit_code
-    except typer.Abort:
-        return 130
-    except KeyboardInterrupt:
+    except (typer.Abort, KeyboardInterrupt):
         return 130
     except Exception as error:
         show = getattr(error, "show", None)
@@ -77,11 +83,11 @@ def _version(
 
 
 def _fitted(
-    config: str, overrides: list[str] | None, *, wanted: bool
+    config: str, overrides: list[str] | None, *, fit: bool
 ) -> tuple[list[str], Mapping[str, Any]]:
-    """Returns the settings given and, if it is wanted, those that make everything fit."""
+    """Returns the overrides, with ``fit`` also those that fit the device, and notes on them."""
     given = list(overrides or ())
-    if not wanted:
+    if not fit:
         return given, {}
     from loracle.study.forecast import choose_fit
 
@@ -95,15 +101,20 @@ def baseline(
     config: ConfigArgument = "base_config",
     overrides: SetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder; default: runs/<config>-<time>.")
+        Path | None, typer.Option(help="Run folder.", show_default="runs/<config>-<time>")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a run that was stopped.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue an unfinished run: the one in --out, or the newest of this "
+            "configuration.",
+        ),
     ] = False,
     fit: FitOption = False,
 ) -> None:
     """Fine-tune with the standard LoRA baseline; measure quality and cost before and after."""
-    settings, notes = _fitted(config, overrides, wanted=fit)
+    settings, notes = _fitted(config, overrides, fit=fit)
     resolved = load_config(config, overrides=settings)
     from loracle.records.find_runs import find_resumable, new_run_path
 
@@ -128,22 +139,28 @@ def baseline(
 @app.command()
 def study(
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="A study's YAML file, or a shipped one's name.")
+        str, typer.Argument(metavar="CONFIG", help="YAML file, or name of a shipped study.")
     ],
     overrides: SetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Study folder; default: runs/<config>. It is gone on with.")
+        Path | None,
+        typer.Option(
+            help="Study folder; an existing study is resumed.", show_default="runs/<config>"
+        ),
     ] = None,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Show arms, ranks, counts, runs and time; run nothing.")
+        bool,
+        typer.Option(
+            "--plan", help="Only show arms, ranks, parameter counts, runs and predicted time."
+        ),
     ] = False,
     fit: FitOption = False,
 ) -> None:
-    """Compare placements under identical conditions over several seeds, then report."""
+    """Compare placements over several seeds under equal conditions, then write a report."""
     from loracle.study.file import load_study
 
     name = find_config(config).stem
-    settings, notes = _fitted(config, overrides, wanted=fit)
+    settings, notes = _fitted(config, overrides, fit=fit)
     resolved, base = load_study(config, overrides=settings)
     from loracle.report.terminal.study_plan import plan_view, time_of
     from loracle.study.run import prepare_study
@@ -166,37 +183,41 @@ def study(
 def plan(
     config: Annotated[
         str,
-        typer.Argument(metavar="[CONFIG]", help="A run's or a study's file, or a shipped name."),
+        typer.Argument(
+            metavar="[CONFIG]", help="YAML file of a run or a study, or name of a shipped one."
+        ),
     ] = "base_config",
     overrides: SetOption = None,
     gpu: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="t4, l4, rtx4090, a100-40, a100-80, h100, h200, or memory: 24GiB."
+            metavar="NAME",
+            help="t4, l4, rtx4090, a100-40, a100-80, h100, h200, or a size of memory: 24GiB.",
+            show_default="this machine's device",
         ),
     ] = None,
     fit: FitOption = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
+    markdown: MarkdownOption = False,
 ) -> None:
-    """Predict memory and time, and whether it fits: without weights and without the GPU."""
+    """Predict memory and time of a run or study; needs neither weights nor the GPU."""
     from loracle.report.terminal.forecast import plan_report_markdown, plan_report_view
     from loracle.study.forecast import make_plan
 
-    found = make_plan(config, overrides=overrides or (), gpu=gpu, fit=fit)
+    forecast = make_plan(config, overrides=overrides or (), gpu=gpu, fit=fit)
     if markdown:
-        sys.stdout.write(plan_report_markdown(found))
+        sys.stdout.write(plan_report_markdown(forecast))
     else:
-        Console().print(plan_report_view(found))
+        Console().print(plan_report_view(forecast))
 
 
 @app.command()
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A study, a run, or a folder of runs.")
+        Path, typer.Argument(metavar="DIR", help="Folder of a study, a run, or several runs.")
     ],
-    markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
+    markdown: MarkdownOption = False,
 ) -> None:
-    """Write a study's report; print the table of a run, or of runs that differ in their seed."""
+    """Write a study's report, or print the results of a run or of runs with different seeds."""
     from loracle.records.names import STUDY
 
     if (folder / STUDY).is_file():
@@ -223,18 +244,25 @@ def report(
 
 @app.command()
 def config(config: ConfigArgument = "base_config", overrides: SetOption = None) -> None:
-    """Print a configuration as it resolves, every field."""
+    """Print a configuration with every field resolved."""
     resolved = load_config(config, overrides=overrides or ())
     sys.stdout.write(dump_yaml(resolved.model_dump(mode="json")))
 
 
 @app.command()
 def placements(
-    model: Annotated[str, typer.Argument(help="A model key, hub:, path: or pypi: source.")],
-    rank: Annotated[int, typer.Option(min=1, help="r.")] = 16,
-    alpha: Annotated[float, typer.Option(help="Scaling is alpha / r.")] = 32.0,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Key of a listed model, or hub:, path:, pypi: source."
+        ),
+    ],
+    rank: Annotated[int, typer.Option(min=1, help="LoRA rank r.")] = 16,
+    alpha: Annotated[
+        float, typer.Option(help="LoRA alpha; updates are scaled by alpha / rank.")
+    ] = 32.0,
 ) -> None:
-    """Show the modules of a model, their shapes, and what each placement would train."""
+    """List a model's modules with their shapes, and the parameters each placement trains."""
     from loracle.model.inventory import inventory_from_architecture
     from loracle.report.terminal.placements import placements_table
     from loracle.sources import model_architecture
@@ -245,12 +273,21 @@ def placements(
 
 @app.command()
 def sample(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
-    instruction: Annotated[str, typer.Argument(help="What to do.")],
-    input_text: Annotated[str, typer.Option("--input", help="The record's input, if any.")] = "",
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per answer.")] = None,
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    instruction: Annotated[
+        str, typer.Argument(metavar="INSTRUCTION", help="Instruction to answer.")
+    ],
+    input_text: Annotated[
+        str, typer.Option("--input", help="Input of the instruction.", show_default="none")
+    ] = "",
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Maximum length of an answer, in tokens.", show_default="the run's"
+        ),
+    ] = None,
 ) -> None:
-    """Print the untuned and the tuned model's answers to an instruction, side by side."""
+    """Print the answers of the untuned and the tuned model to an instruction, side by side."""
     from loracle.report.terminal.answers import answers_view
     from loracle.runner.sample import sample_run
 
@@ -264,10 +301,14 @@ def sample(
 def doctor(
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="Measure the device's speed, for plans; keep it idle."),
+        typer.Option(
+            "--calibrate",
+            help="Measure the device's speed, from which times are predicted. Takes some seconds; "
+            "the machine should be idle.",
+        ),
     ] = False,
 ) -> None:
-    """Say what this machine can do and what is missing."""
+    """Check this machine: packages, device, memory, cache, access to models."""
     from loracle.cli.doctor import calibrate_device, checkup, doctor_view
 
     if calibrate:

@@ -1,4 +1,4 @@
-"""A study as a person sees it: run with a live table, then judged and reported."""
+"""Runs a study with a live table, then prints its verdicts and writes its report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from loracle.records.study_folder import read_study
 from loracle.report.terminal.progress import StudyProgress, ended_line
 from loracle.runner.progress import Progress
 from loracle.runner.run_spec import RunOutcome
+from loracle.study.accuracy import compare_with_measured
 from loracle.study.clock import keep_clock
 from loracle.study.plan import StudyPlan
 from loracle.study.run import run_study
@@ -20,12 +22,12 @@ from loracle.study.run import run_study
 def conduct_study(
     plan: StudyPlan, *, out: Path, console: Console, notes: Mapping[str, Any] | None = None
 ) -> list[RunOutcome]:
-    """Runs what is left of a study, prints its verdicts and returns the runs that failed.
+    """Runs the unfinished runs of a study, prints its verdicts and returns the failed runs.
 
     Args:
         plan: The study.
-        out: Its folder.
-        console: Where the verdicts are printed; progress goes to standard error.
+        out: The study's folder.
+        console: Where verdicts are printed; progress goes to standard error.
         notes: Recorded with every run.
     """
     table = StudyProgress(plan, out)
@@ -40,17 +42,9 @@ def conduct_study(
     )
     if not outcome.failed:
         keep_clock(outcome.plan, out=out, progress=progress)
-    _predict(out)
+    compare_with_measured(out, read_study(out))
     report_study(out, console=console)
     return outcome.failed
-
-
-def _predict(out: Path) -> None:
-    """Leaves in the study's folder what a plan would have said of what was measured."""
-    from loracle.records.study_folder import read_study
-    from loracle.study.accuracy import compare_with_measured
-
-    compare_with_measured(out, read_study(out))
 
 
 def report_study(folder: Path, *, console: Console) -> None:
@@ -60,7 +54,6 @@ def report_study(folder: Path, *, console: Console) -> None:
         RunFolderError: If the folder holds no study, or none of its runs completed.
     """
     from loracle.analysis.verdicts import judge
-    from loracle.records.study_folder import read_study
     from loracle.report import write_report
     from loracle.report.terminal.verdicts import verdict_view
 

@@ -1,7 +1,7 @@
-"""How fast this device is, measured: its products, its memory, its calls, and a step of ours.
+"""Measures the speed of this device: matrix products, memory, calls, and a training step.
 
-What lies between those is taken together as one factor: measured over predicted time of a step of
-a small random model, of the shape of the models that are tuned.
+Everything else is one factor: measured over predicted time of a step of a small random model that
+has the shape of the models that are tuned.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from loracle.sources.cache import cache_folder
 from loracle.text import slug_of
 
 _SCHEMA = 1
-# assumed: long enough to tell, short enough to wait for
+# assumed: enough for a stable minimum, short enough to wait for
 _REPEATS = 5
 _STEPS = 6
 _CALLS = 2000
 _ADDED = 1 << 23
 
-# Of the random model whose step is measured, by kind of device.
+# Sizes of the random model whose step is measured, by kind of device.
 _SIZES = {
     "cpu": {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 6},
     "cuda": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 4},
@@ -45,38 +45,34 @@ _BATCH = [(54, 150)] * 8
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured of a device."""
+    """Measured speed of a device."""
 
     device: str
-    """Its name."""
+    """Name of the device."""
     dtype: str
-    """Of the products."""
+    """Dtype of the products."""
     threads: int
-    """Of a CPU; what PyTorch was set to."""
+    """PyTorch's number of CPU threads."""
     flop_per_s: float
     byte_per_s: float
     overhead_s: float
-    """Per call."""
+    """Seconds per call."""
     factor: float
     """Measured over predicted time of a step."""
     measured_at: str
-    """Date."""
+    """ISO date."""
     torch: str
-    """Version."""
+    """Version of PyTorch."""
 
     def rates(self, *, overlaps: bool) -> Rates:
-        """Returns it as what times are predicted from."""
+        """Returns the rates from which times are predicted."""
         return Rates(
             self.flop_per_s, self.byte_per_s, self.overhead_s, overlaps=overlaps, factor=self.factor
         )
 
 
 def calibrate(*, say: Callable[[str], None] = lambda _: None) -> Calibration:
-    """Returns what this machine's device does, after measuring it for some seconds.
-
-    Args:
-        say: Told what is being measured.
-    """
+    """Measures this machine's device for some seconds; ``say`` gets the name of each part."""
     device = choose_device("auto")
     dtype = choose_dtype("auto", device=device)
     say("products")
@@ -86,8 +82,8 @@ def calibrate(*, say: Callable[[str], None] = lambda _: None) -> Calibration:
     say("calls")
     overhead = _overhead(device)
     say("a step")
-    plain = Rates(flops, moved, overhead, overlaps=device.type == "cuda")
-    predicted, measured = _step(device, dtype, rates=plain)
+    uncorrected = Rates(flops, moved, overhead, overlaps=device.type == "cuda")
+    predicted, measured = _step(device, dtype, rates=uncorrected)
     return Calibration(
         device=this_device().name,
         dtype=dtype_name(dtype),
@@ -109,39 +105,38 @@ def _products(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _moved(device: torch.device, dtype: torch.dtype) -> float:
-    one = torch.ones(_ADDED, dtype=dtype, device=device)
-    out = torch.empty_like(one)
-    times = _timed(lambda: torch.add(one, one, out=out), device=device)
-    return 3 * _ADDED * dtype.itemsize / times
+    term = torch.ones(_ADDED, dtype=dtype, device=device)
+    out = torch.empty_like(term)
+    seconds = _timed(lambda: torch.add(term, term, out=out), device=device)
+    return 3 * _ADDED * dtype.itemsize / seconds
 
 
 def _overhead(device: torch.device) -> float:
-    one = torch.ones(16, device=device)
+    small = torch.ones(16, device=device)
 
     def calls() -> None:
         for _ in range(_CALLS):
-            one.add_(1.0)
+            small.add_(1.0)
 
     return _timed(calls, device=device) / _CALLS
 
 
 def _timed(run: Callable[[], object], *, device: torch.device) -> float:
-    """Returns the fastest of a few runs, after one that is not counted."""
+    """Returns the seconds of the fastest of a few runs, after a warm-up."""
     times = []
     for _ in range(_REPEATS + 1):
         synchronize(device)
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         run()
         synchronize(device)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started_at)
     return min(times[1:])
 
 
 def _step(device: torch.device, dtype: torch.dtype, *, rates: Rates) -> tuple[float, float]:
     """Returns predicted and measured seconds of a step of a small model with random weights."""
-    from loracle.forecast.meta_base import fill, pretend_adapter, pretend_base, pretending
-    from loracle.forecast.predict import kind_of
-    from loracle.forecast.trace import made_up_examples, trace_step
+    from loracle.forecast.meta_base import model_without_weights
+    from loracle.forecast.trace import synthetic_examples, trace_step
     from loracle.model.inventory import inventory_from_architecture
     from loracle.placement import resolve_placement
 
@@ -153,13 +148,11 @@ def _step(device: torch.device, dtype: torch.dtype, *, rates: Rates) -> tuple[fl
         rank=config.lora.rank,
         alpha=config.lora.alpha,
     )
-    examples = made_up_examples(_BATCH)
-    pretended = pretend_base(architecture, dtype=dtype)
-    adapter = pretend_adapter(pretended, plan=plan, dropout=config.lora.dropout)
-    kind = kind_of(this_device(), plan=plan)
-    with pretending(kind):
-        adapter = fill(pretended, adapter) if kind == "cpu" else adapter
-        traced = trace_step(pretended, adapter=adapter, config=config, examples=examples)
+    examples = synthetic_examples(_BATCH)
+    with model_without_weights(
+        architecture, plan=plan, device=this_device(), dtype=dtype, dropout=config.lora.dropout
+    ) as (base, adapter):
+        traced = trace_step(base, adapter=adapter, config=config, examples=examples)
     measured = _measured_step(architecture, device, dtype, plan=plan, config=config)
     return traced.work.seconds(rates), measured
 
@@ -188,8 +181,8 @@ def _measured_step(
 
     from loracle.engine.train import train_bundle
     from loracle.engine.train_state import new_run
-    from loracle.forecast.meta_base import unspoken_tokenizer
-    from loracle.forecast.trace import made_up_examples
+    from loracle.forecast.meta_base import one_word_tokenizer
+    from loracle.forecast.trace import synthetic_examples
     from loracle.model.adapters import attach_adapter
     from loracle.model.base import FrozenBase
     from loracle.model.layers.attention import PACKED
@@ -202,7 +195,7 @@ def _measured_step(
         )
     model = model.to(device).eval().requires_grad_(False)
     install_fast_norms(model)
-    base = FrozenBase(model=model, tokenizer=unspoken_tokenizer(), device=device, dtype=dtype)
+    base = FrozenBase(model=model, tokenizer=one_word_tokenizer(), device=device, dtype=dtype)
     adapter = attach_adapter(
         base,
         name="default",
@@ -214,7 +207,7 @@ def _measured_step(
     run = new_run(
         base,
         adapter=adapter,
-        examples=made_up_examples(_BATCH),
+        examples=synthetic_examples(_BATCH),
         train=config.train.model_copy(update={"max_steps": _STEPS}),
         dropout=config.lora.dropout,
         seed=0,
@@ -224,29 +217,22 @@ def _measured_step(
     return statistics.median(times[2:])
 
 
-def keep_calibration(found: Calibration) -> Path:
-    """Leaves a calibration in the cache, where plans find it, and returns its file."""
-    path = _path(found.device, found.dtype, found.threads)
+def write_calibration(calibration: Calibration) -> Path:
+    """Stores a calibration in the cache, where forecasts read it; returns its file."""
+    path = _path(calibration.device, calibration.dtype, calibration.threads)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"schema": _SCHEMA, **asdict(found)})
+    write_json(path, {"schema": _SCHEMA, **asdict(calibration)})
     return path
 
 
-def known_calibration(device: Device, *, dtype: str) -> Calibration | None:
-    """Returns what was measured of a device on this machine; None if nothing was, or is readable.
-
-    Args:
-        device: Its name counts.
-        dtype: Of the products.
-    """
+def read_calibration(device: Device, *, dtype: str) -> Calibration | None:
+    """Returns the stored calibration of the device of that name and dtype; None without one."""
     path = _path(device.name, dtype, torch.get_num_threads())
     if not path.is_file():
         return None
     try:
-        kept = dict(read_json(path))
-        if kept.pop("schema") != _SCHEMA:
-            return None
-        return Calibration(**kept)
+        stored = read_json(path)
+        return Calibration(**stored) if stored.pop("schema") == _SCHEMA else None
     except (RunFolderError, TypeError, KeyError):
         return None
 

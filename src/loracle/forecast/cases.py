@@ -1,4 +1,4 @@
-"""What a configuration comes to before it is run: the placements of a run or of a study."""
+"""Forecasts of several placements at once: those of a run or of a study."""
 
 from __future__ import annotations
 
@@ -20,28 +20,26 @@ from loracle.forecast.op_costs import Rates
 from loracle.forecast.predict import Prediction, predict_run, trace_run
 from loracle.placement import ModulePlan
 
-_Given = TypeVar("_Given")
-
-
-_Found = TypeVar("_Found")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class PlannedArms:
-    """The placements that a configuration comes to."""
+    """The resolved placements of a configuration."""
 
     title: str
-    """Of the file."""
+    """Name of its file."""
     config: Config
-    """What all of them share."""
+    """The configuration that they share."""
     architecture: Mapping[str, Any]
     """The model's Transformers configuration."""
     plans: Mapping[str, ModulePlan]
-    """By the arm's name; of a run, one."""
+    """Modules by the arm's name; one for a single run."""
     num_runs: Mapping[str, int]
-    """Runs of each arm in the study; of a run, one."""
+    """Number of runs of each arm."""
     stand_ins: tuple[str, ...]
-    """Arms whose modules are chosen only when the study runs; others of their number stand in."""
+    """Arms whose modules are chosen when the study runs; as many random ones stand in for them."""
 
 
 def predict_arms(
@@ -50,19 +48,21 @@ def predict_arms(
     device: Device,
     rates: Rates | None,
     only: Sequence[str] | None = None,
+    only_times: bool = False,
 ) -> dict[str, Prediction]:
-    """Returns what each placement takes on a device.
+    """Returns the memory and time of a run of each arm, by the arm's name.
 
     Args:
         arms: The placements.
         device: Where they would run.
-        rates: How fast it is; None: not known.
+        rates: Speed of the device; None: unknown.
         only: Names of arms; None: all.
+        only_times: Skips what only memory needs; the predicted memory is then too low.
     """
     names = list(arms.plans if only is None else only)
     cases = [(name, arms.config) for name in names]
-    found = predict_cases(arms, cases, device=device, rates=rates)
-    return dict(zip(names, found, strict=True))
+    results = predict_cases(arms, cases, device=device, rates=rates, only_times=only_times)
+    return dict(zip(names, results, strict=True))
 
 
 def predict_cases(
@@ -71,16 +71,16 @@ def predict_cases(
     *,
     device: Device,
     rates: Rates | None,
+    only_times: bool = False,
 ) -> list[Prediction]:
-    """Returns what placements take on a device, each under a configuration of its own.
-
-    Args:
-        arms: The placements.
-        cases: Arms by name, and what each runs with.
-        device: Where they would run.
-        rates: How fast it is; None: not known.
-    """
-    predict = partial(_predict, architecture=arms.architecture, device=device, rates=rates)
+    """Returns the memory and time of runs: of each case, an arm's name and its configuration."""
+    predict = partial(
+        _predict,
+        architecture=arms.architecture,
+        device=device,
+        rates=rates,
+        only_times=only_times,
+    )
     return in_processes(predict, [(arms.plans[name], config) for name, config in cases])
 
 
@@ -90,26 +90,32 @@ def _predict(
     architecture: Mapping[str, Any],
     device: Device,
     rates: Rates | None,
+    only_times: bool,
 ) -> Prediction:
     plan, config = case
     lengths = lengths_of(config)
-    traces = trace_run(config, plan=plan, architecture=architecture, device=device, lengths=lengths)
+    traces = trace_run(
+        config,
+        plan=plan,
+        architecture=architecture,
+        device=device,
+        lengths=lengths,
+        only_times=only_times,
+    )
     return predict_run(traces, device=device, lengths=lengths, rates=rates)
 
 
-def in_processes(each: Callable[[_Given], _Found], given: Sequence[_Given]) -> list[_Found]:
-    """Returns what a function makes of each, on all cores where processes start cheaply.
+def in_processes(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """Returns the function's results, computed on all cores where processes can be forked.
 
-    Args:
-        each: Computes nothing that needs threads.
-        given: What it takes.
+    The function must not need threads: it runs in processes of one thread.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    count = min(cores, len(given))
+    count = min(cores, len(items))
     if count < 2 or "fork" not in get_all_start_methods():
-        return [each(one) for one in given]
+        return list(map(function, items))
     fork = get_context("fork")
-    # Threads of the parent are not there in a child, and must not be waited for.
+    # A child has none of its parent's threads and must not wait for them.
     with (
         warnings.catch_warnings(),
         ProcessPoolExecutor(
@@ -117,4 +123,4 @@ def in_processes(each: Callable[[_Given], _Found], given: Sequence[_Given]) -> l
         ) as pool,
     ):
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-        return list(pool.map(each, given))
+        return list(pool.map(function, items))

@@ -1,7 +1,7 @@
-"""What a device offers: memory, the rate of 16-bit products, bandwidth.
+"""Devices: memory, rate of 16-bit products, memory bandwidth.
 
-Rates are the makers' figures for dense products with fp32 accumulation, without sparsity. What a
-step reaches of them is a matter of calibration, not of this table.
+Rates are the vendors' figures for dense products with fp32 accumulation, without sparsity. The
+fraction that a step reaches is a matter of calibration, not of this table.
 
 Sources: NVIDIA data sheets "T4 Tensor Core GPU" (2019), "L4 Tensor Core GPU" (2023), "A100 Tensor
 Core GPU" (SXM, 2021), "H100 Tensor Core GPU" (SXM, 2023), "H200 Tensor Core GPU" (SXM, 2024), "Ada
@@ -25,19 +25,19 @@ class Device:
     """A GPU, or this machine's CPU."""
 
     name: str
-    """As ``--gpu`` takes it, or as the device calls itself."""
+    """Name as ``--gpu`` takes it, or as the device reports it."""
     memory_gib: float
-    """In all, before the driver and the context take theirs."""
+    """Total memory, before driver and context."""
     has_bf16: bool
     """False: fp16 with loss scaling on a GPU, fp32 on a CPU."""
     tflop_per_s: float | None = None
-    """Dense 16-bit products; None: not in the table."""
+    """Rate of dense 16-bit products; None: unknown."""
     gbyte_per_s: float | None = None
-    """Memory bandwidth, 1e9 bytes per second; None: not in the table."""
+    """Memory bandwidth, 1e9 bytes per second; None: unknown."""
     is_gpu: bool = True
     """False: a CPU."""
     says: str = ""
-    """Part of the name under which PyTorch knows it; empty: not in the table."""
+    """Part of the name that PyTorch reports; empty: not in the table."""
 
 
 def _device(name: str, mib: int, bf16: bool, tflops: float, bandwidth: float, says: str) -> Device:
@@ -56,28 +56,27 @@ DEVICES = {
         _device("h200", 143771, True, 989.4, 4800.0, "H200"),
     )
 }
-"""By name."""
+"""The table, by name."""
 
-# assumed: a card of the table reports its memory within so much of the table's
+# assumed: largest relative difference between a card's reported memory and the table's
 _SAME_MEMORY_FRAC = 0.1
 
 
 def device_of(given: str) -> Device:
-    """Returns a device of the table, or one that is known by its memory alone.
+    """Returns a device of the table, or one of a given size of memory.
 
     Args:
-        given: A name, or a size such as ``24GiB`` or ``24``, in GiB.
+        given: A name, or a size in GiB such as ``24GiB`` or ``24``.
 
     Raises:
         UsageError: If it is neither.
     """
-    known = DEVICES.get(given.lower())
-    if known is not None:
-        return known
+    if device := DEVICES.get(given.lower()):
+        return device
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:gib|gb|g)?", given.strip(), flags=re.IGNORECASE)
     if size is None or float(size[1]) <= 0:
-        longer = [name for name in DEVICES if name.startswith(given.lower())] if given else []
-        hint = f"; did you mean '{longer[0]}'?" if longer else did_you_mean(given, DEVICES)
+        matches = [name for name in DEVICES if name.startswith(given.lower())] if given else []
+        hint = f"; did you mean '{matches[0]}'?" if matches else did_you_mean(given, DEVICES)
         raise UsageError(
             f"--gpu: no device '{given}' (known: {', '.join(DEVICES)}; or its memory, e.g. "
             f"24GiB){hint}"
@@ -86,7 +85,7 @@ def device_of(given: str) -> Device:
 
 
 def like_this(name: str, *, memory_gib: float) -> Device | None:
-    """Returns the device of the table that a GPU is, by what PyTorch calls it; None if none."""
+    """Returns the device of the table that PyTorch's name of a GPU means; None if there is none."""
     words = name.replace("-", " ")
     return next(
         (
@@ -100,7 +99,7 @@ def like_this(name: str, *, memory_gib: float) -> Device | None:
 
 
 def this_device() -> Device:
-    """Returns the device that runs would take on this machine."""
+    """Returns the device that runs use on this machine."""
     import psutil
     import torch
 
@@ -113,11 +112,11 @@ def this_device() -> Device:
         return Device(cpu_model(), memory_gib, has_bf16=cpu_multiplies_bf16(), is_gpu=False)
     properties = torch.cuda.get_device_properties(device)
     memory_gib = properties.total_memory / GIB
-    known = like_this(properties.name, memory_gib=memory_gib)
+    listed = like_this(properties.name, memory_gib=memory_gib)
     return Device(
         properties.name,
         memory_gib,
         has_bf16=properties.major >= 8,
-        tflop_per_s=known.tflop_per_s if known else None,
-        gbyte_per_s=known.gbyte_per_s if known else None,
+        tflop_per_s=listed.tflop_per_s if listed else None,
+        gbyte_per_s=listed.gbyte_per_s if listed else None,
     )

@@ -1,7 +1,7 @@
-"""Settings under which a run fits a device: the mathematics stays, the cheapest comes first.
+"""Finds settings under which all runs fit a device, the least intrusive first.
 
-First smaller passes, then gradient checkpointing, which change memory and time and no figure; then
-a base in 4 bits, which is another model and is said to be one.
+Smaller passes and gradient checkpointing change memory and time but no result; a base in 4 bits is
+another model, comes last, and is reported as such.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from loracle.placement.plan import FULL
 from loracle.sources.catalog import catalog
 
 Changes = Mapping[str, Any]
-"""Settings by the configuration's keys."""
+"""Settings by their dotted keys."""
 
 # assumed: below this many tokens a pass leaves a GPU idle and saves little
 _SMALLEST_PASS = 512
 
-# In which the costs of changes are told.
+# The order in which the costs of changes are listed.
 _ORDER = (
     "dtype",
     "quantization",
@@ -41,14 +41,14 @@ _ORDER = (
 
 @dataclass(frozen=True)
 class Step:
-    """What a run takes when one more setting is changed."""
+    """Cost of a run after one more setting is changed."""
 
     setting: str
-    """``key=value``; empty: as given."""
+    """``key=value``; empty: the settings as given."""
     peak_gib: float
-    """Of all phases."""
+    """Highest peak of all phases."""
     step_s: float | None
-    """Of an optimizer step; None: the device's speed is not known."""
+    """Seconds of an optimizer step; None: the device's speed is unknown."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +56,20 @@ class Fit:
     """Settings under which every arm fits."""
 
     changes: Changes
-    """What they change; empty: nothing has to be."""
+    """Settings that differ from those given."""
     config: Config
-    """With the changes."""
+    """The configuration with the changes."""
     predictions: Mapping[str, Prediction]
-    """Of every arm, with the changes."""
+    """Predictions of every arm, with the changes."""
     arm: str
-    """The arm that would need most."""
+    """The arm that needs most memory."""
     steps: tuple[Step, ...]
-    """What each change does to a run of that arm, on top of those before; the first: as given."""
+    """Cumulative effect of each change on a run of that arm; the first: as given."""
 
     @property
     def peak_gib(self) -> float:
-        """Of all arms, with the changes."""
-        return max(each.peak_gib for each in self.predictions.values())
+        """Highest peak of all arms, with the changes."""
+        return max(prediction.peak_gib for prediction in self.predictions.values())
 
     @property
     def overrides(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ def _setting(key: str, value: object) -> str:
 
 
 def value_in_yaml(value: object) -> str:
-    """Returns a setting as ``--set`` takes it."""
+    """Returns a value as ``--set`` takes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -98,15 +98,15 @@ def find_fit(
     Args:
         arms: The placements; all of them get the same settings.
         device: Where they will run.
-        rates: How fast it is; None: not known.
-        known: Predictions of every arm as given; None: not made yet.
+        rates: Speed of the device; None: unknown.
+        known: Predictions of every arm as given, if they were made already.
 
     Raises:
-        UsageError: If none fits, saying what the smallest needs and which device would hold it.
+        UsageError: If no settings fit, stating the smallest need and a device that would hold it.
     """
     predict = partial(predict_cases, arms, device=device, rates=rates)
     given = dict(known or {})
-    # While it does not fit, the others are not asked.
+    # The other arms are predicted only once this one fits.
     arm = _largest(given) if given else _most_modules(arms)
     smallest: Prediction | None = None
     for changes in candidates(arms, device=device):
@@ -123,15 +123,15 @@ def find_fit(
         between: list[Changes] = [] if arm in given else [{}]
         between += path[1:-1]
         cases = [(name, config) for name in others]
-        cases += [(arm, changed(arms.config, each)) for each in between]
+        cases += [(arm, changed(arms.config, partly)) for partly in between]
         made = predict(cases)
         rest = dict(zip(others, made, strict=False))
-        found = {name: rest.get(name, tried) for name in arms.plans}
-        largest = _largest(found)
-        if found[largest].fits:
+        predictions = {name: rest.get(name, tried) for name in arms.plans}
+        largest = _largest(predictions)
+        if predictions[largest].fits:
             ends = [*made[len(others) :], tried]
             ends = [given[arm], *ends] if arm in given else ends
-            return Fit(changes, config, found, arm, _steps(path, ends))
+            return Fit(changes, config, predictions, arm, _steps(path, ends))
         arm = largest
     assert smallest is not None, "there is always a candidate"
     raise UsageError(_why_not(arms, device=device, smallest=smallest))
@@ -142,18 +142,16 @@ def _largest(predictions: Mapping[str, Prediction]) -> str:
 
 
 def _most_modules(arms: PlannedArms) -> str:
-    """Returns the arm that will probably need most: all weights, or adapters in most modules."""
+    """Returns the arm that probably needs most memory: full fine-tuning, or most modules."""
     plans = arms.plans
     return max(plans, key=lambda name: (plans[name].is_full, len(plans[name].modules)))
 
 
 def _path(config: Config, changes: Changes, *, device: Device) -> list[Changes]:
-    """Returns the way from no change to all of them, one more at a time."""
+    """Returns the prefixes of the changes in order, from none to all."""
     keys = [key for key in _ORDER if key in changes]
-    if "dtype" in keys and dtype_on(device, asked=config.dtype) == dtype_on(
-        device, asked=changes["dtype"]
-    ):
-        # It only says what would be chosen anyhow.
+    given = dtype_on(device, requested=config.dtype)
+    if "dtype" in keys and dtype_on(device, requested=changes["dtype"]) == given:
         keys.remove("dtype")
     return [{key: changes[key] for key in keys[:count]} for count in range(len(keys) + 1)]
 
@@ -163,8 +161,8 @@ def _steps(path: Sequence[Changes], predictions: Sequence[Prediction]) -> tuple[
     for before, after in pairwise(path):
         added += [_setting(key, value) for key, value in after.items() if key not in before]
     return tuple(
-        Step(setting, each.peak_gib, each.times.step_s if each.times else None)
-        for setting, each in zip(added, predictions, strict=False)
+        Step(setting, prediction.peak_gib, prediction.times.step_s if prediction.times else None)
+        for setting, prediction in zip(added, predictions, strict=False)
     )
 
 
@@ -195,20 +193,15 @@ def candidates(arms: PlannedArms, *, device: Device) -> Iterator[Changes]:
 
 
 def profile_of(model: str, device: Device) -> Changes | None:
-    """Returns what a model's profile for a device sets; None if it has none.
-
-    Args:
-        model: A key of model_configs.yaml, or a source.
-        device: As the table names it.
-    """
+    """Returns the settings of a model's profile for a device; None if it has none."""
     entry = catalog().models.get(model)
-    known = DEVICES.get(device.name) or like_this(device.name, memory_gib=device.memory_gib)
-    found = entry.profiles.get(known.name) if entry and known and device.is_gpu else None
-    return found.changes() if found else None
+    listed = DEVICES.get(device.name) or like_this(device.name, memory_gib=device.memory_gib)
+    profile = entry.profiles.get(listed.name) if entry and listed and device.is_gpu else None
+    return profile.changes() if profile else None
 
 
 def _passes(config: Config) -> Iterator[int]:
-    """Yields tokens per pass: as given, then halves, down to where a pass gets too small."""
+    """Yields tokens per pass: as given, then halved down to the smallest useful pass."""
     tokens = config.train.micro_batch_tokens
     floor = max(_SMALLEST_PASS, config.data.max_tokens)
     yield tokens
@@ -217,18 +210,18 @@ def _passes(config: Config) -> Iterator[int]:
         yield tokens
 
 
-def _differences(config: Config, wanted: Changes) -> Changes:
-    now = {
+def _differences(config: Config, changes: Changes) -> Changes:
+    given = {
         "quantization": config.quantization,
         "train.gradient_checkpointing": config.train.gradient_checkpointing,
         "train.micro_batch_tokens": config.train.micro_batch_tokens,
         "eval.batch_tokens": config.eval.batch_tokens,
     }
-    return {key: value for key, value in wanted.items() if now[key] != value}
+    return {key: value for key, value in changes.items() if given[key] != value}
 
 
 def changed(config: Config, changes: Changes) -> Config:
-    """Returns a configuration with these keys set."""
+    """Returns the configuration with these keys set."""
     tree: Mapping[str, Any] = config.model_dump(mode="json")
     for key, value in changes.items():
         tree = merge(tree, nested(key, value))
@@ -238,8 +231,8 @@ def changed(config: Config, changes: Changes) -> Config:
 def _why_not(arms: PlannedArms, *, device: Device, smallest: Prediction) -> str:
     need = smallest.peak_gib
     larger = sorted(
-        (each for each in DEVICES.values() if need <= 0.95 * each.memory_gib),
-        key=lambda each: each.memory_gib,
+        (candidate for candidate in DEVICES.values() if need <= 0.95 * candidate.memory_gib),
+        key=lambda candidate: candidate.memory_gib,
     )
     would = f"{larger[0].name} would hold it" if larger else "no device of the table holds it"
     how = "in 4 bits" if smallest.quantization else f"in {smallest.dtype}"

@@ -1,40 +1,44 @@
-"""How long the examples of a run are, as far as that is known before anything is loaded."""
+"""Lengths of a run's examples, before a tokenizer is loaded."""
 
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loracle.config.run import Config
 from loracle.errors import UsageError
-from loracle.sources.catalog import catalog
+from loracle.sources.catalog import DataShapeEntry, catalog
+
+# source: common for byte-pair tokenizers on English text; the demo has 4.4
+_CHARS_PER_TOKEN = 4.0
+_SAMPLED_RECORDS = 500
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the examples of a data source."""
+    """Lengths of the examples of a data source."""
 
     prompt_tokens: float
-    """Per example, on average."""
+    """Mean per example."""
     response_tokens: float
-    """Per example, on average, EOS included."""
+    """Mean per example, EOS included."""
     num_records: int
-    """Used, training and validation together."""
+    """Records used, training and validation together."""
     basis: str
-    """Where that is from, for a person."""
+    """Where the lengths are from, in words."""
 
     @property
     def tokens(self) -> float:
-        """Per example, on average."""
+        """Mean per example, prompt and response."""
         return self.prompt_tokens + self.response_tokens
 
     def num_validation(self, config: Config) -> int:
-        """Returns how many examples a validation scores."""
+        """Returns the number of examples that a validation scores."""
         held_out = round(self.num_records * config.data.validation_frac)
         return min(held_out, config.eval.max_examples or held_out)
 
     def num_train(self, config: Config) -> int:
-        """Returns how many examples are trained on in an epoch."""
+        """Returns the number of examples in an epoch."""
         return self.num_records - round(self.num_records * config.data.validation_frac)
 
     def example(self) -> tuple[int, int]:
@@ -43,96 +47,34 @@ class Lengths:
 
 
 def lengths_of(config: Config) -> Lengths:
-    """Returns the lengths of the data of a run: measured before, or counted in characters.
+    """Returns the lengths of a run's data: the catalogue's, or estimated from characters.
 
-    A source without a key on a model hub is not fetched for this: the lengths of Alpaca are taken,
-    and said to be.
+    An unlisted source on a model hub is not fetched: Alpaca's lengths are assumed, and ``basis``
+    says that.
 
     Raises:
-        UsageError: If a local source cannot be read.
+        UsageError: If a local source cannot be read, or too few records are used.
     """
-    entries = catalog().data
-    known = entries.get(config.data.source)
-    if known is None and config.data.source.startswith("hub:"):
-        known = next((e for e in entries.values() if e.source == config.data.source), None)
-        if known is None:
-            return _kept(entries["alpaca"].shape, config, basis="assumed to be Alpaca's")
-    if known is not None:
-        return _kept(known.shape, config, basis=known.shape.basis)
-
-    shape = data_shape(config)
-    held_out = shape.num_validation
-    return Lengths(
-        prompt_tokens=shape.tokens - shape.targets,
-        response_tokens=shape.targets,
-        num_records=round(held_out / config.data.validation_frac),
-        basis="counted in characters, four to a token",
-    )
-
-
-def _kept(shape: object, config: Config, *, basis: str) -> Lengths:
-    from loracle.sources.catalog import DataShapeEntry
-
-    assert isinstance(shape, DataShapeEntry)
-    used = min(shape.records, config.data.max_records or shape.records)
+    entries, source = catalog().data, config.data.source
+    entry = entries.get(source) or next((e for e in entries.values() if e.source == source), None)
+    if entry is not None:
+        lengths = _listed(entry.shape, basis=entry.shape.basis)
+    elif source.startswith("hub:"):
+        lengths = _listed(entries["alpaca"].shape, basis="assumed to be Alpaca's")
+    else:
+        lengths = _estimated(config)
+    used = min(lengths.num_records, config.data.max_records or lengths.num_records)
     if used * config.data.validation_frac < 1:
         raise UsageError(f"data.max_records: {used} records leave none to validate on")
-    return Lengths(shape.prompt_tokens, shape.response_tokens, used, basis)
+    return replace(lengths, num_records=used)
 
 
-def usual_batch(lengths: Lengths, config: Config) -> list[tuple[int, int]]:
-    """Returns prompt and response tokens of a batch whose examples are all of average length."""
-    return [lengths.example()] * config.train.batch_size
+def _listed(shape: DataShapeEntry, *, basis: str) -> Lengths:
+    return Lengths(shape.prompt_tokens, shape.response_tokens, shape.records, basis)
 
 
-def full_pass(lengths: Lengths, *, budget: int, most: int, longest: int) -> list[tuple[int, int]]:
-    """Returns a pass that fills its budget with examples of average length.
-
-    Args:
-        lengths: Of the data.
-        budget: Tokens per pass.
-        most: Examples that there are at most.
-        longest: Tokens that an example has at most; it may have a pass to itself.
-    """
-    prompt, response = lengths.example()
-    most_tokens = min(max(budget, longest), most * longest)
-    count = min(most, max(1, most_tokens // (prompt + response)))
-    left = most_tokens - count * (prompt + response)
-    # What is over goes to the responses, none longer than it may be.
-    room = longest - prompt - response
-    batch = []
-    for index in range(count):
-        more = min(room, -(-left // (count - index)))
-        left -= more
-        batch.append((prompt, response + more))
-    return batch
-
-
-# source: common for byte-pair tokenizers on English text; the demo has 4.4
-_CHARS_PER_TOKEN = 4.0
-
-
-_SAMPLED_RECORDS = 500
-
-
-@dataclass(frozen=True)
-class DataShape:
-    """What of the data decides how long things take."""
-
-    tokens: float
-    """Per example, prompt and response, on average."""
-    targets: float
-    """Per example, of the response."""
-    num_validation: int
-    """Examples scored in a validation."""
-
-
-def data_shape(config: Config) -> DataShape:
-    """Returns the lengths of the examples by their characters; no tokenizer is needed.
-
-    Raises:
-        UsageError: If the source cannot be read.
-    """
+def _estimated(config: Config) -> Lengths:
+    """Returns lengths estimated from the characters of a source's first records."""
     from loracle.data.prompt import template_of
     from loracle.data.records import read_records
     from loracle.sources import resolve_data
@@ -140,13 +82,43 @@ def data_shape(config: Config) -> DataShape:
     data = config.data
     records, _ = read_records(resolve_data(data.source).path, columns=data.columns)
     template = template_of(data.template)
-    sampled = records[:_SAMPLED_RECORDS]
-    targets = [len(record.output) / _CHARS_PER_TOKEN + 1 for record in sampled]
-    prompts = [len(template.render(record)) / _CHARS_PER_TOKEN for record in sampled]
-    both = zip(prompts, targets, strict=True)
-    used = min(len(records), data.max_records or len(records))
-    return DataShape(
-        tokens=statistics.fmean(min(data.max_tokens, prompt + target) for prompt, target in both),
-        targets=statistics.fmean(min(data.max_tokens, target) for target in targets),
-        num_validation=min(round(used * data.validation_frac), config.eval.max_examples or used),
+    prompts, responses = [], []
+    for record in records[:_SAMPLED_RECORDS]:
+        response = len(record.output) / _CHARS_PER_TOKEN + 1
+        prompt = len(template.render(record)) / _CHARS_PER_TOKEN
+        responses.append(min(data.max_tokens, response))
+        prompts.append(min(data.max_tokens, prompt + response) - responses[-1])
+    return Lengths(
+        prompt_tokens=statistics.fmean(prompts),
+        response_tokens=statistics.fmean(responses),
+        num_records=len(records),
+        basis="counted in characters, four to a token",
     )
+
+
+def usual_batch(lengths: Lengths, config: Config) -> list[tuple[int, int]]:
+    """Returns (prompt, response) tokens of a batch of examples of average length."""
+    return [lengths.example()] * config.train.batch_size
+
+
+def full_pass(lengths: Lengths, *, budget: int, most: int, longest: int) -> list[tuple[int, int]]:
+    """Returns (prompt, response) tokens of a pass that fills its budget.
+
+    Args:
+        lengths: Lengths of the data.
+        budget: Tokens per pass.
+        most: Largest number of examples.
+        longest: Largest number of tokens of an example, which may take a pass of its own.
+    """
+    prompt, response = lengths.example()
+    most_tokens = min(max(budget, longest), most * longest)
+    count = min(most, max(1, most_tokens // (prompt + response)))
+    left = most_tokens - count * (prompt + response)
+    # The remainder lengthens the responses, each up to the limit.
+    room = longest - prompt - response
+    batch = []
+    for index in range(count):
+        more = min(room, -(-left // (count - index)))
+        left -= more
+        batch.append((prompt, response + more))
+    return batch

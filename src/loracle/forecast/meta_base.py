@@ -1,8 +1,8 @@
-"""A base without weights: the modules that will run, with tensors that have a shape and no bytes.
+"""A base without weights: the real modules, with tensors that have a shape and no storage.
 
-The structure is built on the meta device, PEFT's layers included, and then filled with fake tensors
-that say they are on the CPU. Fake tensors from the start would not do: PEFT moves its layers, and
-moving swaps tensors, which fake ones refuse.
+The model and PEFT's layers are built on the meta device. For a CPU they are then filled with fake
+CPU tensors; fake tensors from the start would not do, because PEFT moves its layers, moving swaps
+tensors, and fake tensors cannot be swapped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedTokenizerFast
 
-from loracle.forecast.shape_cache import KnownShapes
+from loracle.forecast.devices import Device
+from loracle.forecast.shape_cache import CachedShapes
 from loracle.model.adapters import Adapter, attach_adapter
 from loracle.model.base import FrozenBase
 from loracle.model.layers.attention import PACKED, register_packed_attention
@@ -34,8 +35,8 @@ from loracle.quiet import quiet_transformers
 _BLOCK, _BLOCKS_OF_SCALES = 64, 256
 
 
-class _MadeUpValues(TorchFunctionMode):
-    """Answers where the code asks a tensor for its numbers: they are finite, and tests hold."""
+class _FakeValues(TorchFunctionMode):
+    """Supplies values where code reads a tensor's numbers: zeros, and every comparison holds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is Tensor.tolist:
@@ -48,25 +49,59 @@ class _MadeUpValues(TorchFunctionMode):
 
 
 def _zeros(shape: Sequence[int]) -> Any:
-    """Returns nested lists of that shape, or a number."""
-    if not shape:
-        return 0.0
-    return [_zeros(shape[1:]) for _ in range(shape[0])]
+    """Returns nested lists of that shape; of the empty shape, a number."""
+    return [_zeros(shape[1:]) for _ in range(shape[0])] if shape else 0.0
 
 
 Kind = Literal["cpu", "gpu", "old gpu"]
-"""Whose code runs: a CPU's, a GPU's, or that of a GPU without bf16 and packed attention."""
+"""Which code path runs: a CPU's, a GPU's, or that of a GPU without bf16 and packed attention."""
+
+
+def kind_of(device: Device, *, plan: ModulePlan) -> Kind:
+    """Returns which code path runs on a device.
+
+    GPUs without bf16 attend sequence by sequence, to the same number of bytes. PyTorch's own
+    attention, which full fine-tuning needs, does not support the meta device: it is traced as on a
+    CPU.
+    """
+    if not device.is_gpu or plan.is_full:
+        return "cpu"
+    return "gpu" if device.has_bf16 else "old gpu"
 
 
 @contextmanager
-def pretending(kind: Kind = "cpu") -> Iterator[None]:
-    """Makes tensors that are made inside the block have no bytes, and the code take their word.
-
-    A CPU's are fake tensors; a GPU's are on the meta device, which is faster, and its attention
-    kernels, which only it has, are called by name.
+def model_without_weights(
+    architecture: Mapping[str, Any],
+    *,
+    plan: ModulePlan,
+    device: Device,
+    dtype: torch.dtype,
+    dropout: float,
+    quantization: str | None = None,
+) -> Iterator[tuple[FrozenBase, Adapter]]:
+    """Yields a base and the adapter of a plan; the code that runs inside takes its device's path.
 
     Args:
-        kind: Whose code runs.
+        architecture: Fields of a Transformers configuration, ``model_type`` among them.
+        plan: The adapted modules.
+        device: Where the run would take place; only its kind matters.
+        dtype: Of the base.
+        dropout: Of the adapter.
+        quantization: As of `load_base`.
+    """
+    base = meta_base(architecture, dtype=dtype, trains=plan.is_full, quantization=quantization)
+    adapter = meta_adapter(base, plan=plan, dropout=dropout)
+    kind = kind_of(device, plan=plan)
+    with fake_tensors(kind):
+        yield base, fill(base, adapter) if kind == "cpu" else adapter
+
+
+@contextmanager
+def fake_tensors(kind: Kind = "cpu") -> Iterator[None]:
+    """Gives tensors that are made inside the block no storage.
+
+    A CPU's are fake tensors; a GPU's are on the meta device, which is faster, and the attention
+    kernels that only a GPU has are called by name.
     """
     _forget_constants()
     try:
@@ -76,19 +111,19 @@ def pretending(kind: Kind = "cpu") -> Iterator[None]:
             else:
                 for patch in _gpu_patches(kind):
                     inside.enter_context(patch)
-                inside.enter_context(KnownShapes())
-            inside.enter_context(_MadeUpValues())
+                inside.enter_context(CachedShapes())
+            inside.enter_context(_FakeValues())
             yield
     finally:
         _forget_constants()
 
 
 def _gpu_patches(kind: Kind) -> list[Any]:
-    """Returns what makes code on the meta device go the way that it goes on a GPU."""
+    """Returns the patches that make code on the meta device take a GPU's path."""
     attention = "loracle.model.layers.attention"
     scaler = torch.amp.GradScaler
     patches: list[Any] = [
-        # Neither knows the meta device; both are asked for by the device's name.
+        # Neither supports the meta device; both are looked up by the device's name.
         mock.patch("torch.is_autocast_enabled", return_value=False),
         mock.patch("torch.amp.GradScaler", lambda _, **given: scaler("cpu", **given)),
     ]
@@ -100,16 +135,16 @@ def _gpu_patches(kind: Kind) -> list[Any]:
 def _efficient_attention(
     query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool, scale: float, enable_gqa: bool
 ) -> Tensor:
-    """Returns what the kernel returns that PyTorch chooses on GPUs before compute capability 8."""
+    """Calls the kernel that PyTorch chooses on GPUs before compute capability 8."""
     assert not enable_gqa, "that kernel takes no groups"
-    found: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
+    attended: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, value, None, True, 0.0, is_causal, scale=scale
     )[0]
-    return found
+    return attended
 
 
 def _forget_constants() -> None:
-    """Drops the tensors that the engine keeps between steps: fake and real ones must not mix."""
+    """Clears the engine's cached tensors: fake and real ones must not mix."""
     from loracle.model.layers import dropout, stacked, varlen_attention
 
     for module in (dropout, stacked, varlen_attention):
@@ -118,26 +153,19 @@ def _forget_constants() -> None:
                 value.cache_clear()
 
 
-def pretend_base(
+def meta_base(
     architecture: Mapping[str, Any],
     *,
     dtype: torch.dtype,
     trains: bool = False,
     quantization: str | None = None,
 ) -> FrozenBase:
-    """Returns a model of this architecture on the meta device, as `load_base` would set it up.
-
-    Args:
-        architecture: Fields of a Transformers configuration, ``model_type`` among them.
-        dtype: As of `load_base`.
-        trains: As of `load_base`.
-        quantization: As of `load_base`.
-    """
+    """Returns a model of this architecture on the meta device, set up as `load_base` does."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     register_packed_attention()
     meta = torch.device("meta")
-    with meta, _MadeUpValues(), quiet_transformers():
+    with meta, _FakeValues(), quiet_transformers():
         model = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**architecture),
             dtype=torch.float32 if trains else dtype,
@@ -150,7 +178,7 @@ def pretend_base(
             install_unpacked_products(model)
     return FrozenBase(
         model=model,
-        tokenizer=unspoken_tokenizer(),
+        tokenizer=one_word_tokenizer(),
         device=meta,
         dtype=dtype,
         trains=trains,
@@ -189,17 +217,15 @@ def _pack(model: Any, *, dtype: torch.dtype) -> None:
         module.weight = packed
 
 
-def unspoken_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns one that knows a single word: nothing is tokenized while planning."""
+def one_word_tokenizer() -> PreTrainedTokenizerFast:
+    """Returns a tokenizer of a single word: a forecast tokenizes nothing."""
     words = models.WordLevel(vocab={"?": 0}, unk_token="?")  # noqa: S106 - a word, no secret
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="?")  # noqa: S106
 
 
-def pretend_adapter(
-    base: FrozenBase, *, plan: ModulePlan, dropout: float, seed: int = 0
-) -> Adapter:
-    """Returns what a run trains on a base that is still on the meta device."""
-    with torch.device("meta"), _MadeUpValues():
+def meta_adapter(base: FrozenBase, *, plan: ModulePlan, dropout: float, seed: int = 0) -> Adapter:
+    """Returns the adapter, or the whole model, that a run trains, on the meta device."""
+    with torch.device("meta"), _FakeValues():
         if plan.is_full:
             return whole_model(base, name="default", plan=plan)
         return attach_adapter(
@@ -208,35 +234,25 @@ def pretend_adapter(
 
 
 def fill(base: FrozenBase, adapter: Adapter) -> Adapter:
-    """Puts tensors in the place of those on the meta device; returns the adapter that has them.
+    """Replaces meta tensors by fake CPU tensors; returns the adapter that holds them.
 
-    Called inside `pretending`, of a CPU; a GPU's stay where they are. Tied parameters stay tied.
+    Called inside `fake_tensors` of a CPU. Tied parameters stay tied.
     """
     base.device = torch.device("cpu")
     made: dict[int, Tensor] = {}
-    # Objects are kept alive until the end, so that no two have the same id.
-    before: list[Tensor] = []
+    # Replaced tensors are kept alive until the end, so that no two have the same id.
+    replaced: list[Tensor] = []
     for module in base.model.modules():
         for held in (module._parameters, module._buffers):
             for name, tensor in held.items():
                 if tensor is None:
                     continue
-                before.append(tensor)
+                replaced.append(tensor)
                 if id(tensor) not in made:
                     made[id(tensor)] = _like(tensor)
                 held[name] = made[id(tensor)]
-    return replace(adapter, parameters=_taken(adapter.parameters, made=made))
-
-
-def _taken(
-    parameters: Mapping[str, nn.Parameter], *, made: Mapping[int, Tensor]
-) -> dict[str, nn.Parameter]:
-    found = {}
-    for name, parameter in parameters.items():
-        tensor = made[id(parameter)]
-        assert isinstance(tensor, nn.Parameter), f"{name} is a buffer"
-        found[name] = tensor
-    return found
+    parameters: Any = {name: made[id(old)] for name, old in adapter.parameters.items()}
+    return replace(adapter, parameters=parameters)
 
 
 def _like(tensor: Tensor) -> Tensor:
@@ -246,8 +262,8 @@ def _like(tensor: Tensor) -> Tensor:
     made: Any = nn.Parameter(empty, requires_grad=tensor.requires_grad)
     state: Any = getattr(tensor, "quant_state", None)
     if state is not None:
-        for each in (state, state.state2):
-            each.absmax, each.code = _like(each.absmax), _like(each.code)
+        for scales in (state, state.state2):
+            scales.absmax, scales.code = _like(scales.absmax), _like(scales.code)
         state.offset = _like(state.offset)
         made.quant_state = state
     filled: Tensor = made

@@ -1,8 +1,8 @@
-"""What a run will take on a device: memory by part, and time, traced from the code that will run.
+"""Predicts memory by part and time of a run on a device, by tracing the code that will run.
 
-A GPU differs from the CPU on which the trace is taken, in three ways that are put right, each by
-name: it attends with another kernel (`loracle.forecast.meta_base`), its allocator hands out whole
-granules (``GRANULE``), and it keeps memory for itself (``runtime_gib``).
+Three properties of a GPU that the tracing CPU lacks are modelled, each by name: its attention
+kernel (`loracle.forecast.meta_base`), the granule of its allocator (``GRANULE``), and the memory
+that its runtime takes (``runtime_gib``).
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from loracle.engine.out_of_memory import largest_pass
 from loracle.engine.throughput import USABLE_FRAC
 from loracle.forecast.devices import Device
 from loracle.forecast.lengths import Lengths, full_pass, usual_batch
-from loracle.forecast.meta_base import Kind, fill, pretend_adapter, pretend_base, pretending
+from loracle.forecast.meta_base import model_without_weights
 from loracle.forecast.op_costs import Rates
 from loracle.forecast.trace import (
+    AnswersTrace,
     Trace,
-    made_up_examples,
+    synthetic_examples,
     trace_answers,
     trace_scoring,
     trace_step,
@@ -41,45 +42,48 @@ GRANULE = 512
 _CONTEXT_GIB = 0.45
 # source: PyTorch's notes on CUDA, CUBLAS_WORKSPACE_CONFIG: 8 MiB, from Hopper on 32 MiB
 _WORKSPACE_GIB = 32 / 1024
-# assumed: blocks of unlike sizes do not fill what the allocator holds
+# assumed: blocks of different sizes leave gaps in the allocator's segments
 _PACKED_FRAC = 0.95
 
 
 @dataclass(frozen=True)
 class PhaseMemory:
-    """The peak of a phase."""
+    """Peak memory of a phase."""
 
     parts: Mapping[Part, float]
-    """GiB of live tensors by what they are for."""
+    """Live tensors by purpose, GiB."""
     runtime_gib: float
-    """What the device keeps for itself; 0 where it is not known to."""
+    """Memory that the device's runtime takes; 0 on a CPU."""
 
     @property
     def tensors_gib(self) -> float:
-        """All live tensors."""
+        """All live tensors, GiB."""
         return sum(self.parts.values())
 
     @property
     def total_gib(self) -> float:
-        """Tensors and runtime."""
+        """Tensors and runtime, GiB."""
         return self.tensors_gib + self.runtime_gib
 
 
 @dataclass(frozen=True)
 class Times:
-    """Predicted seconds."""
+    """Predicted times, in seconds."""
 
     step_s: float
-    """Of an optimizer step over examples of average length."""
+    """An optimizer step over examples of average length."""
     epoch_s: float
-    """Of as many steps as the training set takes."""
+    """The steps of one pass over the training set."""
     run_s: float
-    """Training, validations, answers; every answer as long as allowed."""
+    """Training, validations and answers, every answer at its maximum length.
+
+    The untuned base is evaluated once per study and not included.
+    """
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run of a placement will take."""
+    """Predicted memory and time of a run of a placement."""
 
     plan: ModulePlan
     dtype: str
@@ -88,60 +92,59 @@ class Prediction:
     micro_batch_tokens: int
     memory: Mapping[Phase, PhaseMemory]
     times: Times | None
-    """None: the device's speed is not known."""
+    """None: the device's speed is unknown."""
     capacity_gib: float
-    """Of the device."""
+    """Memory of the device."""
 
     @property
     def peak_gib(self) -> float:
-        """Of all phases."""
+        """Highest peak of all phases, GiB."""
         return max(phase.total_gib for phase in self.memory.values())
 
     @property
     def fits(self) -> bool:
-        """Whether the device holds it, with room for blocks that do not pack."""
+        """Whether the device holds the run, with room for fragmentation."""
         return self.peak_gib <= _PACKED_FRAC * self.capacity_gib
 
     @property
     def num_together(self) -> int:
-        """Runs of this kind that one base and the device's memory hold at once."""
+        """Runs of this kind that train at once on one base in the device's memory."""
         train = self.memory["train"]
         base = train.parts.get("weights", 0.0)
-        each = train.tensors_gib - base
+        per_run = train.tensors_gib - base
         free = self.capacity_gib - train.runtime_gib - base
-        return max(1, int(USABLE_FRAC * free / each))
+        return max(1, int(USABLE_FRAC * free / per_run))
 
     @property
     def adapter_mib(self) -> float:
-        """Of the file that is saved, in fp32."""
+        """Size of the saved adapter, in fp32."""
         return self.plan.trainable_params * 4 / 2**20
 
 
 @dataclass(frozen=True)
 class Traces:
-    """What was traced of a run; it depends on the kind of device and not on its size."""
+    """Traces of a run; they depend on the kind of device and not on its size."""
 
     plan: ModulePlan
     config: Config
     dtype: torch.dtype
     full_step: Trace
-    """A step whose passes fill their budget; its memory, not its work."""
+    """A step whose passes fill their budget; for its memory only."""
     usual_step: Trace
     """A step over examples of average length."""
     scoring: Trace
-    """A pass that fills its budget."""
+    """A scoring pass that fills its budget."""
     scored_examples: int
-    """Examples in it."""
-    first_tokens: Trace
-    """Of a batch of answers."""
-    last_tokens: Trace
+    """Examples in that pass."""
+    answers: AnswersTrace
+    """First and last token of a batch of answers."""
 
 
-def dtype_on(device: Device, *, asked: str) -> torch.dtype:
-    """Returns the dtype that a run would take on a device: what is asked, or what it multiplies."""
-    if asked != "auto":
-        found: torch.dtype = getattr(torch, asked)
-        return found
+def dtype_on(device: Device, *, requested: str) -> torch.dtype:
+    """Returns the dtype of a run on a device; ``auto`` is the one that the device multiplies."""
+    if requested != "auto":
+        dtype: torch.dtype = getattr(torch, requested)
+        return dtype
     if device.has_bf16:
         return torch.bfloat16
     return torch.float16 if device.is_gpu else torch.float32
@@ -154,6 +157,7 @@ def trace_run(
     architecture: Mapping[str, Any],
     device: Device,
     lengths: Lengths,
+    only_times: bool = False,
 ) -> Traces:
     """Returns the traces of a run, taken without weights.
 
@@ -161,15 +165,11 @@ def trace_run(
         config: The run's configuration.
         plan: Its modules.
         architecture: The model's Transformers configuration.
-        device: Where it will run; only what kind of device it is matters here.
-        lengths: Of the examples.
+        device: Where it will run; only its kind matters here.
+        lengths: Lengths of the examples.
+        only_times: Leaves out the full step, which only memory needs.
     """
-    dtype = dtype_on(device, asked=config.dtype)
-    base = pretend_base(
-        architecture, dtype=dtype, trains=plan.is_full, quantization=config.quantization
-    )
-    adapter = pretend_adapter(base, plan=plan, dropout=config.lora.dropout)
-    granule = GRANULE if device.is_gpu else 1
+    dtype = dtype_on(device, requested=config.dtype)
     train, evaluate = config.train, config.eval
     longest = config.data.max_tokens
     full = full_pass(
@@ -182,19 +182,25 @@ def trace_run(
         longest=longest,
     )
     prompt, _ = lengths.example()
-    kind = kind_of(device, plan=plan)
-    with pretending(kind):
-        adapter = fill(base, adapter) if kind == "cpu" else adapter
+    with model_without_weights(
+        architecture,
+        plan=plan,
+        device=device,
+        dtype=dtype,
+        dropout=config.lora.dropout,
+        quantization=config.quantization,
+    ) as (base, adapter):
+        granule = GRANULE if device.is_gpu else 1
         more: dict[str, Any] = {"adapter": adapter, "granule": granule}
-        usual = made_up_examples(usual_batch(lengths, config))
+        usual = synthetic_examples(usual_batch(lengths, config))
         usual_step = trace_step(base, config=config, examples=usual, **more)
-        filled = made_up_examples(full)
+        filled = synthetic_examples(full)
         full_step = (
             usual_step
-            if _largest(usual, config) >= _largest(filled, config)
+            if only_times or _largest(usual, config) >= _largest(filled, config)
             else trace_step(base, config=config, examples=filled, counts_work=False, **more)
         )
-        scoring = trace_scoring(base, examples=made_up_examples(scored), **more)
+        scoring = trace_scoring(base, examples=synthetic_examples(scored), **more)
         answers = trace_answers(
             base,
             num_prompts=max(1, min(evaluate.generate_batch_size, evaluate.generate_examples)),
@@ -210,19 +216,8 @@ def trace_run(
         usual_step=usual_step,
         scoring=scoring,
         scored_examples=len(scored),
-        first_tokens=answers.first,
-        last_tokens=answers.last,
+        answers=answers,
     )
-
-
-def kind_of(device: Device, *, plan: ModulePlan) -> Kind:
-    """Returns whose code a run takes on a device.
-
-    Autocast, which full fine-tuning needs, does not know the meta device: it is traced as on a CPU.
-    """
-    if not device.is_gpu or plan.is_full:
-        return "cpu"
-    return "gpu" if device.has_bf16 else "old gpu"
 
 
 def _largest(examples: Sequence[Example], config: Config) -> int:
@@ -233,19 +228,19 @@ def _largest(examples: Sequence[Example], config: Config) -> int:
 def predict_run(
     traces: Traces, *, device: Device, lengths: Lengths, rates: Rates | None
 ) -> Prediction:
-    """Returns what a run takes on a device of the kind that was traced.
+    """Returns the memory and time of a run on a device of the kind that was traced.
 
     Args:
         traces: From `trace_run`.
         device: Where it will run.
         lengths: As given to `trace_run`.
-        rates: Of the device; None: not known.
+        rates: Speed of the device; None: unknown, so no times are predicted.
     """
     config = traces.config
     by_phase: dict[Phase, Trace] = {
         "train": max(traces.full_step, traces.usual_step, key=lambda trace: trace.peak),
         "evaluate": traces.scoring,
-        "generate": max(traces.first_tokens, traces.last_tokens, key=lambda trace: trace.peak),
+        "generate": max(traces.answers.first, traces.answers.last, key=lambda trace: trace.peak),
     }
     runtime = runtime_gib(device)
     return Prediction(
@@ -264,7 +259,7 @@ def predict_run(
 
 
 def runtime_gib(device: Device) -> float:
-    """Returns what a device keeps for itself: context, kernels and the workspace of products."""
+    """Returns the memory that a device's runtime takes: context, kernels, cuBLAS workspace."""
     return _CONTEXT_GIB + _WORKSPACE_GIB if device.is_gpu else 0.0
 
 
@@ -274,13 +269,14 @@ def _times(traces: Traces, *, lengths: Lengths, rates: Rates) -> Times:
     step = traces.usual_step.work.seconds(rates)
     num_scored = lengths.num_validation(config)
     validation = traces.scoring.work.seconds(rates) * num_scored / traces.scored_examples
-    validations = 1 + ((train.max_steps - 1) // evaluate.every_steps if evaluate.every_steps else 0)
-    # A batch of answers grows from the first pass to the last.
-    first, last = (trace.work.seconds(rates) for trace in (traces.first_tokens, traces.last_tokens))
+    first, last = (
+        trace.work.seconds(rates) for trace in (traces.answers.first, traces.answers.last)
+    )
     batches = evaluate.generate_examples / evaluate.generate_batch_size
+    # Upper bound: every later token is taken to cost as much as the last.
     answers = batches * (first + (evaluate.max_new_tokens - 1) * last)
     return Times(
         step_s=step,
         epoch_s=step * lengths.num_train(config) / train.batch_size,
-        run_s=train.max_steps * step + validations * validation + answers,
+        run_s=train.max_steps * step + config.num_validations * validation + answers,
     )

@@ -1,4 +1,4 @@
-"""Where a plan is for: a device of the table or this machine's, and how fast it is taken to be."""
+"""The device that a forecast is for, and its speed: measured, or derived from the table."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from loracle.forecast.devices import Device, device_of, this_device
 from loracle.forecast.op_costs import Rates
 from loracle.forecast.predict import dtype_on
 
-# assumed, where nothing was measured: what large products reach of the maker's figure, what copies
-# reach of the bandwidth, and what a call from Python takes
+# assumed, without a calibration: the fraction of the vendor's rate that large products reach, the
+# fraction of the bandwidth that copies reach, and the time of a call from Python
 _PRODUCTS_FRAC = 0.6
 _BANDWIDTH_FRAC = 0.75
 _CALL_S = 6e-6
@@ -19,30 +19,30 @@ _CALL_S = 6e-6
 
 @dataclass(frozen=True)
 class Target:
-    """A device, and how fast it is taken to be."""
+    """A device and its speed."""
 
     device: Device
     rates: Rates | None
-    """None: not known, so no times are predicted."""
+    """Its speed; None: unknown, so no times are predicted."""
     basis: str
-    """Where the rates are from, for a person."""
+    """Where the rates are from, in words."""
 
 
 def target_of(gpu: str | None, *, config: Config) -> Target:
-    """Returns the device that a plan is for.
+    """Returns the device that a forecast is for.
 
     Args:
-        gpu: A name of the table or a size of memory; None: this machine's.
-        config: Its dtype decides which measurement counts.
+        gpu: A name of the table or a size of memory; None: this machine's device.
+        config: Its dtype decides which calibration is used.
 
     Raises:
         UsageError: If there is no such device.
     """
-    from loracle.forecast.calibration import known_calibration
+    from loracle.forecast.calibration import read_calibration
 
     device = this_device() if gpu is None else device_of(gpu)
-    dtype = dtype_on(device, asked=config.dtype)
-    measured = known_calibration(device, dtype=dtype_name(dtype))
+    dtype = dtype_on(device, requested=config.dtype)
+    measured = read_calibration(device, dtype=dtype_name(dtype))
     if measured is not None:
         return Target(
             device,
@@ -50,7 +50,11 @@ def target_of(gpu: str | None, *, config: Config) -> Target:
             f"measured on this machine, {measured.measured_at}",
         )
     if device.tflop_per_s is None or device.gbyte_per_s is None:
-        how = "measure it with: loracle doctor --calibrate" if gpu is None else "no such device"
+        how = (
+            "measure it with: loracle doctor --calibrate"
+            if gpu is None
+            else "the device is not in the table"
+        )
         return Target(device, None, f"speed not known; {how}")
     rates = Rates(
         flop_per_s=_PRODUCTS_FRAC * device.tflop_per_s * 1e12,
@@ -61,6 +65,6 @@ def target_of(gpu: str | None, *, config: Config) -> Target:
     return Target(
         device,
         rates,
-        f"rough: {_PRODUCTS_FRAC:.0%} of the maker's rate and {_BANDWIDTH_FRAC:.0%} of its "
+        f"rough: {_PRODUCTS_FRAC:.0%} of the vendor's rate and {_BANDWIDTH_FRAC:.0%} of its "
         "bandwidth assumed, not measured",
     )

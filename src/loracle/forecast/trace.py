@@ -1,6 +1,6 @@
-"""Bytes and arithmetic of the real code: the loop, the scorer and the decoder that will run.
+"""Memory and operations of the code that will run: the training loop, the scorer, the decoder.
 
-Over fake tensors that is a prediction, over real ones a measurement; it is the same accounting.
+Over fake tensors a trace is a prediction, over real ones a measurement, with the same accounting.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from loracle.model.live_bytes import LiveBytes, Part
 
 @dataclass(frozen=True)
 class Trace:
-    """What a stretch of code takes."""
+    """Memory and operations of a stretch of code."""
 
     peak: int
-    """Most bytes that were live at once."""
+    """Peak live bytes."""
     parts: Mapping[Part, int]
-    """The peak by what it is for."""
+    """Bytes at the peak, by purpose."""
     rest: int
-    """Bytes that stay afterwards."""
+    """Bytes live afterwards."""
     work: Work
-    """What was computed."""
+    """Operations counted."""
 
 
 @dataclass(frozen=True)
 class AnswersTrace:
-    """What decoding a batch takes."""
+    """Traces of decoding a batch."""
 
     first: Trace
-    """All prompts in, one token out."""
+    """The prompts' forward pass, which gives the first token of each answer."""
     last: Trace
-    """One more token of each, when the cache is full."""
+    """The last token of each answer, with the cache at its largest."""
 
 
-def made_up_examples(lengths: Sequence[tuple[int, int]]) -> list[Example]:
-    """Returns examples of these many prompt and response tokens; every token is the same."""
+def synthetic_examples(lengths: Sequence[tuple[int, int]]) -> list[Example]:
+    """Returns examples of the given (prompt, response) lengths in tokens; all tokens are alike."""
     record = Record(row=0, instruction="planned", input="", output="planned")
     return [
         Example(
@@ -67,15 +67,15 @@ def trace_step(
     granule: int = 1,
     counts_work: bool = True,
 ) -> Trace:
-    """Returns what an optimizer step takes of a run alone, any but its first.
+    """Returns the trace of an optimizer step of a single run, any but its first.
 
     Args:
-        base: The base, real or pretended.
-        adapter: What trains.
+        base: The base, real or without weights.
+        adapter: The trained parameters.
         config: The run's configuration.
         examples: One batch.
         granule: As of `LiveBytes`.
-        counts_work: False: memory alone, which is faster.
+        counts_work: False: traces memory only, which is faster.
     """
     train = config.train.model_copy(update={"max_steps": 1, "batch_size": len(examples)})
     trained = list(adapter.parameters.values())
@@ -108,7 +108,7 @@ def trace_step(
 
 
 def _make_moments(run: TrainState) -> list[torch.Tensor]:
-    """Gives the optimizer the state that it has after a step, and returns its tensors."""
+    """Gives the optimizer the state that it has after a step; returns its tensors."""
     for parameter in run.adapter.parameters.values():
         run.optimizer.state[parameter] = {
             "step": torch.zeros((), dtype=torch.float32),
@@ -125,7 +125,7 @@ def trace_scoring(
     examples: Sequence[Example],
     granule: int = 1,
 ) -> Trace:
-    """Returns what scoring these examples takes, in one pass."""
+    """Returns the trace of scoring the examples in one pass."""
     live, work = _begin(base, adapter, granule=granule)
     with live:
         score_examples(
@@ -146,14 +146,14 @@ def trace_answers(
     new_tokens: int,
     granule: int = 1,
 ) -> AnswersTrace:
-    """Returns what decoding takes at its beginning and at its end.
+    """Returns the traces of the first and the last token of a batch of answers.
 
     Args:
-        base: The base, real or pretended.
-        adapter: Whose answers they are.
+        base: The base, real or without weights.
+        adapter: The adapter that answers.
         num_prompts: Prompts decoded together.
-        prompt_tokens: Of each.
-        new_tokens: Of each answer.
+        prompt_tokens: Tokens of each prompt.
+        new_tokens: Tokens of each answer.
         granule: As of `LiveBytes`.
     """
     live, first = _begin(base, adapter, granule=granule)

@@ -1,4 +1,4 @@
-"""A study's folder, read for statistics and reports; never written here.
+"""The folder of a study: written while it runs, read for statistics and reports.
 
 ::
 
@@ -21,10 +21,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from loracle.config.files import read_yaml
+from loracle.config.files import dump_yaml, read_yaml
 from loracle.errors import RunFolderError
 from loracle.placement.inventory import Inventory
-from loracle.records.files import from_json, read_json, read_jsonl
+from loracle.records.files import (
+    disk_faults,
+    from_json,
+    read_json,
+    read_jsonl,
+    write_durably,
+    write_json,
+)
 from loracle.records.names import (
     CLOCK,
     EVALS,
@@ -159,7 +166,6 @@ def read_study(path: Path) -> StudyRecord:
     if not runs:
         raise RunFolderError(f"{path}: none of the study's runs has completed yet")
     done = {run.id for run in runs}
-    scores = read_json(path / SCORES)["scores"] if (path / SCORES).is_file() else {}
     return StudyRecord(
         path=path,
         name=study["name"],
@@ -169,9 +175,39 @@ def read_study(path: Path) -> StudyRecord:
         unfinished=tuple(_unfinished(path, run) for run in plan["runs"] if run["id"] not in done),
         search=tuple(_completed(path, plan.get("search", ()))),
         inventory=from_json(Inventory, plan["inventory"], origin=f"{origin}: inventory"),
-        scores=scores,
+        scores=read_scores(path),
         clock=_clock(path),
     )
+
+
+def read_scores(path: Path) -> dict[str, Mapping[str, float]]:
+    """Returns ``scores.json``'s score name -> module name -> score; empty without the file."""
+    return dict(read_json(path / SCORES)["scores"]) if (path / SCORES).is_file() else {}
+
+
+def write_plan(
+    path: Path,
+    *,
+    study: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    scores: Mapping[str, Any] | None,
+) -> None:
+    """Writes ``study.yaml``, ``plan.json`` and, if there are scores, ``scores.json``.
+
+    Raises:
+        RunFolderError: If they cannot be written.
+    """
+    with disk_faults(path):
+        path.mkdir(parents=True, exist_ok=True)
+        write_durably(path / STUDY, dump_yaml(study).encode())
+        write_json(path / PLAN, plan)
+        if scores is not None:
+            write_json(path / SCORES, scores)
+
+
+def write_clock(path: Path, clock: Mapping[str, Any]) -> None:
+    """Writes ``clock.json``."""
+    write_json(path / CLOCK, clock, indent=1)
 
 
 def _clock(path: Path) -> StudyClock | None:

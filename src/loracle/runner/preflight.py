@@ -25,7 +25,7 @@ def preflight(config: Config) -> None:
     from loracle.forecast.predict import dtype_on
 
     device = this_device()
-    dtype = dtype_on(device, asked=config.dtype)
+    dtype = dtype_on(device, requested=config.dtype)
     packed = config.quantization is not None
     need = weights_gib(config.model, bytes_each=dtype.itemsize, packed=packed)
     if need <= device.memory_gib:

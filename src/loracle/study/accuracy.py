@@ -1,8 +1,8 @@
-"""What was predicted beside what was measured, arm by arm of a study.
+"""Predicted beside measured memory and time of a study's arms.
 
-The prediction is made for the batches that were measured: of each arm's first run, the longest of
-the steps in which memory was counted. Everything else is as `loracle plan` has it. What comes out
-is kept in the study's folder, so that a report can be made where the model is not at hand.
+The prediction is for a measured batch: of each arm's first run, the longest of the steps in which
+memory was counted. Otherwise it is that of `loracle plan`. The comparison is stored in the study's
+folder, so that a report can be written where the model is not available.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 from loracle.config.run import Config
 from loracle.errors import UsageError
-from loracle.forecast.calibration import known_calibration
+from loracle.forecast.calibration import read_calibration
 from loracle.forecast.cases import in_processes
 from loracle.forecast.devices import Device
-from loracle.forecast.meta_base import fill, pretend_adapter, pretend_base, pretending
-from loracle.forecast.predict import GRANULE, kind_of
-from loracle.forecast.trace import Trace, made_up_examples, trace_step
+from loracle.forecast.meta_base import model_without_weights
+from loracle.forecast.predict import GRANULE
+from loracle.forecast.trace import Trace, synthetic_examples, trace_step
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
 from loracle.records.predictions import ArmAccuracy, keep_accuracy, kept_accuracy
@@ -31,21 +31,18 @@ from loracle.text import GIB
 
 @dataclass(frozen=True)
 class _Traced:
-    """The trace of an arm's step, and how it compares with those that were clocked."""
+    """The trace of an arm's step."""
 
     trace: Trace
     tokens: int
-    """Of the traced step."""
+    """Tokens of the traced step."""
 
 
 def accuracy_of(study: StudyRecord) -> list[ArmAccuracy]:
     """Returns predictions and measurements of every arm that has a run.
 
-    Args:
-        study: A study, or runs read as one.
-
     Raises:
-        UsageError: If the model's architecture cannot be had here.
+        UsageError: If the model's architecture is not available here.
     """
     from loracle.sources import model_architecture
 
@@ -82,28 +79,26 @@ def _trace(job: _Job) -> _Traced:
     on_gpu = job.run.result.efficiency.peak_memory_gib.kind_of_training == "cuda_allocated"
     device = Device("", 0, has_bf16=dtype == torch.bfloat16, is_gpu=on_gpu)
     row = _measured_step(job)
-    base = pretend_base(
+    with model_without_weights(
         job.architecture,
+        plan=job.plan,
+        device=device,
         dtype=dtype,
-        trains=job.plan.is_full,
+        dropout=job.config.lora.dropout,
         quantization=job.config.quantization,
-    )
-    adapter = pretend_adapter(base, plan=job.plan, dropout=job.config.lora.dropout)
-    kind = kind_of(device, plan=job.plan)
-    with pretending(kind):
-        adapter = fill(base, adapter) if kind == "cpu" else adapter
+    ) as (base, adapter):
         traced = trace_step(
             base,
             adapter=adapter,
             config=job.config,
-            examples=made_up_examples(_lengths(row, count=job.config.train.batch_size)),
+            examples=synthetic_examples(_lengths(row, count=job.config.train.batch_size)),
             granule=GRANULE if on_gpu else 1,
         )
     return _Traced(traced, row["num_tokens"])
 
 
 def _measured_step(job: _Job) -> Mapping[str, Any]:
-    """Returns the longest step of those whose memory counts: on a CPU the first few, else all."""
+    """Returns the longest step whose memory was counted: on a CPU of the first few, else of all."""
     steps = job.run.steps
     if job.run.result.efficiency.peak_memory_gib.kind_of_training == "tensors":
         steps = steps[: max(2, job.config.measure.skip_steps)]
@@ -112,27 +107,27 @@ def _measured_step(job: _Job) -> Mapping[str, Any]:
 
 
 def _lengths(row: Mapping[str, Any], *, count: int) -> list[tuple[int, int]]:
-    """Returns examples as equal as they can be that come to a step's tokens and targets."""
+    """Returns (prompt, response) lengths, nearly equal, with a step's tokens and targets."""
     tokens, targets = (_shares(row[key], count) for key in ("num_tokens", "num_targets"))
     return [(max(1, total - part), part) for total, part in zip(tokens, targets, strict=True)]
 
 
 def _shares(total: int, count: int) -> list[int]:
-    each, over = divmod(total, count)
-    return [each + (place < over) for place in range(count)]
+    share, rest = divmod(total, count)
+    return [share + (index < rest) for index in range(count)]
 
 
 def _accuracy(run: RunRecord, traced: _Traced) -> ArmAccuracy:
     environment = read_json(run.path / "environment.json")
     memory = run.result.efficiency.peak_memory_gib
-    named = environment["device"]
-    device = Device(named["name"], 0, has_bf16=True)
-    known = known_calibration(device, dtype=named["dtype"])
+    recorded = environment["device"]
+    device = Device(recorded["name"], 0, has_bf16=True)
+    calibration = read_calibration(device, dtype=recorded["dtype"])
     clocked = [row["num_tokens"] for row in run.steps if row["clocked"]]
     predicted_s = None
-    if known is not None and clocked and "trunk" not in environment.get("engine", {}):
+    if calibration is not None and clocked and "trunk" not in environment.get("engine", {}):
         overlaps = memory.kind_of_training == "cuda_allocated"
-        seconds = traced.trace.work.seconds(known.rates(overlaps=overlaps))
+        seconds = traced.trace.work.seconds(calibration.rates(overlaps=overlaps))
         predicted_s = seconds * statistics.median(clocked) / traced.tokens
     return ArmAccuracy(
         arm=run.arm,
@@ -141,18 +136,19 @@ def _accuracy(run: RunRecord, traced: _Traced) -> ArmAccuracy:
         memory_kind=memory.kind_of_training,
         predicted_step_s=predicted_s,
         measured_step_s=run.result.efficiency.step_time_s.median,
-        speed_measured_at=known.measured_at if known and predicted_s is not None else None,
+        speed_measured_at=(
+            calibration.measured_at if calibration and predicted_s is not None else None
+        ),
     )
 
 
 def compare_with_measured(folder: Path, study: StudyRecord) -> None:
-    """Predicts the arms of a study that have none yet, where the model's architecture is known."""
-    have = {each.arm for each in kept_accuracy(folder)}
-    wanted = {arm.name for arm in study.arms if study.runs_of(arm.name)}
-    if wanted <= have:
+    """Stores predictions of a study's arms beside their measurements, unless all are stored."""
+    stored = {row.arm for row in kept_accuracy(folder)}
+    if {arm.name for arm in study.arms if study.runs_of(arm.name)} <= stored:
         return
     try:
         keep_accuracy(folder, accuracy_of(study))
     except UsageError:
-        # A report without this table is still a report.
+        # Without the model's architecture the report leaves this table out.
         return

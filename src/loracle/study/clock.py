@@ -1,9 +1,8 @@
-"""Step times of a study's arms, taken in turn: what the runs' own clocks cannot compare.
+"""Step times of a study's arms, measured in turn, because the runs' own clocks are not comparable.
 
-Runs of a study are hours apart, and a machine that others use is fast in one hour and slow in the
-next. Here every arm takes a step over the same batch before any takes the next one, so that a slow
-minute slows all of them, and times are compared batch by batch. Nothing is trained: the adapters
-are scratch ones.
+Runs of a study are hours apart, and the speed of a shared machine varies from hour to hour. Here
+every arm takes a step over the same batch before any takes the next one, so that a slow minute
+slows all of them, and times are compared batch by batch. The adapters are discarded afterwards.
 """
 
 from __future__ import annotations
@@ -16,9 +15,10 @@ from loracle.engine.device import choose_device, choose_dtype, faster_fp32, keep
 from loracle.engine.out_of_memory import memory_faults
 from loracle.engine.train import StepRecord
 from loracle.errors import OutOfMemory
-from loracle.records.files import read_json, write_json
+from loracle.records.files import read_json
 from loracle.records.names import CLOCK
 from loracle.records.signature import environment_differences
+from loracle.records.study_folder import write_clock
 from loracle.runner.probe import scratch_run
 from loracle.runner.progress import Progress
 from loracle.runner.shared_base import SharedBase, open_shared_base
@@ -31,7 +31,7 @@ _LEFT_OUT = "measure.clock_rounds=0"
 
 
 def keep_clock(plan: StudyPlan, *, out: Path, progress: Progress | None = None) -> bool:
-    """Clocks the arms of a study in turn, unless that was done; returns whether there is a clock.
+    """Measures the arms' step times in turn, unless done before; returns whether there are any.
 
     Full fine-tuning is left out: it does not share the base.
 
@@ -42,7 +42,7 @@ def keep_clock(plan: StudyPlan, *, out: Path, progress: Progress | None = None) 
 
     Raises:
         UsageError: If a source cannot be used.
-        Interrupted: On SIGINT or SIGTERM; the clock starts anew next time.
+        Interrupted: On SIGINT or SIGTERM; the measurement restarts next time.
     """
     rounds = plan.base.measure.clock_rounds
     arms = [arm for arm in plan.arms if not arm.plan.is_full]
@@ -68,12 +68,12 @@ def keep_clock(plan: StudyPlan, *, out: Path, progress: Progress | None = None) 
         "environment": shared.environment,
         "step_time_s": times,
     }
-    write_json(out / CLOCK, found, indent=1)
+    write_clock(out, found)
     return True
 
 
 def _is_needed(plan: StudyPlan, *, out: Path, arms: Sequence[PlannedArm]) -> bool:
-    """Returns whether there is no clock of these arms where the runs were measured."""
+    """Returns whether step times of these arms in the runs' environment are missing."""
     if not (out / CLOCK).is_file():
         return True
     kept = read_json(out / CLOCK)

@@ -1,7 +1,7 @@
 """The configuration of a study: a question, a base, arms that differ in placement, seeds.
 
-A study file holds what differs from the base configuration once, for all arms (``config``), and
-of each arm its placement. Anything else that an arm changes is a confound and is refused by name.
+A study file states once, for all arms, what differs from the base configuration (``config``), and
+each arm's placement. Any other change in an arm is a confound and is refused by name.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class _Section(BaseModel):
 
 
 class StrategicConfig(_Section):
-    """The modules that score best on a few training batches of the frozen base."""
+    """The modules with the highest scores on a few training batches of the frozen base."""
 
     strategic: Score
-    """How modules are scored; see `loracle.model.scores`."""
+    """Score of a module; see `loracle.model.scores`."""
     keep_frac: Fraction
     """Fraction of the linear layers that get an adapter."""
 
 
 class RandomConfig(_Section):
-    """Modules drawn at random: the control that tells a good choice from a lucky one."""
+    """Modules drawn at random: a control that separates a good choice from a lucky one."""
 
     random: Natural
     """Seed of the draw."""
@@ -58,29 +58,29 @@ class NoiseConfig(_Section):
     """Runs of the reference arm that measure noise and count in no comparison."""
 
     repeats: Natural = 0
-    """Times that its first seed is run again."""
+    """Number of repeats of its first seed."""
     extra_seeds: list[Natural] = []
-    """Seeds that only it has."""
+    """Seeds of the reference arm alone."""
 
 
 class SearchConfig(_Section):
-    """A grid of learning rates, tried for every arm before the comparison."""
+    """A grid of learning rates, tried with every arm before the comparison."""
 
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)]
-    """Peak rates; of each arm the one with the lowest validation loss is taken."""
+    """Peak rates; each arm uses the one with its lowest validation loss."""
     seed: Natural
-    """Seed of the trial runs; none of the study's."""
+    """Seed of the trial runs; must not be one of the study's."""
 
 
 class FullConfig(_Section):
-    """Full fine-tuning, a reference beside the arms."""
+    """Settings of full fine-tuning."""
 
     learning_rate: Annotated[float, Field(gt=0)]
-    """Its peak rate; about a tenth of LoRA's (Schulman et al. 2025, LoRA Without Regret)."""
+    """Peak rate; about a tenth of LoRA's (Schulman et al. 2025, LoRA Without Regret)."""
 
 
 def _kind_of_placement(given: Any) -> str:
-    """Returns which of the ways to state a placement is meant, so that faults are of that one."""
+    """Returns the form in which a placement is stated, so that errors refer to that form only."""
     if isinstance(given, BaseModel):
         return type(given).__name__
     if not isinstance(given, Mapping):
@@ -100,26 +100,26 @@ class ArmConfig(_Section):
         | Annotated[RandomConfig, Tag("RandomConfig")],
         Discriminator(_kind_of_placement),
     ]
-    """A preset, modules and layers, or how they are chosen."""
+    """A preset, modules and layers, or a rule that chooses them."""
     rank: Positive | None = None
-    """r, where the budget is not to decide it; null: the budget decides."""
+    """r; null: derived from the budget."""
     config: dict[str, Any] = {}
-    """Anything else that it would change, as dotted keys; refused if it changes something."""
+    """Other settings, as dotted keys; refused if one differs from the base."""
 
 
 class StudyConfig(_Section):
-    """A study as its file states it."""
+    """The content of a study's file."""
 
     question: Annotated[str, Field(min_length=1)]
-    """What it is to answer, in one sentence."""
+    """The question that the study answers, in one sentence."""
     base: str = "base_config"
-    """A configuration file beside the study's or anywhere, or the name of a shipped one."""
+    """A configuration file (relative to the study's, or any path), or the name of a shipped one."""
     config: dict[str, Any] = {}
-    """What all runs have different from the base, as a configuration file would say it."""
+    """Changes to the base for all runs, in the form of a configuration file."""
     reference: str
-    """The arm that the others are compared with."""
+    """Name of the arm that the others are compared with."""
     budget: Budget
-    """What the arms have in common: the rank, or the number of trainable parameters."""
+    """What is equal for all arms: the rank, or the number of trainable parameters."""
     seeds: Annotated[list[Natural], Field(min_length=1)]
     """Seeds of every arm."""
     interval: Annotated[float, Field(gt=0.5, lt=1)] | None = 0.95
@@ -127,16 +127,16 @@ class StudyConfig(_Section):
     noise: NoiseConfig = NoiseConfig()
     """Runs that measure noise."""
     search: SearchConfig | None = None
-    """A grid of learning rates; null: every arm has the base's."""
+    """A grid of learning rates; null: every arm uses the base's."""
     full: FullConfig | None = None
-    """What full fine-tuning has different; needed if an arm's placement is ``full``."""
+    """Settings of full fine-tuning; required if an arm's placement is ``full``."""
     arms: Annotated[dict[str, ArmConfig], Field(min_length=2)]
     """The placements under test, by name."""
 
     @field_validator("arms", mode="before")
     @classmethod
     def _spelled_out(cls, arms: Any) -> Any:
-        """Takes ``name: preset`` and ``name:`` (its own preset) for the long form."""
+        """Expands ``name: preset`` and ``name:`` (a preset of that name) to the long form."""
         if not isinstance(arms, Mapping):
             return arms
         return {name: _arm(name, given) for name, given in arms.items()}
@@ -210,10 +210,10 @@ def _arm(name: Any, given: Any) -> Any:
 
 
 def _config_key(key: str) -> str | None:
-    """Returns the full key of a run's configuration that is meant; None: it is none.
+    """Returns the dotted key of a run's configuration for a key of an arm; None if there is none.
 
-    ``learning_rate`` is ``train.learning_rate``: what an arm sets beside its placement is refused
-    by its name, however it is written.
+    ``learning_rate`` means ``train.learning_rate``, so that a confound is refused by its full name
+    in either spelling.
     """
     if "." in key or key in Config.model_fields:
         return key

@@ -1,4 +1,4 @@
-"""Reads a study's file: its own keys, the base beside it, and no arm that differs in more."""
+"""Reads a study's file, resolves its base, and refuses arms that differ in more than placement."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from loracle.config.run import Config, difference
 from loracle.errors import ConfigError, ConfoundError
 from loracle.study.config import ArmConfig, StudyConfig
 
-# What an arm may change, provided that alpha / r stays.
+# Keys that an arm may change, with alpha / r held.
 _PLACEMENT_KEYS = frozenset({"lora.placement", "lora.rank", "lora.alpha"})
 
 
@@ -31,7 +31,7 @@ def load_study(study: str | Path, *, overrides: Sequence[str] = ()) -> tuple[Stu
 
     Args:
         study: A YAML file, or the name of a shipped one.
-        overrides: ``key=value`` each: keys of the study, or of the configuration.
+        overrides: ``key=value`` pairs, of the study or of the configuration.
 
     Raises:
         ConfigError: Listing every fault of the file.
@@ -70,11 +70,11 @@ def parse_study(tree: Mapping[str, Any], *, origin: str) -> StudyConfig:
 
 
 def require_no_confound(name: str, arm: ArmConfig, *, base: Config, origin: str) -> None:
-    """Checks that an arm differs from the base in its placement and the rank it implies only.
+    """Checks that an arm differs from the base only in its placement and the rank it implies.
 
     Raises:
-        ConfigError: If it sets a key that does not exist, or a value out of range.
-        ConfoundError: If it changes anything else, naming the keys.
+        ConfigError: If it sets an unknown key, or a value out of range.
+        ConfoundError: Naming the keys, if it changes anything else.
     """
     tree: Mapping[str, Any] = base.model_dump(mode="json")
     for key, value in arm.config.items():

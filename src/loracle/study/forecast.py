@@ -1,9 +1,13 @@
-"""`loracle plan`: from a configuration to what it takes and whether it fits."""
+"""Forecasts of a run or a study: memory, time, and whether it fits (`loracle plan`, `--plan`)."""
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from loracle.config.files import find_config, load_config, read_yaml
@@ -12,111 +16,104 @@ from loracle.errors import UsageError
 from loracle.forecast.cases import PlannedArms, predict_arms
 from loracle.forecast.fit import Fit, find_fit
 from loracle.forecast.lengths import Lengths, lengths_of
+from loracle.forecast.op_costs import Rates
 from loracle.forecast.predict import Prediction
 from loracle.forecast.target import Target, target_of
 from loracle.placement import Inventory, resolve_placement
+from loracle.records.files import read_json
 from loracle.seeds import stream_seed
+from loracle.study.config import StrategicConfig
+from loracle.study.file import load_study
+from loracle.study.plan import PlannedRun, StudyPlan, plan_study
+from loracle.study.search import search_runs
+from loracle.text import in_words, plural
 
-
-def make_plan(
-    name: str, *, overrides: Sequence[str] = (), gpu: str | None = None, fit: bool = False
-) -> PlanReport:
-    """Returns what a run or a study takes on a device; nothing is loaded and nothing is run.
-
-    Args:
-        name: A YAML file, or the name of a shipped one.
-        overrides: ``key=value`` each.
-        gpu: A device of the table, or a size of memory; None: this machine's.
-        fit: Plan with the settings that ``--fit`` would choose.
-
-    Raises:
-        UsageError: If the configuration is not valid, there is no such device, or nothing fits it.
-    """
-    arms = planned_arms(name, overrides=overrides)
-    target = target_of(gpu, config=arms.config)
-    if fit:
-        chosen = find_fit(arms, device=target.device, rates=target.rates)
-        return PlanReport(
-            arms=replace(arms, config=chosen.config),
-            target=target,
-            lengths=lengths_of(chosen.config),
-            predictions=chosen.predictions,
-            fit=chosen,
-            is_fitted=True,
-        )
-    found = predict_arms(arms, device=target.device, rates=target.rates)
-    return PlanReport(
-        arms=arms,
-        target=target,
-        lengths=lengths_of(arms.config),
-        predictions=found,
-        fit=None if all(each.fits for each in found.values()) else _fit(arms, target, found),
-    )
-
-
-@dataclass(frozen=True)
-class FitChoice:
-    """Settings that were chosen so that everything fits."""
-
-    overrides: tuple[str, ...]
-    """As ``--set`` takes them."""
-    notes: Mapping[str, Any]
-    """What is recorded of the choice with every run."""
-    words: str
-    """The choice in a line."""
-
-
-def choose_fit(name: str, *, overrides: Sequence[str] = (), gpu: str | None = None) -> FitChoice:
-    """Returns the settings nearest to a configuration's with which all of its runs fit a device.
-
-    A model's profile for the device is tried first, if it has one.
-
-    Args:
-        name: A YAML file, or the name of a shipped one.
-        overrides: ``key=value`` each.
-        gpu: A device of the table, or a size of memory; None: this machine's.
-
-    Raises:
-        UsageError: If nothing fits, or the configuration is not valid.
-    """
-    arms = planned_arms(name, overrides=overrides)
-    target = target_of(gpu, config=arms.config)
-    found = find_fit(arms, device=target.device, rates=target.rates)
-    where = f"{target.device.name} ({target.device.memory_gib:.1f} GiB)"
-    return FitChoice(
-        overrides=found.overrides,
-        notes={
-            "fit": {
-                "device": target.device.name,
-                "memory_gib": round(target.device.memory_gib, 2),
-                "changes": dict(found.changes),
-                "predicted_peak_gib": round(found.peak_gib, 3),
-            }
-        },
-        words=f"fit to {where}: {', '.join(found.overrides) or 'nothing has to change'}; at most "
-        f"{found.peak_gib:.1f} GiB predicted",
-    )
-
-
-def _fit(arms: PlannedArms, target: Target, found: Mapping[str, Prediction]) -> Fit | str:
-    try:
-        return find_fit(arms, device=target.device, rates=target.rates, known=found)
-    except UsageError as error:
-        return str(error)
+# assumed, for a device of unknown speed: only the ratios of arms count, finished runs set the scale
+_UNKNOWN_SPEED = Rates(flop_per_s=1e11, byte_per_s=2e10, overhead_s=1e-5, overlaps=False)
 
 
 @dataclass(frozen=True)
 class PlanReport:
-    """A plan and what it rests on."""
+    """A forecast and its assumptions."""
 
     arms: PlannedArms
     target: Target
     lengths: Lengths
     predictions: Mapping[str, Prediction]
     fit: Fit | str | None = None
-    """What fits, or why nothing does; None: everything fits as it is."""
+    """Settings that fit, or why none do; None: everything fits as given."""
     is_fitted: bool = False
-    """The predictions are those of the settings that fit."""
+    """Whether the predictions are those of the settings that fit."""
+
+
+def make_plan(
+    name: str, *, overrides: Sequence[str] = (), gpu: str | None = None, fit: bool = False
+) -> PlanReport:
+    """Returns the memory and time of a run or a study on a device, without loading weights.
+
+    Args:
+        name: A YAML file, or the name of a shipped one.
+        overrides: ``key=value`` pairs.
+        gpu: A device of the table, or a size of memory; None: this machine's device.
+        fit: Predict with the settings that ``--fit`` would choose.
+
+    Raises:
+        UsageError: If the configuration is not valid, there is no such device, or nothing fits it.
+    """
+    arms = planned_arms(name, overrides=overrides)
+    target = target_of(gpu, config=arms.config)
+    chosen: Fit | str | None = None
+    if fit:
+        chosen = find_fit(arms, device=target.device, rates=target.rates)
+        arms, predictions = replace(arms, config=chosen.config), chosen.predictions
+    else:
+        predictions = predict_arms(arms, device=target.device, rates=target.rates)
+        if not all(prediction.fits for prediction in predictions.values()):
+            try:
+                chosen = find_fit(arms, device=target.device, rates=target.rates, known=predictions)
+            except UsageError as error:
+                chosen = str(error)
+    return PlanReport(arms, target, lengths_of(arms.config), predictions, chosen, is_fitted=fit)
+
+
+@dataclass(frozen=True)
+class FitChoice:
+    """Settings with which all runs fit a device."""
+
+    overrides: tuple[str, ...]
+    """The settings as ``--set`` takes them."""
+    notes: Mapping[str, Any]
+    """The choice as it is recorded with every run."""
+    words: str
+    """The choice in one line."""
+
+
+def choose_fit(name: str, *, overrides: Sequence[str] = (), gpu: str | None = None) -> FitChoice:
+    """Returns the settings nearest to a configuration's with which all of its runs fit a device.
+
+    A model's profile for the device is tried first, if it has one. Arguments are those of
+    `make_plan`.
+
+    Raises:
+        UsageError: If nothing fits, or the configuration is not valid.
+    """
+    arms = planned_arms(name, overrides=overrides)
+    target = target_of(gpu, config=arms.config)
+    fit = find_fit(arms, device=target.device, rates=target.rates)
+    where = f"{target.device.name} ({target.device.memory_gib:.1f} GiB)"
+    return FitChoice(
+        overrides=fit.overrides,
+        notes={
+            "fit": {
+                "device": target.device.name,
+                "memory_gib": round(target.device.memory_gib, 2),
+                "changes": dict(fit.changes),
+                "predicted_peak_gib": round(fit.peak_gib, 3),
+            }
+        },
+        words=f"fit to {where}: {', '.join(fit.overrides) or 'no setting has to change'}; "
+        f"predicted peak at most {fit.peak_gib:.1f} GiB",
+    )
 
 
 def planned_arms(name: str, *, overrides: Sequence[str]) -> PlannedArms:
@@ -124,14 +121,14 @@ def planned_arms(name: str, *, overrides: Sequence[str]) -> PlannedArms:
 
     Args:
         name: A YAML file, or the name of a shipped one.
-        overrides: ``key=value`` each.
+        overrides: ``key=value`` pairs.
 
     Raises:
-        UsageError: If it is not valid, or the model's architecture cannot be had.
+        UsageError: If it is not valid, or the model's architecture is not available.
     """
     path = find_config(name)
     if "arms" in read_yaml(path):
-        return _of_study(name, title=path.stem, overrides=overrides)
+        return _arms_of_file(name, title=path.stem, overrides=overrides)
     config = load_config(name, overrides=overrides)
     architecture, inventory = _model(config)
     lora = config.lora
@@ -150,35 +147,113 @@ def _model(config: Config) -> tuple[dict[str, Any], Inventory]:
     return architecture, inventory_from_architecture(architecture)
 
 
-def _of_study(name: str, *, title: str, overrides: Sequence[str]) -> PlannedArms:
-    from loracle.study.config import StrategicConfig
-    from loracle.study.file import load_study
-    from loracle.study.plan import plan_study
-    from loracle.study.search import search_runs
-
+def _arms_of_file(name: str, *, title: str, overrides: Sequence[str]) -> PlannedArms:
     study, base = load_study(name, overrides=overrides)
     architecture, inventory = _model(base)
-    chosen = {
+    strategic = {
         arm: given.placement.strategic
         for arm, given in study.arms.items()
         if isinstance(given.placement, StrategicConfig)
     }
-    # Real scores need the weights. What a set of modules costs depends on which they are only by
-    # how low the lowest of them lies, so one that is drawn stands in.
-    drawn: dict[str, Mapping[str, float]] = {
+    # Real scores need the weights. The cost of a set of modules depends on its choice only through
+    # its lowest layer, so a random set stands in.
+    scores: dict[str, Mapping[str, float]] = {
         kind: {
             module.name: float(stream_seed(0, "stand-in", kind, module.name))
             for module in inventory.modules
         }
-        for kind in set(chosen.values())
+        for kind in set(strategic.values())
     }
-    plan = plan_study(study, base=base, name=title, inventory=inventory, scores=drawn)
-    runs = [*search_runs(plan), *plan.runs]
+    plan = plan_study(study, base=base, name=title, inventory=inventory, scores=scores)
+    return _arms_of_plan(plan, architecture=architecture, stand_ins=tuple(strategic))
+
+
+def _arms_of_plan(
+    plan: StudyPlan, *, architecture: Mapping[str, Any], stand_ins: tuple[str, ...] = ()
+) -> PlannedArms:
     return PlannedArms(
-        title=title,
-        config=base,
+        title=plan.name,
+        config=plan.base,
         architecture=architecture,
         plans={arm.name: arm.plan for arm in plan.arms},
-        num_runs={arm.name: sum(run.arm == arm.name for run in runs) for arm in plan.arms},
-        stand_ins=tuple(chosen),
+        num_runs=Counter(run.arm for run in (*search_runs(plan), *plan.runs)),
+        stand_ins=stand_ins,
     )
+
+
+@dataclass(frozen=True)
+class TimeEstimate:
+    """Predicted time of the runs of a study that are not finished."""
+
+    seconds_by_arm: Mapping[str, float]
+    """Seconds of one run of each arm; empty if the device's speed is unknown."""
+    arms_left: tuple[str, ...]
+    """Arm of each run that is not finished."""
+    basis: str
+    """What the estimate rests on, in words."""
+
+    @property
+    def seconds_left(self) -> float:
+        """Seconds of all runs that are not finished, one after another."""
+        return sum(self.seconds_by_arm[arm] for arm in self.arms_left)
+
+    def words(self) -> str:
+        """Returns the estimate in one line."""
+        if not self.arms_left:
+            return "nothing left to run"
+        if not self.seconds_by_arm:
+            return self.basis
+        return (
+            f"about {in_words(self.seconds_left)} for {plural(len(self.arms_left), 'run')} one "
+            f"after another ({self.basis})"
+        )
+
+
+def estimate_time(plan: StudyPlan, *, out: Path) -> TimeEstimate:
+    """Returns the predicted time of a study's runs, corrected by the pace of finished ones.
+
+    Times are those of `make_plan`. Where the device's speed is unknown, only finished runs give
+    any, and without a finished run nothing is traced.
+
+    Args:
+        plan: The study.
+        out: Its folder, where finished runs are looked up.
+
+    Raises:
+        UsageError: If the data or the model's architecture are not available.
+    """
+    elapsed: list[tuple[str, float]] = []
+    left = []
+    for run in (*search_runs(plan), *plan.runs):
+        seconds = _elapsed_s(run, out=out)
+        if seconds is None:
+            left.append(run.arm)
+        else:
+            elapsed.append((run.arm, seconds))
+    target = target_of(None, config=plan.base)
+    if not left or (target.rates is None and not elapsed):
+        return TimeEstimate({}, tuple(left), target.basis)
+    architecture, _ = _model(plan.base)
+    predictions = predict_arms(
+        _arms_of_plan(plan, architecture=architecture),
+        device=target.device,
+        rates=target.rates or _UNKNOWN_SPEED,
+        only_times=True,
+    )
+    traced = {name: each.times.run_s for name, each in predictions.items() if each.times}
+    if not elapsed:
+        return TimeEstimate(traced, tuple(left), f"traced; {target.basis}")
+    pace = statistics.median(seconds / traced[arm] for arm, seconds in elapsed)
+    basis = f"traced, at the pace of {plural(len(elapsed), 'finished run')}"
+    return TimeEstimate({arm: pace * s for arm, s in traced.items()}, tuple(left), basis)
+
+
+def _elapsed_s(run: PlannedRun, *, out: Path) -> float | None:
+    """Returns the seconds from start to result of a finished run; None if it is not finished."""
+    folder = out / "runs" / run.id
+    if not (folder / "result.json").is_file():
+        return None
+    started_at = read_json(folder / "environment.json")["captured_at"]
+    finished_at = read_json(folder / "result.json")["finished_at"]
+    elapsed = datetime.fromisoformat(finished_at) - datetime.fromisoformat(started_at)
+    return elapsed.total_seconds()

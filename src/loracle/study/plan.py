@@ -1,7 +1,7 @@
-"""From a study's file to its runs: every arm resolved for the model, every run with its id.
+"""Resolves a study's file into arms with explicit modules and runs with ids.
 
-A run's id ends in a digest of what it computes, so a study that is changed runs only what is new.
-Seeds are outermost: a study cut short has the same arms for every seed it got to.
+A run's id ends in a digest of its configuration, so a changed study runs only what is new. The
+outermost loop is over seeds: an interrupted study has the same arms for every completed seed.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ Scores = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """A placement under test, resolved."""
+    """A placement under test, resolved for the model."""
 
     name: str
-    """Its name in the study."""
+    """Name in the study."""
     placement: str | PlacementConfig
-    """As its runs' configuration states it: without a choice left to make."""
+    """Explicit placement, as in its runs' configuration."""
     rank: int
-    """r as its runs' configuration states it; full fine-tuning has no use for it."""
+    """r, as in its runs' configuration; full fine-tuning ignores it."""
     alpha: float
-    """The same of alpha."""
+    """alpha, as in its runs' configuration."""
     learning_rate: float | None
-    """Its own peak rate, of full fine-tuning; None: the base's."""
+    """Peak rate of full fine-tuning; None: the base's."""
     plan: ModulePlan
-    """Its modules and ranks."""
+    """Modules and ranks."""
     budget_gap_frac: float | None
-    """(its parameters - the reference's) / the reference's; None without a budget to match."""
+    """(parameters - the reference's) / the reference's; None without a budget to match."""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as ``plan.json`` holds it (`loracle.records.study_folder.ArmRecord`)."""
+        """Returns the arm's entry in ``plan.json`` (`loracle.records.study_folder.ArmRecord`)."""
         return {
             "name": self.name,
             "placement": self.plan.placement,
@@ -61,18 +61,18 @@ class PlannedRun:
     """A run of the study."""
 
     id: str
-    """Name of its folder: arm, seed, and a digest of what it computes."""
+    """Name of its folder: arm, seed, and a digest of its configuration."""
     arm: str
     """Name of its arm."""
     seed: int
-    """Its seed."""
+    """Seed, as in its configuration."""
     role: Role
     """``arm``: counts in the comparison."""
     config: Config
-    """What it runs."""
+    """The resolved configuration."""
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as ``plan.json`` holds it (`loracle.records.study_folder.RunRecord`)."""
+        """Returns the run's entry in ``plan.json`` (`loracle.records.study_folder.RunRecord`)."""
         return {
             "id": self.id,
             "arm": self.arm,
@@ -84,30 +84,30 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study with nothing left to decide but, with a search, the learning rates."""
+    """A fully resolved study, but for learning rates that a search still has to find."""
 
     name: str
-    """Its name."""
+    """Name of the study."""
     study: StudyConfig
-    """Its file."""
+    """Its configuration file."""
     base: Config
-    """What all runs share."""
+    """The configuration that all runs share."""
     inventory: Inventory
     """The model's linear layers."""
     arms: tuple[PlannedArm, ...]
-    """In the study's order."""
+    """Arms in the study's order."""
     runs: tuple[PlannedRun, ...]
-    """In the order in which they run."""
+    """Runs in the order of execution."""
     scores: Scores
-    """Of the modules, as far as strategic arms asked for them."""
+    """Module scores that strategic arms use."""
 
     def study_json(self) -> dict[str, Any]:
-        """Returns what ``study.yaml`` holds: the file, with the base resolved."""
+        """Returns the content of ``study.yaml``: the file, with the base resolved."""
         given = self.study.model_dump(mode="json", exclude={"config", "base"})
         return {"name": self.name, **given, "config": self.base.model_dump(mode="json")}
 
     def plan_json(self) -> dict[str, Any]:
-        """Returns what ``plan.json`` holds."""
+        """Returns the content of ``plan.json``."""
         return {
             "schema": 1,
             "arms": [arm.to_json() for arm in self.arms],
@@ -119,18 +119,18 @@ class StudyPlan:
 def plan_study(
     study: StudyConfig, *, base: Config, name: str, inventory: Inventory, scores: Scores
 ) -> StudyPlan:
-    """Returns the study's arms, resolved, and its runs.
+    """Returns the study's resolved arms and its runs.
 
     Args:
-        study: Its file.
-        base: What all runs share.
-        name: Of the study.
+        study: The study's configuration.
+        base: The configuration that all runs share.
+        name: Name of the study.
         inventory: The model's linear layers.
-        scores: Of the modules, as far as strategic arms ask for them.
+        scores: Module scores that strategic arms use.
 
     Raises:
-        PlacementError: If a placement is not one of this model, two arms come to the same modules
-            and ranks, or a budget is too small for one rank.
+        PlacementError: If a placement matches no module of this model, two arms resolve to the same
+            modules and ranks, or a budget is too small for one rank.
     """
     arms = resolve_arms(study, base=base, inventory=inventory, scores=scores)
     return StudyPlan(
@@ -179,7 +179,7 @@ def resolve_arms(
 def explicit_placement(
     arm: ArmConfig, *, inventory: Inventory, scores: Scores
 ) -> str | PlacementConfig:
-    """Returns an arm's placement; one that is chosen by score or by lot, as a list of modules."""
+    """Returns an arm's placement; one chosen by score or at random, as a list of modules."""
     chosen = arm.placement
     if isinstance(chosen, StrategicConfig):
         return named_placement(
@@ -228,7 +228,7 @@ def _resolve(
 
 
 def _with_scaling(rank: int, *, base: Config) -> tuple[int, float]:
-    """Returns a rank and its alpha: alpha / r is held, or the update would be scaled otherwise."""
+    """Returns a rank and its alpha; alpha / r is the base's, so that updates are scaled alike."""
     return rank, rank * base.lora.alpha / base.lora.rank
 
 
@@ -264,15 +264,7 @@ def planned_run(
     role: Role,
     learning_rate: float | None = None,
 ) -> PlannedRun:
-    """Returns the run of an arm with a seed.
-
-    Args:
-        arm: Its placement.
-        base: What all runs share.
-        seed: Its seed.
-        role: What it is for.
-        learning_rate: In place of the arm's own or the base's; None: that.
-    """
+    """Returns the run of an arm with a seed; ``learning_rate`` defaults to the arm's or base's."""
     changes = {"placement": arm.placement, "rank": arm.rank, "alpha": arm.alpha}
     rate = learning_rate or arm.learning_rate
     train = base.train if rate is None else base.train.model_copy(update={"learning_rate": rate})

@@ -1,13 +1,12 @@
-"""A study: arms x seeds on one base, resumable, each run in its own folder, then the verdicts.
+"""Runs a study: arms x seeds on one base, each run in its own folder, resumable.
 
 ::
 
     DIR/study.yaml, plan.json, scores.json     what was planned (`loracle.records.study_folder`)
     DIR/runs/<id>/                             one run folder each
-    DIR/report/                                what came of it: verdicts.json, index.html, paper.tex
+    DIR/report/                                verdicts.json, index.html, paper.tex
 
-Started again it goes on where it was: finished runs are skipped, a run that was stopped continues
-from its checkpoint.
+A second start resumes: finished runs are skipped, a stopped run continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -17,13 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loracle.config.files import dump_yaml, read_yaml
+from loracle.analysis.rate_search import best_rates
+from loracle.config.files import read_yaml
 from loracle.config.run import Config, changes, flatten
 from loracle.errors import RunFolderError
 from loracle.placement import Inventory
-from loracle.records.files import disk_faults, read_json, write_durably, write_json
-from loracle.records.names import PLAN, SCORES, STUDY
+from loracle.records.files import read_json
+from loracle.records.names import STUDY
 from loracle.records.signature import environment_differences
+from loracle.records.study_folder import read_scores, write_plan
 from loracle.runner.progress import Progress
 from loracle.runner.run_many import portable_config, run_many
 from loracle.runner.run_spec import RunOutcome, RunSpec
@@ -31,22 +32,21 @@ from loracle.study.config import StrategicConfig, StudyConfig
 from loracle.study.plan import PlannedRun, Scores, StudyPlan, plan_study, resolve_arms
 from loracle.study.search import search_runs, with_learning_rates
 
-# What a study that goes on must have in common with what it was, as keys of study.yaml.
+# Keys of study.yaml that must not change when a study is resumed.
 _FIXED = ("config", "budget", "reference")
 
-
+# assumed: training batches over which module scores settle (LOG.md)
 _SCORED_STEPS = 4
-"""assumed: scores of modules settle over so many training batches (LOG.md)"""
 
 
 @dataclass(frozen=True)
 class StudyOutcome:
-    """How a study ended."""
+    """Outcome of a study."""
 
     plan: StudyPlan
-    """With the learning rates that a search found."""
+    """The plan with the learning rates of the search."""
     outcomes: tuple[RunOutcome, ...]
-    """Of the runs, in the plan's order."""
+    """Outcomes of the runs, in the plan's order."""
 
     @property
     def failed(self) -> list[RunOutcome]:
@@ -60,10 +60,10 @@ def prepare_study(
     """Returns the study's plan; modules are scored first if an arm asks for it.
 
     Args:
-        study: Its file.
-        base: What all runs share.
-        name: Of the study.
-        out: Its folder; scores that it has are used.
+        study: The study's configuration.
+        base: The configuration that all runs share.
+        name: Name of the study.
+        out: The study's folder; scores in it are reused.
         progress: Defaults to standard error.
 
     Raises:
@@ -92,7 +92,7 @@ def prepare_study(
 def _refuse_early(
     study: StudyConfig, *, base: Config, inventory: Inventory, without: Collection[str]
 ) -> None:
-    """Raises what is wrong with the other arms before a weight is loaded to score modules."""
+    """Raises the errors of the other arms before weights are loaded to score modules."""
     if study.reference in without:
         return
     others = {name: arm for name, arm in study.arms.items() if name not in without}
@@ -104,26 +104,26 @@ def _refuse_early(
 def module_scores(
     study: StudyConfig, *, base: Config, kinds: Sequence[str], out: Path, progress: Progress
 ) -> Scores:
-    """Returns the scores of the modules, from the study's folder if it has them.
+    """Returns the scores of the modules, from the study's folder if they are there.
 
-    Scored on the first training batches of the study's first seed, never on validation examples.
+    They are computed on the first training batches of the study's first seed, never on validation
+    examples.
     """
-    known = _known_scores(out)
-    if all(kind in known for kind in kinds):
-        return known
+    scores = read_scores(out)
+    if all(kind in scores for kind in kinds):
+        return scores
     from loracle.engine.schedule import DataOrder
     from loracle.model.scores import score_modules
     from loracle.runner.shared_base import open_shared_base
     from loracle.runner.signals import StopRequest
 
-    found = dict(known)
     with StopRequest() as stop:
         shared = open_shared_base(base, progress=progress, stop=stop)
         order = DataOrder(shared.data.train, batch_size=base.train.batch_size, seed=study.seeds[0])
         examples = [example for step in range(_SCORED_STEPS) for example in order.batch(step)]
         with progress.phase("score the modules", total=len(kinds)) as advance:
             for kind in kinds:
-                found[kind] = score_modules(
+                scores[kind] = score_modules(
                     shared.base,
                     examples,
                     score=kind,
@@ -134,11 +134,7 @@ def module_scores(
                 )
                 advance(1, detail=kind)
                 stop.check()
-    return found
-
-
-def _known_scores(out: Path) -> dict[str, Mapping[str, float]]:
-    return dict(read_json(out / SCORES)["scores"]) if (out / SCORES).is_file() else {}
+    return scores
 
 
 def run_study(
@@ -151,16 +147,16 @@ def run_study(
     decided: Callable[[StudyPlan], None] = lambda _: None,
     notes: Mapping[str, Any] | None = None,
 ) -> StudyOutcome:
-    """Returns how the study's runs ended; those that had completed are skipped.
+    """Runs a study and returns its outcome; completed runs are skipped.
 
     Args:
         plan: The study.
         out: Its folder.
         progress: Defaults to standard error.
-        bundle_size: Runs that train together; None: as many as the device gains from.
-        ended: Takes the outcomes of runs as they end.
-        decided: Takes the plan when its learning rates are known.
-        notes: Recorded with every run, in the section ``engine`` of environment.json.
+        bundle_size: Runs that train together; None: chosen by measurement.
+        ended: Called with the outcomes of runs as they end.
+        decided: Called with the plan when its learning rates are known.
+        notes: Recorded with every run, under ``engine`` in environment.json.
 
     Raises:
         RunFolderError: If the folder holds another study, or runs of another environment.
@@ -177,8 +173,17 @@ def run_study(
         "ended": ended,
     }
     if trials:
-        tried = _run(trials, out=out, **settings)
-        plan = with_learning_rates(plan, best_rates(trials, tried))
+        outcomes = _run(trials, out=out, **settings)
+        rates = best_rates(
+            (
+                trial.arm,
+                trial.config.train.learning_rate,
+                outcome.result.quality.tuned.loss_nats_per_token,
+            )
+            for trial, outcome in zip(trials, outcomes, strict=True)
+            if outcome.result is not None
+        )
+        plan = with_learning_rates(plan, rates)
         keep_plan(plan, out=out)
     decided(plan)
     outcomes = _run(plan.runs, out=out, **settings)
@@ -196,8 +201,8 @@ def _run(
 def keep_plan(plan: StudyPlan, *, out: Path) -> None:
     """Writes the plan into the study's folder.
 
-    Seeds and arms may have been added or taken away since; runs that are no longer planned stay
-    where they are and are not counted.
+    Seeds and arms may have been added or removed since the last start; runs that are no longer
+    planned stay in the folder and are not counted.
 
     Raises:
         RunFolderError: If the folder holds another study or anything else, or cannot be written.
@@ -207,20 +212,20 @@ def keep_plan(plan: StudyPlan, *, out: Path) -> None:
         _require_same_study(read_yaml(out / STUDY), study, out=out)
     elif out.is_dir() and any(out.iterdir()):
         raise RunFolderError(f"{out}: holds something that is not a study; give another --out")
-    with disk_faults(out):
-        out.mkdir(parents=True, exist_ok=True)
-        write_durably(out / STUDY, dump_yaml(study).encode())
-        trials = [run.to_json() for run in search_runs(plan)]
-        write_json(out / PLAN, plan.plan_json() | {"search": trials})
-        if plan.scores:
-            scored = {"schema": 1, "steps": _SCORED_STEPS, "scores": dict(plan.scores)}
-            write_json(out / SCORES, scored)
+    trials = [run.to_json() for run in search_runs(plan)]
+    scored = {"schema": 1, "steps": _SCORED_STEPS, "scores": dict(plan.scores)}
+    write_plan(
+        out,
+        study=study,
+        plan=plan.plan_json() | {"search": trials},
+        scores=scored if plan.scores else None,
+    )
 
 
 def _require_same_study(before: Mapping[str, Any], now: Mapping[str, Any], *, out: Path) -> None:
-    ours, theirs = (flatten({key: each.get(key) for key in _FIXED}) for each in (before, now))
+    recorded, new = (flatten({key: study.get(key) for key in _FIXED}) for study in (before, now))
     free = ("config.checkpoint.", "config.tracking.", "config.measure.clock_rounds")
-    changed = [line for line in changes(ours, theirs) if not line.startswith(free)]
+    changed = [line for line in changes(recorded, new) if not line.startswith(free)]
     if changed:
         raise RunFolderError(
             f"{out}: holds another study ({'; '.join(changed[:5])}); give another --out"
@@ -228,10 +233,10 @@ def _require_same_study(before: Mapping[str, Any], now: Mapping[str, Any], *, ou
 
 
 def require_one_environment(specs: Sequence[RunSpec]) -> None:
-    """Checks that the runs that are finished were measured where the others are about to be.
+    """Checks that finished runs were measured in the environment of the remaining ones.
 
     Raises:
-        RunFolderError: If one was not, naming what differs.
+        RunFolderError: Naming the differences, if one was not.
     """
     from loracle.engine.device import choose_device, choose_dtype, dtype_name, faster_fp32
     from loracle.engine.environment import capture_environment
@@ -242,7 +247,7 @@ def require_one_environment(specs: Sequence[RunSpec]) -> None:
     config = specs[0].config
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device=device)
-    # As the runs see it: how fp32 is multiplied is one of the things that must agree.
+    # The fp32 precision of products is part of the environment, as it is for the runs.
     with faster_fp32(device, dtype):
         here = capture_environment(
             device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
@@ -252,18 +257,6 @@ def require_one_environment(specs: Sequence[RunSpec]) -> None:
         if changed:
             raise RunFolderError(
                 f"{spec.out.name}: was measured in another environment "
-                f"({'; '.join(changed[:5])}); unlike environments do not share a table: go on "
-                "where it was measured, or give another --out"
+                f"({'; '.join(changed[:5])}); results of different environments are not mixed: "
+                "continue where it was measured, or give another --out"
             )
-
-
-def best_rates(trials: Sequence[PlannedRun], outcomes: Sequence[RunOutcome]) -> dict[str, float]:
-    """Returns the learning rate of each arm with the lowest validation loss."""
-    found: dict[str, tuple[float, float]] = {}
-    for trial, outcome in zip(trials, outcomes, strict=True):
-        if outcome.result is None:
-            continue
-        loss = outcome.result.quality.tuned.loss_nats_per_token
-        rate = trial.config.train.learning_rate
-        found[trial.arm] = min(found.get(trial.arm, (loss, rate)), (loss, rate))
-    return {arm: rate for arm, (_, rate) in found.items()}

@@ -1,4 +1,4 @@
-"""The learning-rate search of a study: trial runs of every arm, and the plan that follows."""
+"""The learning-rate search of a study: trial runs of every arm, and the resulting plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loracle.study.plan import PlannedRun, StudyPlan, planned_run
 def search_runs(plan: StudyPlan) -> list[PlannedRun]:
     """Returns the trial runs of the search, if the study has one.
 
-    Full fine-tuning has none: its rate is its own, and given.
+    Full fine-tuning is not searched: the study states its rate.
     """
     search = plan.study.search
     if search is None:
@@ -26,15 +26,15 @@ def search_runs(plan: StudyPlan) -> list[PlannedRun]:
 
 
 def with_learning_rates(plan: StudyPlan, rates: Mapping[str, float]) -> StudyPlan:
-    """Returns the plan with each arm's own learning rate, as a search found it.
+    """Returns the plan with each arm's learning rate from the search.
 
     Raises:
-        UsageError: If an arm has none.
+        UsageError: If no trial run of an arm completed.
     """
     arms = {arm.name: arm for arm in plan.arms}
     missing = [arm.name for arm in plan.arms if arm.name not in rates and not arm.plan.is_full]
     if missing:
-        raise UsageError(f"search: no learning rate of arm '{missing[0]}' came to an end")
+        raise UsageError(f"search: no learning rate of arm '{missing[0]}' completed")
     runs = []
     for run in plan.runs:
         new = planned_run(
@@ -44,6 +44,6 @@ def with_learning_rates(plan: StudyPlan, rates: Mapping[str, float]) -> StudyPla
             role=run.role,
             learning_rate=rates.get(run.arm),
         )
-        suffix = run.id.partition("-repeat")
-        runs.append(replace(new, id=new.id + suffix[1] + suffix[2]))
+        _, *suffix = run.id.partition("-repeat")
+        runs.append(replace(new, id="".join((new.id, *suffix))))
     return replace(plan, runs=tuple(runs))

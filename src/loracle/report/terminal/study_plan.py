@@ -11,9 +11,9 @@ from rich.text import Text
 
 from loracle.errors import UsageError
 from loracle.report.terminal.table import add_numbers, borderless
+from loracle.study.forecast import TimeEstimate, estimate_time
 from loracle.study.plan import PlannedArm, StudyPlan
 from loracle.study.search import search_runs
-from loracle.study.time import TimeEstimate, estimate_time
 from loracle.text import in_words, plural
 
 
