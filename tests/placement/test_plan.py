@@ -30,7 +30,7 @@ def test_the_saved_counts_are_the_closed_form(saved):
 
 def test_counts_that_do_not_follow_from_the_ranks_are_refused(saved):
     saved["modules"][0]["rank"] += 1
-    with pytest.raises(PlacementError, match=r"trainable_params is 2304, but .* come to 2432"):
+    with pytest.raises(PlacementError, match=r"trainable_params is 2304, but .* give 2432"):
         ModulePlan.from_json(saved)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loracle.errors import ModelError, did_you_mean
 from loracle.placement.inventory import Inventory, LinearModule, Role
+from loracle.placement.llama_family import llama_family_inventory
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,14 +53,14 @@ def inventory_of(model: nn.Module) -> Inventory:
 
 
 def inventory_from_architecture(architecture: Mapping[str, Any]) -> Inventory:
-    """Returns the inventory of a model from its configuration alone: no weights are made.
-
-    Args:
-        architecture: Fields of a Transformers configuration, ``model_type`` among them.
+    """Returns the inventory of a model from its Transformers configuration, without any weights.
 
     Raises:
         ModelError: If Transformers cannot build a causal language model from it.
     """
+    computed = llama_family_inventory(architecture)
+    if computed is not None:
+        return computed
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
