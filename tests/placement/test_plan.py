@@ -1,4 +1,4 @@
-"""A saved plan comes back equal, and one that contradicts itself is refused."""
+"""A saved plan that contradicts itself is refused."""
 
 import json
 
@@ -15,12 +15,6 @@ def saved() -> dict:
     inventory = inventory_from_architecture(TINY["gpt2"])
     plan = resolve_placement("attention", inventory=inventory, rank=4, alpha=8)
     return json.loads(json.dumps(plan.to_json()))
-
-
-def test_a_plan_survives_json(saved):
-    inventory = inventory_from_architecture(TINY["gpt2"])
-    plan = resolve_placement("attention", inventory=inventory, rank=4, alpha=8)
-    assert ModulePlan.from_json(saved) == plan
 
 
 def test_the_saved_counts_are_the_closed_form(saved):

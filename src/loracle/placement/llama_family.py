@@ -30,12 +30,11 @@ _FIELDS = {
 def llama_family_inventory(architecture: Mapping[str, Any]) -> Inventory | None:
     """Returns the inventory of a Llama, Mistral or Qwen2; None for what this cannot be sure of."""
     sizes: list[Any] = [architecture.get(name) for name in _SIZES]
-    if (
-        architecture.get("model_type") not in _ATTENTION_BIASES
-        or not architecture.keys() <= _FIELDS
+    if not (
+        str(architecture.get("model_type")) in _ATTENTION_BIASES
+        and architecture.keys() <= _FIELDS
+        and all(type(size) is int and size > 0 for size in sizes)
     ):
-        return None
-    if not all(type(size) is int and size > 0 for size in sizes):
         return None
     vocab, hidden, inner, num_layers, heads, groups = sizes
     head_size = architecture.get("head_dim", hidden // heads)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from loracle.config.run import PlacementConfig
@@ -34,28 +34,6 @@ def select_modules_by_score(
     Raises:
         PlacementError: If a score has no module or is not finite, or the fraction is out of range.
     """
-    ranking = _ranking(scores, inventory=inventory)
-    best = ranking[: num_kept(len(ranking), keep_frac=keep_frac)]
-    return in_model_order(best, inventory=inventory)
-
-
-def num_kept(candidates: int, *, keep_frac: float) -> int:
-    """Returns ``keep_frac`` of the number of candidates, rounded, at least one.
-
-    Raises:
-        PlacementError: If the fraction is not in (0, 1].
-    """
-    if not 0 < keep_frac <= 1:
-        raise PlacementError(f"keep_frac {keep_frac:g}: must be above 0 and at most 1")
-    return max(1, math.floor(candidates * keep_frac + 0.5))
-
-
-def named_placement(names: Collection[str]) -> PlacementConfig:
-    """Returns the placement of exactly these modules."""
-    return PlacementConfig(modules=list(names))
-
-
-def _ranking(scores: Mapping[str, float], *, inventory: Inventory) -> list[LinearModule]:
     names = {module.name for module in inventory.modules}
     for name, score in scores.items():
         if name not in names:
@@ -68,13 +46,13 @@ def _ranking(scores: Mapping[str, float], *, inventory: Inventory) -> list[Linea
     if not candidates:
         raise PlacementError("scores: no module has one")
     # Python's sort is stable.
-    return sorted(candidates, key=lambda module: -scores[module.name])
+    ranking = sorted(candidates, key=lambda module: -scores[module.name])
+    return _first(ranking, inventory=inventory, keep_frac=keep_frac)
 
 
-def in_model_order(modules: Collection[LinearModule], *, inventory: Inventory) -> tuple[str, ...]:
-    """Returns the names of ``modules`` as the model orders them."""
-    names = {module.name for module in modules}
-    return tuple(module.name for module in inventory.modules if module.name in names)
+def named_placement(names: Collection[str]) -> PlacementConfig:
+    """Returns the placement of exactly these modules."""
+    return PlacementConfig(modules=list(names))
 
 
 def random_share(inventory: Inventory, *, keep_frac: float, seed: int) -> tuple[str, ...]:
@@ -89,4 +67,15 @@ def random_share(inventory: Inventory, *, keep_frac: float, seed: int) -> tuple[
     drawn = sorted(
         all_linear(inventory), key=lambda module: stream_seed(seed, "placement", module.name)
     )
-    return in_model_order(drawn[: num_kept(len(drawn), keep_frac=keep_frac)], inventory=inventory)
+    return _first(drawn, inventory=inventory, keep_frac=keep_frac)
+
+
+def _first(
+    ranking: Sequence[LinearModule], *, inventory: Inventory, keep_frac: float
+) -> tuple[str, ...]:
+    """Returns the first fraction of ``ranking``, rounded, at least one, in the model's order."""
+    if not 0 < keep_frac <= 1:
+        raise PlacementError(f"keep_frac {keep_frac:g}: must be above 0 and at most 1")
+    count = max(1, math.floor(len(ranking) * keep_frac + 0.5))
+    names = {module.name for module in ranking[:count]}
+    return tuple(module.name for module in inventory.modules if module.name in names)
