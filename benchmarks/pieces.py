@@ -150,7 +150,7 @@ def _mask(x: Tensor, *, lengths: tuple[int, ...], calls: float) -> Piece:
     stream = _stream(lengths)
 
     def ours() -> Tensor:
-        return keep_bits(stream, module="m", features=x.shape[1], device=x.device)
+        return keep_bits((stream,), module="m", features=x.shape[1], device=x.device)
 
     def drawn() -> Tensor:
         return torch.rand(x.shape, device=x.device) >= _DROPOUT
@@ -159,7 +159,7 @@ def _mask(x: Tensor, *, lengths: tuple[int, ...], calls: float) -> Piece:
 
 
 def _zeroing(x: Tensor, *, lengths: tuple[int, ...], calls: float) -> Piece:
-    bits = keep_bits(_stream(lengths), module="m", features=x.shape[1], device=x.device)
+    bits = keep_bits((_stream(lengths),), module="m", features=x.shape[1], device=x.device)
     mask, nothing = bits.bool(), torch.zeros((), dtype=x.dtype, device=x.device)
     return Piece(
         lambda: zero_dropped(x, bits),
@@ -182,7 +182,7 @@ def _attention(shape: LlamaConfig, *, lengths: tuple[int, ...], draw: Any) -> Pi
         return attention.packed_attention(module, *qkv, None, lengths=lengths, scaling=scale)[0]
 
     def stock(*qkv: Tensor) -> Tensor:
-        return attention._attend_each(*qkv, lengths=lengths, scale=scale)
+        return attention._attend_by_sequence(*qkv, lengths=lengths, scale=scale)
 
     given = (query, key, value)
     return Piece(

@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 
 import loracle.model.base
 import loracle.model.layers.attention
+import loracle.model.layers.dropout
 import loracle.model.layers.lora
 from loracle.data.packing import PackedRow
 from loracle.model.base import FrozenBase
@@ -109,7 +110,9 @@ def stock_attention(_base: FrozenBase) -> AbstractContextManager[Any]:
     for name in ("attend_on_cpu", "attend_variable_length"):
         stack.enter_context(
             mock.patch.object(
-                loracle.model.layers.attention, name, loracle.model.layers.attention._attend_each
+                loracle.model.layers.attention,
+                name,
+                loracle.model.layers.attention._attend_by_sequence,
             )
         )
     return stack
@@ -118,24 +121,21 @@ def stock_attention(_base: FrozenBase) -> AbstractContextManager[Any]:
 def framework_dropout(_base: FrozenBase) -> AbstractContextManager[Any]:
     """Masks drawn by ``torch.nn.functional.dropout``, again in the backward pass."""
 
-    def keep_bits(stream: Any, *, module: str, features: int, device: torch.device) -> Tensor:
+    def keep_bits(streams: Any, *, module: str, features: int, device: torch.device) -> Tensor:
+        (stream,) = streams
         drop = stream.threshold / 2**15
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream_seed(stream.seed, stream.step, module))
             ones = torch.ones(sum(stream.lengths), features, dtype=torch.bfloat16, device=device)
             return -(torch.nn.functional.dropout(ones, p=drop) > 0).to(torch.int16)
 
-    return mock.patch.object(loracle.model.layers.lora, "keep_bits", keep_bits)
+    return mock.patch.object(loracle.model.layers.dropout, "keep_bits", keep_bits)
 
 
 @contextmanager
 def no_dropout(_base: FrozenBase) -> Iterator[None]:
     """No dropout at all: what the masks cost, not a way to do without them."""
-
-    def keep_nothing(_x: Tensor, _route: Any, _module: str) -> None:
-        return None
-
-    with mock.patch.object(loracle.model.layers.lora, "_bits", keep_nothing):
+    with mock.patch.object(loracle.model.layers.lora, "_streams", return_value=()):
         yield
 
 

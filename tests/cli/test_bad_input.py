@@ -190,7 +190,7 @@ def test_a_model_whose_weights_are_cut_short(fails, place, tmp_path):
 
 
 def test_a_gpu_that_is_not_there(fails):
-    assert fails(device="cuda:7").startswith("ConfigError: device: 'cuda:7' is not here (")
+    assert fails(device="cuda:7").startswith("ConfigError: device: 'cuda:7' is not available (")
 
 
 def test_an_archive_with_another_hash(fails, place, tmp_path, monkeypatch):

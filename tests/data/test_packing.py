@@ -36,20 +36,20 @@ def test_the_first_token_is_never_a_target():
 
 @st.composite
 def examples(draw: st.DrawFn) -> list[Example]:
-    found = []
+    result = []
     for _ in range(draw(st.integers(1, 8))):
         ids = draw(st.lists(st.integers(0, 99), min_size=2, max_size=12))
-        found.append(example(*ids, prompt=draw(st.integers(1, len(ids) - 1))))
-    return found
+        result.append(example(*ids, prompt=draw(st.integers(1, len(ids) - 1))))
+    return result
 
 
 @settings(deadline=None)
 @given(examples())
 def test_every_target_is_predicted_from_the_token_before_it(group):
     row = pack(group)
-    wanted = [token for one in group for token in one.input_ids[one.num_prompt :]]
-    assert row.targets.tolist() == wanted
-    assert sum(row.num_targets) == len(wanted)
+    expected = [token for one in group for token in one.input_ids[one.num_prompt :]]
+    assert row.targets.tolist() == expected
+    assert sum(row.num_targets) == len(expected)
     assert row.num_targets == tuple(one.num_targets for one in group)
     flat = row.input_ids[0]
     assert torch.equal(flat[row.source + 1], row.targets)
@@ -71,14 +71,14 @@ def test_batches_cover_everything_in_order_within_the_budget(lengths, budget):
 
 def fewest_then_smallest(lengths: list[int], budget: int) -> tuple[int, int]:
     """Over every way to cut the list: the fewest batches, and then the smallest largest one."""
-    found = []
+    result = []
     for cuts in product([False, True], repeat=len(lengths) - 1):
         groups = [[lengths[0]]]
         for length, cut in zip(lengths[1:], cuts, strict=True):
             groups.append([length]) if cut else groups[-1].append(length)
         if all(sum(group) <= budget or len(group) == 1 for group in groups):
-            found.append((len(groups), max(map(sum, groups))))
-    return min(found)
+            result.append((len(groups), max(map(sum, groups))))
+    return min(result)
 
 
 @settings(deadline=None)

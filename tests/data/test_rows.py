@@ -102,7 +102,7 @@ def test_a_byte_order_mark_is_accepted(tmp_path, name):
 
 def test_parquet_reads_no_column_that_is_not_wanted(tmp_path):
     path = write_as(tmp_path / "a.parquet", [row | {"embedding": [0.0] * 9} for row in ROWS])
-    table = read_table(path, wanted=["instruction", "output"])
+    table = read_table(path, columns=["instruction", "output"])
     assert table.columns == ("instruction", "input", "output", "embedding")
     assert set(table.rows[0][1]) == {"instruction", "output"}
 

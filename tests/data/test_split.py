@@ -61,9 +61,9 @@ def test_the_validation_count_is_the_nearest_that_whole_groups_reach(sizes, vali
         for number in range(1, len(sizes))
         for chosen in itertools.combinations(sizes, number)
     }
-    wanted = validation_frac * len(records)
+    expected = validation_frac * len(records)
     assert count in reachable
-    assert abs(count - wanted) == min(abs(total - wanted) for total in reachable)
+    assert abs(count - expected) == min(abs(total - expected) for total in reachable)
 
 
 @given(records=recurring_records(), seed=SEEDS, shuffle=st.randoms(use_true_random=False))

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tiny_alpaca import byte_tokenizer, record
 
 from loracle.data import Drop, Example, Record, encode_prompts, eos_id_of, template_of
-from loracle.data.tokens import EncodedRecord, encode_records, fit, leading_ids
+from loracle.data.tokens import EncodedRecord, encode_records, leading_ids, truncate
 from loracle.errors import ModelError
 
 ALPACA = template_of("alpaca")
@@ -17,7 +17,7 @@ TEXT = st.text(max_size=60).filter(str.strip) | st.sampled_from(["</s>", "<s></s
 
 def example_of(one: Record, tokenizer, *, max_tokens: int = 10_000):
     (encoded,) = encode_records([one], template=ALPACA, tokenizer=tokenizer)
-    return fit(encoded, max_tokens=max_tokens, eos_id=eos_id_of(tokenizer))
+    return truncate(encoded, max_tokens=max_tokens, eos_id=eos_id_of(tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -114,16 +114,16 @@ def test_a_record_without_prompt_or_response_tokens_is_dropped():
         ((5,), (), "no_response_tokens"),
     ):
         encoded = EncodedRecord(record(row=7), prompt, response)
-        assert fit(encoded, max_tokens=99, eos_id=EOS) == Drop(7, reason)
+        assert truncate(encoded, max_tokens=99, eos_id=EOS) == Drop(7, reason)
 
 
 @given(prompt=st.integers(1, 20), response=st.integers(1, 20))
 def test_the_smallest_limit_keeps_a_record_and_one_less_does_not(prompt, response):
     encoded = EncodedRecord(record(), (5,) * prompt, (6,) * response)
-    smallest = encoded.smallest_limit
-    kept = fit(encoded, max_tokens=smallest, eos_id=EOS)
+    smallest = len(encoded.prompt) + 2
+    kept = truncate(encoded, max_tokens=smallest, eos_id=EOS)
     assert kept.input_ids == (*(5,) * prompt, 6, EOS)
-    assert fit(encoded, max_tokens=smallest - 1, eos_id=EOS) == Drop(1, "prompt_too_long")
+    assert truncate(encoded, max_tokens=smallest - 1, eos_id=EOS) == Drop(1, "prompt_too_long")
 
 
 def test_a_tokenizer_without_eos_is_a_model_error():

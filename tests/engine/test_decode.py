@@ -232,15 +232,15 @@ def test_such_a_model_answers_through_generate(monkeypatch):
     expected = answer_with_adapters(base, PROMPTS, adapters=[None, "default"], max_new_tokens=NEW)
     monkeypatch.setattr("loracle.engine.evaluate.decode_greedily", None)
     refuse_partial_logits(base)
-    found = answer_with_adapters(base, PROMPTS, adapters=[None, "default"], max_new_tokens=NEW)
-    assert found == expected
-    assert found[0] != found[1]
+    result = answer_with_adapters(base, PROMPTS, adapters=[None, "default"], max_new_tokens=NEW)
+    assert result == expected
+    assert result[0] != result[1]
 
 
 def test_generate_takes_our_config_and_says_the_same(base):
-    ours = decoded(base, None, "head")
-    theirs = generate_greedily(base, PROMPTS, adapters=[None, "head"], max_new_tokens=NEW)
-    assert theirs == ours
+    candidate = decoded(base, None, "head")
+    reference = generate_greedily(base, PROMPTS, adapters=[None, "head"], max_new_tokens=NEW)
+    assert reference == candidate
     assert greedy(base, max_new_tokens=3).max_new_tokens == 3
 
 
@@ -248,8 +248,8 @@ LENGTHS = [7, 3, 9, 3, 20, 5, 8]
 
 
 def batches(**changes: int | None) -> list[list[int]]:
-    asked = {"copies": 1, "max_new_tokens": 2, "cache_tokens": 33, "most": None} | changes
-    return prompt_batches(LENGTHS, **asked)
+    requested = {"copies": 1, "max_new_tokens": 2, "cache_tokens": 33, "most": None} | changes
+    return prompt_batches(LENGTHS, **requested)
 
 
 def test_batches_are_of_like_length_and_fit_the_cache():

@@ -29,20 +29,20 @@ def with_gpus(monkeypatch, count: int, *, capability: tuple[int, int] = (8, 0)) 
 
 
 @pytest.mark.parametrize(
-    ("count", "asked", "chosen"),
+    ("count", "requested", "chosen"),
     [(0, "auto", "cpu"), (1, "auto", "cuda"), (2, "cuda:1", "cuda:1"), (1, "cpu", "cpu")],
 )
-def test_devices(monkeypatch, count, asked, chosen):
+def test_devices(monkeypatch, count, requested, chosen):
     with_gpus(monkeypatch, count)
-    assert choose_device(asked) == torch.device(chosen)
+    assert choose_device(requested) == torch.device(chosen)
 
 
-@pytest.mark.parametrize(("count", "asked"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
-def test_a_gpu_that_is_not_there_is_refused(monkeypatch, count, asked):
+@pytest.mark.parametrize(("count", "requested"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch, count, requested):
     with_gpus(monkeypatch, count)
     with pytest.raises(ConfigError) as caught:
-        choose_device(asked)
-    message = f"device: '{asked}' is not here ({count} CUDA devices); use auto or cpu"
+        choose_device(requested)
+    message = f"device: '{requested}' is not available ({count} CUDA devices); use auto or cpu"
     assert str(caught.value) == message
 
 
@@ -95,31 +95,20 @@ def test_large_blocks_are_kept_once_freed():
     assert given_back < 50 * 2**20
 
 
-@pytest.mark.parametrize(("obeys", "told"), [(1, True), (0, False)])
-def test_glibc_is_told_both_thresholds(monkeypatch, obeys, told):
-    asked = {}
+@pytest.mark.parametrize(("obeys", "reported"), [(1, True), (0, False)])
+def test_glibc_is_told_both_thresholds(monkeypatch, obeys, reported):
+    requested = {}
 
     class Libc:
         def mallopt(self, option: int, value: int) -> int:
-            asked[option] = value
+            requested[option] = value
             return obeys
 
     monkeypatch.setattr(device.sys, "platform", "linux")
     monkeypatch.setattr(device.ctypes, "CDLL", lambda _: Libc())
-    assert keep_large_blocks() is told
+    assert keep_large_blocks() is reported
     # M_MMAP_THRESHOLD and M_TRIM_THRESHOLD of malloc.h
-    assert asked == {-3: 2**30, -1: 2**31 - 1}
-
-
-def test_other_platforms_are_left_alone(monkeypatch):
-    monkeypatch.setattr(device.sys, "platform", "darwin")
-    assert keep_large_blocks() is False
-
-
-def test_a_libc_without_the_switch_is_left_alone(monkeypatch):
-    monkeypatch.setattr(device.sys, "platform", "linux")
-    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: object())
-    assert keep_large_blocks() is False
+    assert requested == {-3: 2**30, -1: 2**31 - 1}
 
 
 def test_only_a_gpu_is_waited_for(monkeypatch):
@@ -182,10 +171,10 @@ def test_the_switch_is_taken_back_after_an_error(fp32_setting):
     assert fp32_setting() == before
 
 
-def test_free_memory_is_given_back_where_glibc_can(monkeypatch):
-    assert device.release_free_memory() in (True, False)
+@pytest.mark.parametrize("change", [keep_large_blocks, device.release_free_memory])
+def test_other_platforms_and_a_libc_without_the_function_are_left_alone(monkeypatch, change):
     monkeypatch.setattr(device.sys, "platform", "darwin")
-    assert device.release_free_memory() is False
+    assert change() is False
     monkeypatch.setattr(device.sys, "platform", "linux")
     monkeypatch.setattr(device.ctypes, "CDLL", lambda _: object())
-    assert device.release_free_memory() is False
+    assert change() is False

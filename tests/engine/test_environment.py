@@ -127,9 +127,9 @@ def test_without_a_gpu_there_is_no_cuda(monkeypatch):
 
 
 def test_a_clean_checkout_has_a_commit(checkout):
-    found = environment._checkout(checkout)
-    assert re.fullmatch(r"[0-9a-f]{40}", found["commit"])
-    assert found["dirty"] is False
+    result = environment._checkout(checkout)
+    assert re.fullmatch(r"[0-9a-f]{40}", result["commit"])
+    assert result["dirty"] is False
 
 
 def test_what_can_change_a_number_makes_a_checkout_dirty(checkout):

@@ -41,9 +41,9 @@ EOS = tiny_tokenizer().eos_token_id
 
 
 def scores(base: FrozenBase, *, adapter: str | None = None, batch_tokens: int = 50) -> list[float]:
-    found = score_examples(base, EXAMPLES, adapter=adapter, batch_tokens=batch_tokens)
-    assert [score.num_targets for score in found] == [e.num_targets for e in EXAMPLES]
-    return [score.nll_sum_nats for score in found]
+    result = score_examples(base, EXAMPLES, adapter=adapter, batch_tokens=batch_tokens)
+    assert [score.num_targets for score in result] == [e.num_targets for e in EXAMPLES]
+    return [score.nll_sum_nats for score in result]
 
 
 @pytest.mark.parametrize("adapter", [None, "default"])
@@ -52,8 +52,8 @@ def test_each_score_is_the_sum_that_a_stock_model_gives_in_order(adapter):
     attached = attach(base, plan)
     stock = stock_model() if adapter is None else stock_peft(stock_model(), plan, like=attached)
     with torch.no_grad():
-        theirs = [stock_nll(stock, example).double().sum().item() for example in EXAMPLES]
-    assert scores(base, adapter=adapter) == pytest.approx(theirs, rel=1e-6)
+        reference = [stock_nll(stock, example).double().sum().item() for example in EXAMPLES]
+    assert scores(base, adapter=adapter) == pytest.approx(reference, rel=1e-6)
 
 
 def test_scores_do_not_depend_on_the_batch():
@@ -103,25 +103,25 @@ CROWD = (None, "default", "head", "attention")
 
 
 def sums(base: FrozenBase, *adapters: str | None, **changes: object) -> list[list[float]]:
-    asked = {"batch_tokens": 150} | changes
-    found = score_adapters(base, EXAMPLES, adapters=adapters, **asked)
-    return [[score.nll_sum_nats for score in scores] for scores in found]
+    requested = {"batch_tokens": 150} | changes
+    result = score_adapters(base, EXAMPLES, adapters=adapters, **requested)
+    return [[score.nll_sum_nats for score in scores] for scores in result]
 
 
 def test_one_pass_for_many_adapters_scores_each_as_alone():
     base = crowd()
     together = sums(base, *CROWD)
-    for adapter, found in zip(CROWD, together, strict=True):
-        assert found == pytest.approx(scores(base, adapter=adapter), rel=1e-6)
-    assert len({round(sum(found), 3) for found in together}) == len(CROWD)
+    for adapter, result in zip(CROWD, together, strict=True):
+        assert result == pytest.approx(scores(base, adapter=adapter), rel=1e-6)
+    assert len({round(sum(result), 3) for result in together}) == len(CROWD)
 
 
 def test_the_order_of_adapters_and_the_batch_do_not_matter():
     base = crowd()
     whole = sums(base, *CROWD)
     for changed in (sums(base, *CROWD[::-1])[::-1], sums(base, *CROWD, batch_tokens=1)):
-        for found, expected in zip(changed, whole, strict=True):
-            assert found == pytest.approx(expected, rel=1e-6)
+        for result, expected in zip(changed, whole, strict=True):
+            assert result == pytest.approx(expected, rel=1e-6)
 
 
 def test_one_adapter_in_a_pass_is_that_adapter_alone_bit_for_bit():
@@ -168,18 +168,18 @@ def test_kept_states_serve_every_adapter_above_them(entry_layer):
         attach(base, tiny_plan(upper), name=name, seed=seed)
     store = TrunkStore(base, weights_digest="w", folder=None, memory_bytes=10**6)
     adapters = (None, "one", "two")
-    found = sums(base, *adapters, trunk=store, entry_layer=entry_layer)
+    result = sums(base, *adapters, trunk=store, entry_layer=entry_layer)
     assert store.computed == (len(EXAMPLES) if entry_layer else 0)
-    for mine, expected in zip(found, sums(base, *adapters), strict=True):
+    for mine, expected in zip(result, sums(base, *adapters), strict=True):
         assert mine == pytest.approx(expected, rel=1e-6)
-    assert found[1] != found[2]
+    assert result[1] != result[2]
 
 
 def test_likelihood_weighs_tokens_and_not_examples():
-    found = likelihood([ExampleScore(1, 5.0), ExampleScore(99, 99.0)])
-    assert found.loss_nats_per_token == pytest.approx(104 / 100)
-    assert found.perplexity == pytest.approx(math.exp(1.04))
-    assert (found.num_targets, found.num_examples) == (100, 2)
+    result = likelihood([ExampleScore(1, 5.0), ExampleScore(99, 99.0)])
+    assert result.loss_nats_per_token == pytest.approx(104 / 100)
+    assert result.perplexity == pytest.approx(math.exp(1.04))
+    assert (result.num_targets, result.num_examples) == (100, 2)
 
 
 def test_likelihood_does_not_depend_on_order():
@@ -203,7 +203,7 @@ def base(request) -> FrozenBase:
 def stock_answers(base: FrozenBase, *, adapted: bool, max_new_tokens: int) -> list[Answer]:
     """Each prompt by itself through Transformers' generate and PEFT's own forward."""
     base.model.set_attn_implementation("sdpa")
-    found = []
+    result = []
     for prompt in PROMPTS:
         config = GenerationConfig(
             max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=EOS, pad_token_id=0
@@ -217,23 +217,23 @@ def stock_answers(base: FrozenBase, *, adapted: bool, max_new_tokens: int) -> li
                 out = base.peft.generate(input_ids=ids, **arguments)
         new = out[0, len(prompt) :].tolist()
         text = base.tokenizer.decode([t for t in new if t != EOS], skip_special_tokens=True)
-        found.append(Answer(text, hit_limit=EOS not in new))
+        result.append(Answer(text, hit_limit=EOS not in new))
     base.model.set_attn_implementation("loracle_packed")
-    return found
+    return result
 
 
 def answers(base: FrozenBase, *, adapter: str | None, **changes: int) -> list[Answer]:
-    asked = {"max_new_tokens": 12, "batch_size": 4} | changes
-    return answer_prompts(base, PROMPTS, adapter=adapter, **asked)
+    requested = {"max_new_tokens": 12, "batch_size": 4} | changes
+    return answer_prompts(base, PROMPTS, adapter=adapter, **requested)
 
 
 @pytest.mark.parametrize("adapter", [None, "default"])
 def test_answers_are_those_of_stock_generate_one_prompt_at_a_time(base, adapter):
-    theirs = stock_answers(base, adapted=adapter is not None, max_new_tokens=12)
+    reference = stock_answers(base, adapted=adapter is not None, max_new_tokens=12)
     for batch_size in (1, 4, 16):
-        assert answers(base, adapter=adapter, batch_size=batch_size) == theirs
-    assert {answer.hit_limit for answer in theirs} == {True, False}
-    assert len({answer.text for answer in theirs}) > 3
+        assert answers(base, adapter=adapter, batch_size=batch_size) == reference
+    assert {answer.hit_limit for answer in reference} == {True, False}
+    assert len({answer.text for answer in reference}) > 3
 
 
 def test_an_answer_that_ends_in_its_last_allowed_token_has_not_hit_the_limit(base):
@@ -252,11 +252,11 @@ def test_the_models_own_generation_config_has_no_say(tmp_path, capsys):
     GenerationConfig(
         do_sample=True, temperature=5.0, top_k=3, repetition_penalty=9.0, no_repeat_ngram_size=1
     ).save_pretrained(opinionated)
-    found = [
+    result = [
         answers(load_base(folder, device=CPU, dtype=torch.float32), adapter=None)
         for folder in (plain, opinionated)
     ]
-    assert found[0] == found[1]
+    assert result[0] == result[1]
     assert "generation flags" not in capsys.readouterr().err
 
 
@@ -278,20 +278,16 @@ REFERENCES = ["the cat sat on the mat", "a quick brown fox jumps over it", "yes,
 
 def test_text_scores_are_sacrebleus():
     texts = ["the cat sat on a mat", "a quick brown fox jumps over", "no, it is not so"]
-    found = score_answers(said(*texts, cut=[1]), references=REFERENCES)
-    assert found.bleu == BLEU().corpus_score(texts, [REFERENCES]).score
-    assert found.chrf == CHRF().corpus_score(texts, [REFERENCES]).score
-    assert 0 < found.bleu < 100
-    assert found.hit_limit_frac == pytest.approx(1 / 3)
-    assert found.num_answers == 3
-    assert found.bleu_signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
-    assert found.chrf_signature.startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:")
-
-
-def test_the_reference_itself_scores_100():
-    found = score_answers(said(*REFERENCES), references=REFERENCES)
-    assert found.bleu == pytest.approx(100)
-    assert found.chrf == pytest.approx(100)
+    result = score_answers(said(*texts, cut=[1]), references=REFERENCES)
+    assert result.bleu == BLEU().corpus_score(texts, [REFERENCES]).score
+    assert result.chrf == CHRF().corpus_score(texts, [REFERENCES]).score
+    assert 0 < result.bleu < 100
+    assert result.hit_limit_frac == pytest.approx(1 / 3)
+    assert result.num_answers == 3
+    assert result.bleu_signature.startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
+    assert result.chrf_signature.startswith(
+        "nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:"
+    )
 
 
 def test_an_empty_answer_counts_against_the_score():
@@ -303,6 +299,6 @@ def test_an_empty_answer_counts_against_the_score():
 
 
 def test_nothing_but_empty_answers_scores_zero():
-    found = score_answers(said("", "", ""), references=REFERENCES)
-    assert found.bleu == 0
-    assert found.chrf == 0
+    result = score_answers(said("", "", ""), references=REFERENCES)
+    assert result.bleu == 0
+    assert result.chrf == 0

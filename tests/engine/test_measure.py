@@ -213,8 +213,8 @@ def test_each_variant_is_the_model_it_says(family, monkeypatch):
     assert not torch.allclose(plain, tuned, atol=1e-2)
     assert [tokens for _, tokens in seen] == [1, 3] * 9
     for index, (logits, _) in enumerate(seen):
-        wanted = plain if index // 2 % 3 == 0 else tuned
-        torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-4)
+        expected = plain if index // 2 % 3 == 0 else tuned
+        torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
     assert base.weights_digest() == digest
 
 
@@ -226,11 +226,11 @@ def test_latency_is_the_median_over_trials_without_the_warm_up(monkeypatch):
     times = iter([second for pair in trials for _ in range(3) for second in pair])
     monkeypatch.setattr(measure, "_decode_s", lambda *_: next(times))
     done: list[int] = []
-    found = measure_latency(
+    result = measure_latency(
         base, PROMPT, adapter="default", new_tokens=5, trials=3, progress=done.append
     )
-    assert list(found) == ["base", "unmerged", "merged"]
-    for latency in found.values():
+    assert list(result) == ["base", "unmerged", "merged"]
+    for latency in result.values():
         assert latency.first_token_ms == pytest.approx(200)
         assert latency.ms_per_token == pytest.approx(150)
     assert done == [1] * 12
@@ -247,10 +247,10 @@ def test_every_trial_decodes_as_many_tokens_as_asked(monkeypatch):
     monkeypatch.setattr(
         base.model, "generate", lambda **kw: lengths.append(generate(**kw).shape[1]) or None
     )
-    found = measure_latency(base, PROMPT, adapter="default", new_tokens=4, trials=1)
+    result = measure_latency(base, PROMPT, adapter="default", new_tokens=4, trials=1)
     assert lengths == [len(PROMPT) + 1, len(PROMPT) + 4] * 6
-    assert all(isinstance(latency, Latency) for latency in found.values())
-    assert all(latency.first_token_ms > 0 for latency in found.values())
+    assert all(isinstance(latency, Latency) for latency in result.values())
+    assert all(latency.first_token_ms > 0 for latency in result.values())
 
 
 def test_frozen_weights_come_back_bit_for_bit_even_after_an_error(monkeypatch):

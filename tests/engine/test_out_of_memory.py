@@ -58,9 +58,9 @@ def test_the_step_is_taken_again_and_ends_with_the_bits_of_the_smaller_passes(mo
     assert len(events) >= 1
     assert events[0][0] == 1000
     smallest = events[-1][1]
-    wanted_losses, wanted = trained(micro_batch_tokens=smallest)
+    wanted_losses, expected = trained(micro_batch_tokens=smallest)
     assert losses == wanted_losses
-    assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_a_sequence_that_does_not_fit_by_itself_is_an_error_that_says_what_helps(monkeypatch):
@@ -76,9 +76,9 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
 
 
 def test_what_counts_as_out_of_memory():
-    with pytest.raises(RuntimeError) as found:
+    with pytest.raises(RuntimeError) as result:
         torch.empty(1 << 60, dtype=torch.uint8)
-    assert is_out_of_memory(found.value)
+    assert is_out_of_memory(result.value)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("expected all tensors on one device"))
@@ -111,11 +111,11 @@ def test_halving_starts_from_the_largest_pass_there_was():
 
 def test_scores_do_not_depend_on_memory(monkeypatch):
     base = tiny_base()
-    wanted = score_examples(base, EXAMPLES, adapter=None, batch_tokens=1000)
+    expected = score_examples(base, EXAMPLES, adapter=None, batch_tokens=1000)
     small_memory(monkeypatch, tokens=30)
-    found = score_examples(base, EXAMPLES, adapter=None, batch_tokens=1000)
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert ours.nll_sum_nats == pytest.approx(theirs.nll_sum_nats, rel=1e-6)
+    result = score_examples(base, EXAMPLES, adapter=None, batch_tokens=1000)
+    for candidate, reference in zip(result, expected, strict=True):
+        assert candidate.nll_sum_nats == pytest.approx(reference.nll_sum_nats, rel=1e-6)
 
 
 SHORT = settings(

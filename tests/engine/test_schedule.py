@@ -35,9 +35,9 @@ def test_every_rate_is_that_of_transformers(schedule, steps, warmup_frac, warmup
     train = train_config(
         schedule=schedule, max_steps=steps, warmup_frac=warmup_frac, learning_rate=3e-4
     )
-    ours = [learning_rate(step, train=train) for step in range(steps)]
-    theirs = their_rates(schedule, warmup=warmup, steps=steps, peak=3e-4)
-    assert ours == pytest.approx(theirs, rel=1e-12, abs=1e-20)
+    candidate = [learning_rate(step, train=train) for step in range(steps)]
+    reference = their_rates(schedule, warmup=warmup, steps=steps, peak=3e-4)
+    assert candidate == pytest.approx(reference, rel=1e-12, abs=1e-20)
 
 
 def test_cosine_and_linear_end_at_zero():

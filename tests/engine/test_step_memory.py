@@ -29,12 +29,12 @@ def test_the_count_does_not_depend_on_what_the_process_did_before(place, tmp_pat
 
 
 def test_fewer_modules_take_less(place, tmp_path):
-    found = {}
+    result = {}
     for name in ("all-linear", "last-1"):
         outcome = place.baseline("--out", tmp_path / name, *SHORT, lora__placement=name)
         assert outcome.code == 0, outcome.err
-        found[name] = memory_of(tmp_path / name)["train_tensors"]
-    assert found["last-1"] < found["all-linear"]
+        result[name] = memory_of(tmp_path / name)["train_tensors"]
+    assert result["last-1"] < result["all-linear"]
 
 
 def test_peaks_outlive_the_process_that_saw_them(place, nursery, tmp_path):

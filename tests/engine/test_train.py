@@ -72,16 +72,22 @@ def tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in adapter.parameters.items()}
 
 
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor], *, to: float) -> None:
+def snapshot(run: TrainingRun) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """The run's state, its tensors copied."""
+    saved, state = capture_state(run)
+    return {name: value.clone() for name, value in saved.items()}, state
+
+
+def assert_same(candidate: dict[str, Tensor], reference: dict[str, Tensor], *, to: float) -> None:
     """Each tensor within a relative distance of the other."""
-    assert ours.keys() == theirs.keys()
-    for name, wanted in theirs.items():
-        assert (ours[name] - wanted).norm() <= to * wanted.norm(), name
+    assert candidate.keys() == reference.keys()
+    for name, target in reference.items():
+        assert (candidate[name] - target).norm() <= to * target.norm(), name
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 20, 33])
 def test_a_step_does_not_depend_on_how_it_is_cut(micro_batch_tokens):
-    found = []
+    result = []
     for tokens in (10_000, micro_batch_tokens):
         base, run = start(max_grad_norm=None, batch_size=7, dropout=0.2, warmup_frac=0.0)
         for name, parameter in run.adapter.parameters.items():
@@ -96,8 +102,8 @@ def test_a_step_does_not_depend_on_how_it_is_cut(micro_batch_tokens):
             )
         )
         (record,) = take(base, run, micro_batch_tokens=tokens, steps=1)
-        found.append((record, grads))
-    (whole, whole_grads), (cut, cut_grads) = found
+        result.append((record, grads))
+    (whole, whole_grads), (cut, cut_grads) = result
     assert cut.loss_nats_per_token == pytest.approx(whole.loss_nats_per_token, rel=1e-6)
     assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-6)
     assert len(whole_grads) == 42
@@ -160,7 +166,7 @@ def plain_loop(peft: torch.nn.Module, run: TrainState) -> list[float]:
     )
     warmup = math.ceil(train.warmup_frac * train.max_steps)
     scheduler = get_scheduler(train.schedule, optimizer, warmup, train.max_steps)
-    found = []
+    result = []
     for step in range(train.max_steps):
         loss = padded_step(peft, run.order.batch(step))
         loss.backward()
@@ -168,8 +174,8 @@ def plain_loop(peft: torch.nn.Module, run: TrainState) -> list[float]:
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-        found.append(loss.item())
-    return found
+        result.append(loss.item())
+    return result
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -185,12 +191,12 @@ def test_fifty_steps_equal_a_plain_peft_loop(family):
         max_grad_norm=2.5,
     )
     peft = stock_peft(stock, plan, like=run.adapter)
-    theirs = plain_loop(peft, run)
+    reference = plain_loop(peft, run)
     records = take(base, run)
-    ours = losses(records)
+    candidate = losses(records)
     assert min(r.grad_norm for r in records) < 2.5 < max(r.grad_norm for r in records)
-    assert ours[-1] < 0.8 * ours[0]
-    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert candidate[-1] < 0.8 * candidate[0]
+    assert candidate == pytest.approx(reference, rel=1e-5)
     assert_same(
         tensors(run.adapter), {n: p.detach() for n, p in peft_tensors(peft).items()}, to=1e-4
     )
@@ -203,10 +209,10 @@ def test_in_bf16_the_two_loops_differ_by_less_than_seeds_do():
         stock = stock_model(dtype=torch.bfloat16)
         base, run = start(base_of(stock), seed=seed, dropout=0.0, max_steps=50, learning_rate=3e-3)
         peft = stock_peft(stock, tiny_plan(), like=run.adapter)
-        theirs, ours = plain_loop(peft, run), losses(take(base, run))
-        assert ours[-1] < 0.8 * ours[0]
-        ends.append(statistics.fmean(theirs[-10:]))
-        gaps.append(statistics.fmean(ours[-10:]) - ends[-1])
+        reference, candidate = plain_loop(peft, run), losses(take(base, run))
+        assert candidate[-1] < 0.8 * candidate[0]
+        ends.append(statistics.fmean(reference[-10:]))
+        gaps.append(statistics.fmean(candidate[-10:]) - ends[-1])
     spread = statistics.stdev(ends)
     assert abs(statistics.fmean(gaps)) < 0.25 * spread
     assert max(map(abs, gaps)) < 0.5 * spread
@@ -292,22 +298,6 @@ def test_each_run_of_a_bundle_gets_what_it_gets_alone_to_the_last_digits():
         assert_same(adapter, alone_adapter, to=1e-9)
 
 
-def test_each_run_of_a_bundle_gets_what_it_gets_alone():
-    bundle = members("llama", down="down_proj", attention="v_proj")
-    found = list(bundle_and_alone(bundle, base_of_run=tiny_base, micro_batch_tokens=100_000))
-    assert [len(mine) for mine, *_ in found] == [8, 5, 10, 3]
-    for mine, adapter, alone, alone_adapter in found:
-        assert [r.learning_rate for r in mine] == [r.learning_rate for r in alone]
-        assert [(r.num_tokens, r.num_targets) for r in mine] == [
-            (r.num_tokens, r.num_targets) for r in alone
-        ]
-        assert losses(mine) == pytest.approx(losses(alone), rel=1e-5)
-        norms = [record.grad_norm for record in alone]
-        assert [record.grad_norm for record in mine] == pytest.approx(norms, rel=1e-5)
-        # Adam divides by the root of squares near zero, which lifts the rounding of fp32.
-        assert_same(adapter, alone_adapter, to=1e-4)
-
-
 def six() -> list[Member]:
     """Six runs that share nothing but the base and the step."""
     return [
@@ -324,12 +314,18 @@ def six() -> list[Member]:
 
 @pytest.mark.parametrize("micro_batch_tokens", [100_000, 60])
 def test_each_of_six_different_runs_gets_what_it_gets_alone(micro_batch_tokens):
-    found = list(
+    result = list(
         bundle_and_alone(six(), base_of_run=tiny_base, micro_batch_tokens=micro_batch_tokens)
     )
-    assert [len(mine) for mine, *_ in found] == [8, 5, 10, 3, 12, 7]
-    for mine, adapter, alone, alone_adapter in found:
+    assert [len(mine) for mine, *_ in result] == [8, 5, 10, 3, 12, 7]
+    for mine, adapter, alone, alone_adapter in result:
+        assert [r.learning_rate for r in mine] == [r.learning_rate for r in alone]
+        counts = [(r.num_tokens, r.num_targets) for r in alone]
+        assert [(r.num_tokens, r.num_targets) for r in mine] == counts
         assert losses(mine) == pytest.approx(losses(alone), rel=1e-5)
+        norms = [record.grad_norm for record in alone]
+        assert [record.grad_norm for record in mine] == pytest.approx(norms, rel=1e-5)
+        # Adam divides by the root of squares near zero, which lifts the rounding of fp32.
         assert_same(adapter, alone_adapter, to=1e-4)
 
 
@@ -354,22 +350,20 @@ def test_a_continued_run_is_bit_for_bit_the_whole_one(stop_after):
 
     base, run = start(max_steps=7)
     before = losses(take(base, run, steps=stop_after))
-    saved, state = capture_state(run)
-    saved = {name: value.clone() for name, value in saved.items()}
+    saved, state = snapshot(run)
 
     base, run = start(max_steps=7)
     restore_state(run, tensors=saved, state=state)
     assert run.step == stop_after
     after = losses(take(base, run))
     assert before + after == expected
-    theirs = tensors(whole.adapter)
-    assert all(torch.equal(value, theirs[name]) for name, value in tensors(run.adapter).items())
+    reference = tensors(whole.adapter)
+    assert all(torch.equal(value, reference[name]) for name, value in tensors(run.adapter).items())
 
 
 def test_a_state_can_be_restored_at_step_0():
     base, run = start(max_steps=3)
-    saved, state = capture_state(run)
-    saved = {name: value.clone() for name, value in saved.items()}
+    saved, state = snapshot(run)
     expected = losses(take(base, run))
     restore_state(run, tensors=saved, state=state)
     assert losses(take(base, run)) == expected
@@ -378,8 +372,7 @@ def test_a_state_can_be_restored_at_step_0():
 def test_restoring_does_not_share_memory_with_the_snapshot():
     base, run = start(max_steps=4)
     take(base, run, steps=2)
-    saved, state = capture_state(run)
-    saved = {name: value.clone() for name, value in saved.items()}
+    saved, state = snapshot(run)
     kept = {name: value.clone() for name, value in saved.items()}
     restore_state(run, tensors=saved, state=state)
     take(base, run)
@@ -456,14 +449,14 @@ def pair(*, with_third: bool) -> tuple[FrozenBase, list[TrainState]]:
 def test_a_run_that_breaks_is_left_out_and_the_others_go_on_as_if_without_it(micro_batch_tokens):
     base, (first, broken, second) = pair(with_third=True)
     before_break = {}
-    found = []
+    result = []
     for records in train_bundle(
         base, [first, broken, second], micro_batch_tokens=micro_batch_tokens
     ):
-        found.append(records)
-        if len(found) == 2:
+        result.append(records)
+        if len(result) == 2:
             before_break = tensors(broken.adapter)
-    assert [records[1] is None for records in found] == [False, False, True, True, True, True]
+    assert [records[1] is None for records in result] == [False, False, True, True, True, True]
     assert broken.failure.startswith("step 3: the gradient norm of adapter 'broken' is nan (1 ")
     assert (broken.step, broken.is_done, broken.is_active) == (2, False, False)
     after = tensors(broken.adapter)
@@ -473,10 +466,12 @@ def test_a_run_that_breaks_is_left_out_and_the_others_go_on_as_if_without_it(mic
     base, (one, two) = pair(with_third=False)
     expected = list(train_bundle(base, [one, two], micro_batch_tokens=micro_batch_tokens))
     for index, run, alone in ((0, first, one), (2, second, two)):
-        mine = [records[index] for records in found]
-        theirs = [records[index // 2] for records in expected]
-        assert losses(mine) == pytest.approx(losses(theirs), rel=1e-6)
-        assert [r.grad_norm for r in mine] == pytest.approx([r.grad_norm for r in theirs], rel=1e-5)
+        mine = [records[index] for records in result]
+        reference = [records[index // 2] for records in expected]
+        assert losses(mine) == pytest.approx(losses(reference), rel=1e-6)
+        assert [r.grad_norm for r in mine] == pytest.approx(
+            [r.grad_norm for r in reference], rel=1e-5
+        )
         assert [r.step for r in mine] == [1, 2, 3, 4, 5, 6]
         assert run.failure is None
         assert_same(tensors(run.adapter), tensors(alone.adapter), to=1e-5)
@@ -486,9 +481,9 @@ def test_a_step_in_which_all_runs_break_is_their_last():
     base, (first, broken, second) = pair(with_third=True)
     for run in (first, second):
         broken_at(3, run)
-    found = list(train_bundle(base, [first, broken, second], micro_batch_tokens=64))
-    assert len(found) == 3
-    assert found[-1] == [None, None, None]
+    result = list(train_bundle(base, [first, broken, second], micro_batch_tokens=64))
+    assert len(result) == 3
+    assert result[-1] == [None, None, None]
     assert all(run.failure.startswith("step 3: ") for run in (first, broken, second))
     assert list(train_bundle(base, [first, broken, second], micro_batch_tokens=64)) == []
 
@@ -504,8 +499,7 @@ def test_a_run_whose_loss_breaks_in_a_bundle_is_named_with_its_record():
 
 def test_a_run_that_broke_can_be_put_back_to_a_sound_step():
     base, run = start(max_steps=4)
-    saved, state = capture_state(run)
-    saved = {name: value.clone() for name, value in saved.items()}
+    saved, state = snapshot(run)
     expected = losses(take(base, run))
 
     base, run = start(max_steps=4)
@@ -572,10 +566,10 @@ def test_in_fp16_an_overflow_skips_the_update_and_training_goes_on():
 
 def test_in_fp16_the_norm_is_that_of_the_unscaled_gradient():
     base, run = half_run(2.0**10)
-    (ours,) = take(base, run, steps=1)
+    (candidate,) = take(base, run, steps=1)
     (exact,) = take(*start(max_steps=30, warmup_frac=0.0), steps=1)
-    assert ours.grad_norm == pytest.approx(exact.grad_norm, rel=0.02)
-    assert ours.loss_nats_per_token == pytest.approx(exact.loss_nats_per_token, rel=2e-3)
+    assert candidate.grad_norm == pytest.approx(exact.grad_norm, rel=0.02)
+    assert candidate.loss_nats_per_token == pytest.approx(exact.loss_nats_per_token, rel=2e-3)
 
 
 def test_in_fp16_an_overflow_without_any_scale_left_is_an_error():
@@ -591,8 +585,7 @@ def test_in_fp16_a_continued_run_keeps_its_scale():
     expected = losses(take(base, run))
     base, run = half_run(2.0**24)
     before = losses(take(base, run, steps=3))
-    saved, state = capture_state(run)
-    saved = {name: value.clone() for name, value in saved.items()}
+    saved, state = snapshot(run)
     base, run = half_run(2.0**24)
     restore_state(run, tensors=saved, state=state)
     assert before + losses(take(base, run)) == expected

@@ -60,7 +60,7 @@ REFUSED = {
         },
         "does not take its attention from Transformers' interface",
     ),
-    "stablelm": (SMALL, "is not told where the sequences"),
+    "stablelm": (SMALL, "does not receive the lengths"),
     "mpt": (
         {"vocab_size": 64, "d_model": 32, "n_layers": 2, "n_heads": 4},
         "cannot run on packed rows",
@@ -82,11 +82,11 @@ def test_a_packed_row_equals_its_sequences_one_by_one_through_stock_transformers
     examples = examples_of(7)
     row = pack(examples)
     with torch.no_grad():
-        ours = packed_nll(tiny_base(family), row)
+        candidate = packed_nll(tiny_base(family), row)
         stock = stock_model(family)
-        theirs = torch.cat([stock_nll(stock, example) for example in examples])
-    assert theirs.std() > 0.5
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        reference = torch.cat([stock_nll(stock, example) for example in examples])
+    assert reference.std() > 0.5
+    torch.testing.assert_close(candidate, reference, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -120,9 +120,9 @@ def test_a_model_that_changes_its_logits_is_scored_by_its_own(family, tmp_path):
     assert not base.plain_head
     examples = examples_of(5)
     with torch.no_grad():
-        ours = packed_nll(base, pack(examples))
-        theirs = torch.cat([stock_nll(stock, example) for example in examples])
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        candidate = packed_nll(base, pack(examples))
+        reference = torch.cat([stock_nll(stock, example) for example in examples])
+    torch.testing.assert_close(candidate, reference, rtol=0, atol=1e-5)
 
 
 def test_such_a_model_takes_no_adapter_on_its_head(tmp_path):

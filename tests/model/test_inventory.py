@@ -22,6 +22,8 @@ from geometries import (
 from loracle.errors import ModelError
 from loracle.model.inventory import inventory_from_architecture, inventory_of
 from loracle.placement import Inventory
+from loracle.placement.llama_family import llama_family_inventory
+from loracle.sources import catalog
 
 
 def tiny_model(architecture: dict) -> torch.nn.Module:
@@ -83,6 +85,32 @@ def test_shapes_and_count_are_those_of_the_real_model(family):
         stored = tuple(model.get_submodule(module.name).weight.shape)
         shape = (module.out_features, module.in_features)
         assert stored == (shape[::-1] if module.fan_in_fan_out else shape)
+
+
+@pytest.mark.parametrize("key", catalog().models)
+def test_a_catalogue_models_inventory_needs_no_torch_and_equals_the_built_models(key):
+    architecture = catalog().models[key].architecture
+    with torch.device("meta"):
+        model = tiny_model(architecture)
+    assert llama_family_inventory(architecture) == inventory_of(model)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attention_bias": True},
+        {"model_type": "gemma"},
+        {"head_dim": None},
+        {"hidden_size": 30},
+        {"num_key_value_heads": 3},
+        {"pad_token_id": 64},
+        {"num_hidden_layers": 0},
+        {"vocab_size": "64"},
+    ],
+)
+def test_what_the_llama_family_does_not_cover_is_left_to_transformers(change):
+    assert llama_family_inventory(TINY["llama"]) is not None
+    assert llama_family_inventory(TINY["llama"] | change) is None
 
 
 def test_only_conv1d_stores_its_weight_transposed():

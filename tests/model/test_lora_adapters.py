@@ -79,9 +79,12 @@ def peft_draws(rank: int, features: int) -> torch.Tensor:
 
 def test_the_distribution_is_that_of_peft():
     rank, features = 64, 1000
-    ours, theirs = initial_a("m", rank=rank, features=features, seed=0), peft_draws(rank, features)
+    candidate, reference = (
+        initial_a("m", rank=rank, features=features, seed=0),
+        peft_draws(rank, features),
+    )
     bound = 1 / math.sqrt(features)
-    for drawn in (ours, theirs):
+    for drawn in (candidate, reference):
         values = drawn.double() / bound
         count = values.numel()
         assert values.abs().max() <= 1
@@ -128,9 +131,9 @@ def test_what_is_saved_loads_in_stock_peft(family, name, tmp_path):
     base.model.set_attn_implementation("sdpa")
     base.peft.set_adapter(name)
     with torch.no_grad():
-        ours, theirs = base.model(input_ids=ids).logits, peft(input_ids=ids).logits
-    assert torch.equal(ours, theirs)
-    assert not torch.allclose(ours, plain)
+        candidate, reference = base.model(input_ids=ids).logits, peft(input_ids=ids).logits
+    assert torch.equal(candidate, reference)
+    assert not torch.allclose(candidate, plain)
 
 
 def test_saving_writes_the_same_bytes_and_only_what_is_needed(tmp_path):
@@ -160,8 +163,8 @@ def test_a_saved_adapter_comes_back_bit_for_bit(tmp_path):
         assert torch.equal(parameter, loaded.parameters[name])
     row = pack(examples_of(3))
     with torch.no_grad():
-        ours = packed_nll(base, row, adapter="default")
-        assert torch.equal(ours, packed_nll(fresh, row, adapter="default"))
+        candidate = packed_nll(base, row, adapter="default")
+        assert torch.equal(candidate, packed_nll(fresh, row, adapter="default"))
 
 
 @pytest.mark.parametrize("damage", ["missing", "extra", "shape"])

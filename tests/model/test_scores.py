@@ -47,9 +47,11 @@ def candidates(family: str) -> list[LinearModule]:
     return [module for module in modules if module.role != "head"]
 
 
-def assert_alike(ours: dict[str, float], theirs: dict[str, float], *, rel: float = 1e-3) -> None:
-    assert list(ours) == list(theirs)
-    assert ours == pytest.approx(theirs, rel=rel)
+def assert_alike(
+    candidate: dict[str, float], reference: dict[str, float], *, rel: float = 1e-3
+) -> None:
+    assert list(candidate) == list(reference)
+    assert candidate == pytest.approx(reference, rel=rel)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -198,7 +200,7 @@ def test_the_energy_does_not_grow_with_the_rank_it_is_measured_at():
 def test_a_16_bit_base_ranks_its_modules_alike(score):
     wide = scores_of(tiny_base(), score)
     narrow = scores_of(tiny_base(dtype=torch.bfloat16), score)
-    logs = [[math.log(found[name]) for name in wide] for found in (wide, narrow)]
+    logs = [[math.log(result[name]) for name in wide] for result in (wide, narrow)]
     assert np.corrcoef(logs)[0, 1] > 0.98
 
 
@@ -230,7 +232,7 @@ def test_a_layer_that_nothing_passes_through_has_no_gradient_and_no_features():
     assert [name for name, score in scores.items() if not score] == [
         f"model.layers.1.mlp.{kind}" for kind in ("gate_proj", "up_proj", "down_proj")
     ]
-    with pytest.raises(ModelError, match=r"passes through model\.layers\.1\.mlp\.gate_proj"):
+    with pytest.raises(ModelError, match=r"model\.layers\.1\.mlp\.gate_proj is never computed"):
         scores_of(base, "feature-norm")
 
 

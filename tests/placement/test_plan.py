@@ -1,4 +1,4 @@
-"""A saved plan comes back equal, and one that contradicts itself is refused."""
+"""A saved plan that contradicts itself is refused."""
 
 import json
 
@@ -17,12 +17,6 @@ def saved() -> dict:
     return json.loads(json.dumps(plan.to_json()))
 
 
-def test_a_plan_survives_json(saved):
-    inventory = inventory_from_architecture(TINY["gpt2"])
-    plan = resolve_placement("attention", inventory=inventory, rank=4, alpha=8)
-    assert ModulePlan.from_json(saved) == plan
-
-
 def test_the_saved_counts_are_the_closed_form(saved):
     assert saved["trainable_params"] == 3 * 4 * ((32 + 96) + (32 + 32))
     assert sum(entry["trainable_params"] for entry in saved["modules"]) == saved["trainable_params"]
@@ -30,7 +24,7 @@ def test_the_saved_counts_are_the_closed_form(saved):
 
 def test_counts_that_do_not_follow_from_the_ranks_are_refused(saved):
     saved["modules"][0]["rank"] += 1
-    with pytest.raises(PlacementError, match=r"trainable_params is 2304, but .* come to 2432"):
+    with pytest.raises(PlacementError, match=r"trainable_params is 2304, but .* give 2432"):
         ModulePlan.from_json(saved)
 
 

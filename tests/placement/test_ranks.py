@@ -42,22 +42,22 @@ def refusal(ranks: dict[str, int], *modules: str, layers: list[int] | None = Non
 
 
 def test_what_has_no_rank_of_its_own_has_the_runs():
-    found = by_name(resolve({"down_proj": 2, "layers:2": 6}))
-    assert found["model.layers.0.mlp.down_proj"] == 2
-    assert found["model.layers.2.mlp.up_proj"] == 6
-    assert found[UP1] == 4
-    assert len(found) == 21
+    result = by_name(resolve({"down_proj": 2, "layers:2": 6}))
+    assert result["model.layers.0.mlp.down_proj"] == 2
+    assert result["model.layers.2.mlp.up_proj"] == 6
+    assert result[UP1] == 4
+    assert len(result) == 21
 
 
 def test_a_full_name_goes_before_a_pattern_before_a_kind_before_layers():
     keys = {"layers:0-1": 2, "q_proj": 3, "*.0.self_attn.*": 5, Q0: 7}
     for ranks in (keys, dict(reversed(keys.items()))):
-        found = by_name(resolve(ranks))
-        assert found[Q0] == 7
-        assert found["model.layers.0.self_attn.k_proj"] == 5
-        assert found[Q1] == found["model.layers.2.self_attn.q_proj"] == 3
-        assert found[UP1] == 2
-        assert found["model.layers.2.mlp.up_proj"] == 4
+        result = by_name(resolve(ranks))
+        assert result[Q0] == 7
+        assert result["model.layers.0.self_attn.k_proj"] == 5
+        assert result[Q1] == result["model.layers.2.self_attn.q_proj"] == 3
+        assert result[UP1] == 2
+        assert result["model.layers.2.mlp.up_proj"] == 4
 
 
 def test_every_update_is_scaled_alike():
@@ -69,14 +69,14 @@ def test_every_update_is_scaled_alike():
 
 
 def test_layers_are_listed_singly_and_in_ranges():
-    found = resolve({"layers:0,2": 9}, "v_proj")
-    assert [module.rank for module in found.modules] == [9, 4, 9]
+    result = resolve({"layers:0,2": 9}, "v_proj")
+    assert [module.rank for module in result.modules] == [9, 4, 9]
     assert [module.rank for module in resolve({"layers:1-2": 9}, "v_proj").modules] == [4, 9, 9]
 
 
 def test_the_head_has_a_rank_of_its_own_if_it_is_adapted():
-    found = by_name(resolve({"lm_head": 1}, "q_proj", "lm_head"))
-    assert found == {f"model.layers.{layer}.self_attn.q_proj": 4 for layer in range(3)} | {
+    result = by_name(resolve({"lm_head": 1}, "q_proj", "lm_head"))
+    assert result == {f"model.layers.{layer}.self_attn.q_proj": 4 for layer in range(3)} | {
         "lm_head": 1
     }
 
@@ -88,8 +88,8 @@ def test_everything_does_not_mean_the_head():
 
 def test_keys_may_meet_where_they_agree_or_a_narrower_one_decides():
     assert by_name(resolve({"*.q_proj": 2, "*.0.*": 2}))[Q0] == 2
-    found = by_name(resolve({"*.q_proj": 2, "*.0.*": 3, Q0: 5}))
-    assert (found[Q0], found[Q1]) == (5, 2)
+    result = by_name(resolve({"*.q_proj": 2, "*.0.*": 3, Q0: 5}))
+    assert (result[Q0], result[Q1]) == (5, 2)
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_ranks_are_taken_if_and_only_if_each_key_decides_and_none_contradicts(ra
     for module in INVENTORY.modules:
         if module.role == "head":
             continue
-        tiers = {key: found for key in ranks if (found := tier(key, module.name)) is not None}
-        best = [key for key, found in tiers.items() if found == min(tiers.values())]
+        tiers = {key: result for key in ranks if (result := tier(key, module.name)) is not None}
+        best = [key for key, result in tiers.items() if result == min(tiers.values())]
         contradiction |= len({ranks[key] for key in best}) > 1
         decisive.update(best)
         expected[module.name] = ranks[best[0]] if best else 4

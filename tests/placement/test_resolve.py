@@ -1,7 +1,5 @@
 """A placement resolves to exactly what it names, or to one line that says what is wrong."""
 
-import sys
-
 import pytest
 
 from geometries import TINY
@@ -144,13 +142,3 @@ def test_the_lowest_layer_is_where_backpropagation_may_stop():
     assert resolve("last-1").lowest_layer == 2
     assert resolve(custom("q_proj", "lm_head", layers=None)).lowest_layer == 0
     assert resolve("lm-head").lowest_layer is None
-
-
-def test_placement_needs_no_torch(tmp_path):
-    import subprocess
-
-    code = (
-        "import sys, loracle.placement, loracle.report.terminal.placements; "
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -39,11 +39,6 @@ def test_of_equal_scores_the_earlier_module_is_taken():
     assert chosen == tuple(NAMES[:5])
 
 
-def test_negative_scores_are_scores():
-    scores = {name: -float(place) for place, name in enumerate(NAMES)}
-    assert select_modules_by_score(scores, inventory=SMALL, keep_frac=0.1) == tuple(NAMES[:2])
-
-
 @pytest.mark.parametrize(
     ("keep_frac", "count"), [(0.001, 1), (0.25, 5), (0.26, 5), (0.5, 11), (0.99, 21), (1.0, 21)]
 )

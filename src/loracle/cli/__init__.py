@@ -1,1 +1,4 @@
-"""The commands: parse, call one function, print."""
+"""The commands: parse, call one function, print.
+
+May import every room; no room imports it.
+"""

@@ -1,1 +1,4 @@
-"""What a user asks for: YAML and overrides to one validated, immutable Config. No torch."""
+"""What a user asks for: YAML and overrides to one validated, immutable Config.
+
+Imports the root modules only; no torch.
+"""

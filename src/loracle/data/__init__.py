@@ -1,4 +1,7 @@
-"""Records (Alpaca) -> split -> examples -> packed rows."""
+"""Alpaca records, split, tokenised and packed into rows.
+
+Imports config, and sources for the type of a resolved source; torch in packing only.
+"""
 
 from loracle.data.prepare import PreparedData, prepare_data
 from loracle.data.prompt import Template, template_of

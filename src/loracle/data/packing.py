@@ -17,7 +17,7 @@ from torch import Tensor
 
 @runtime_checkable
 class Tokens(Protocol):
-    """What packing needs of an example."""
+    """The attributes of an example that packing reads."""
 
     @property
     def input_ids(self) -> Sequence[int]:
@@ -30,7 +30,7 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class PackedRow:
-    """One forward pass worth of sequences."""
+    """The sequences of one forward pass, end to end."""
 
     input_ids: Int64[Tensor, "1 T"]
     position_ids: Int64[Tensor, "1 T"]
@@ -46,7 +46,7 @@ class PackedRow:
 
     @property
     def num_tokens(self) -> int:
-        """T, the tokens of the row."""
+        """T, the number of tokens in the row."""
         return sum(self.lengths)
 
 
@@ -80,26 +80,18 @@ def pack(examples: Sequence[Tokens], *, device: torch.device | str = "cpu") -> P
 
 
 def to_device(tensor: Tensor, *, device: torch.device | str) -> Tensor:
-    """Returns the tensor on ``device``, without waiting for what the device is still doing.
-
-    A copy to a GPU from ordinary memory waits; one from pinned memory is only put in the queue.
-    """
+    """Returns the tensor on ``device``; copies from pinned memory, which does not synchronise."""
     if torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def batches_by_tokens(lengths: Sequence[int], *, budget: int) -> list[range]:
-    """Returns consecutive index ranges within the budget, as equal as they can be.
+    """Returns consecutive index ranges of at most ``budget`` tokens each, as equal as possible.
 
-    As few batches as the budget allows, and of the largest of them as few tokens as that allows:
-    what is left over for a last small batch is better spread over all. Order is kept, so that what
-    is computed does not depend on the budget. A sequence longer than the budget has a batch to
-    itself.
-
-    Args:
-        lengths: Tokens of each sequence.
-        budget: Tokens per batch.
+    The fewest batches that the budget allows, and among those the smallest largest batch, so that
+    no small rest is left for the last one. Order is preserved, so results do not depend on the
+    budget. A sequence longer than the budget gets its own batch.
     """
     batches = _filled(lengths, budget=budget)
     if len(batches) < 2:
@@ -112,7 +104,7 @@ def batches_by_tokens(lengths: Sequence[int], *, budget: int) -> list[range]:
 
 
 def _filled(lengths: Sequence[int], *, budget: int) -> list[range]:
-    """Returns batches of which each takes what still fits."""
+    """Returns batches filled greedily."""
     batches: list[range] = []
     start = total = 0
     for index, length in enumerate(lengths):

@@ -1,4 +1,4 @@
-"""From a source to the examples of a run.
+"""Prepares the examples of a run from a source.
 
 The order of events, and why: unusable rows are dropped first (nothing else decides what a record
 is), then ``max_records`` are drawn, then the records are split, and only then tokenised. The split
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loracle.config.run import DataConfig
-from loracle.data.prompt import Template, template_of
-from loracle.data.records import Record, read_records
+from loracle.data.prompt import template_of
+from loracle.data.records import read_records
 from loracle.data.rows import Drop
 from loracle.data.split import draw_records, split_records
 from loracle.data.summary import (
@@ -25,7 +25,7 @@ from loracle.data.summary import (
     fingerprint,
     public_source,
 )
-from loracle.data.tokens import EncodedRecord, Example, encode_records, eos_id_of, fit
+from loracle.data.tokens import EncodedRecord, Example, encode_records, eos_id_of, truncate
 from loracle.errors import DataError
 
 if TYPE_CHECKING:
@@ -51,12 +51,7 @@ class PreparedData:
 def prepare_data(
     source: ResolvedSource, *, config: DataConfig, tokenizer: PreTrainedTokenizerBase
 ) -> PreparedData:
-    """Returns the examples that ``config`` asks for, split, tokenised and described.
-
-    Args:
-        source: Where the records are.
-        config: The ``data`` section.
-        tokenizer: The model's.
+    """Returns the examples of the source, split, tokenised and described.
 
     Raises:
         DataError: If the records cannot be read or split, or ``max_tokens`` leaves a part empty.
@@ -76,9 +71,18 @@ def prepare_data(
 
     digits = fingerprint(parts["train"], validation=parts["validation"])
     report = {
-        **_describe_source(source, config=config, template=template),
+        "source": public_source(source.source),
+        "revision": source.revision,
+        "template": {"name": template.name, "digest": template.digest},
+        "max_tokens": config.max_tokens,
+        "max_records": config.max_records,
+        "split_seed": config.split_seed,
+        "validation_frac_asked": config.validation_frac,
         "fingerprint": digits,
-        **_describe_records(used, drops=[*drops, *unfit], num_read=len(records) + len(drops)),
+        "num_records_read": len(records) + len(drops),
+        "num_records_used": len(used),
+        "dropped": describe_drops([*drops, *unfit]),
+        "recurring_instructions": describe_recurring(used),
         "validation_frac": len(parts["validation"]) / sum(map(len, parts.values())),
         **{name: describe_part(examples) for name, examples in parts.items()},
     }
@@ -92,9 +96,9 @@ def _fit_parts(
     parts: dict[str, tuple[Example, ...]] = {}
     drops: list[Drop] = []
     for name, members in encoded.items():
-        fitted = [fit(one, max_tokens=max_tokens, eos_id=eos_id) for one in members]
-        parts[name] = tuple(one for one in fitted if isinstance(one, Example))
-        drops += [one for one in fitted if isinstance(one, Drop)]
+        results = [truncate(record, max_tokens=max_tokens, eos_id=eos_id) for record in members]
+        parts[name] = tuple(result for result in results if isinstance(result, Example))
+        drops += [result for result in results if isinstance(result, Drop)]
     for name, examples in parts.items():
         if not examples:
             raise _nothing_fits(name, encoded=encoded, max_tokens=max_tokens)
@@ -106,13 +110,14 @@ def _nothing_fits(
 ) -> DataError:
     """Returns the error for a part that the limit, or the tokenizer, leaves empty."""
     limits = {
-        name: [one.smallest_limit for one in members if one.prompt and one.response]
+        name: [len(record.prompt) + 2 for record in members if record.prompt and record.response]
         for name, members in encoded.items()
     }
     if not all(limits.values()):
         return DataError(
             f"{part}: the tokenizer finds no tokens in any of its {len(encoded[part])} records"
         )
+    # A record needs room for its prompt, one response token and EOS.
     smallest = max(min(needed) for needed in limits.values())
     largest = max(max(needed) for needed in limits.values())
     return DataError(
@@ -120,28 +125,3 @@ def _nothing_fits(
         f"included; the smallest limit that would work is {smallest}, and {largest} would keep "
         "every record"
     )
-
-
-def _describe_source(
-    source: ResolvedSource, *, config: DataConfig, template: Template
-) -> dict[str, Any]:
-    return {
-        "source": public_source(source.source),
-        "revision": source.revision,
-        "template": {"name": template.name, "digest": template.digest},
-        "max_tokens": config.max_tokens,
-        "max_records": config.max_records,
-        "split_seed": config.split_seed,
-        "validation_frac_asked": config.validation_frac,
-    }
-
-
-def _describe_records(
-    used: Sequence[Record], *, drops: Sequence[Drop], num_read: int
-) -> dict[str, Any]:
-    return {
-        "num_records_read": num_read,
-        "num_records_used": len(used),
-        "dropped": describe_drops(drops),
-        "recurring_instructions": describe_recurring(used),
-    }

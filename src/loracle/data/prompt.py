@@ -1,4 +1,4 @@
-"""Prompt templates: a record as the text that comes before its response."""
+"""Prompt templates: render a record as the text before its response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FIELD = re.compile(r"\{(instruction|input)\}")
 
 @dataclass(frozen=True)
 class Template:
-    """A prompt in two forms; ``{instruction}`` and ``{input}`` are filled in, all else is text."""
+    """A prompt in two forms, with placeholders ``{instruction}`` and ``{input}``."""
 
     name: str
     """``alpaca``, or ``custom`` for one from the config."""
@@ -27,8 +27,8 @@ class Template:
     def render(self, record: Record) -> str:
         """Returns the prompt of a record.
 
-        Filled in one pass over the template, never with ``str.format``: braces in a record are
-        plain text, and an instruction that says ``{input}`` is not filled in again.
+        Substituted in one pass, never with ``str.format``: braces in a record are plain text, and
+        an instruction that contains ``{input}`` stays as it is.
         """
         form = self.with_input if record.input else self.without_input
         texts = {"instruction": record.instruction, "input": record.input}
@@ -36,7 +36,7 @@ class Template:
 
     @property
     def digest(self) -> str:
-        """12 hex digits that two templates share if they render alike."""
+        """12 hex digits, equal for templates that render alike."""
         text = f"{self.with_input}\0{self.without_input}"
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
@@ -60,7 +60,7 @@ Source: PROMPT_DICT in train.py, tatsu-lab/stanford_alpaca (Taori et al. 2023).
 
 
 def template_of(template: Literal["alpaca"] | TemplateConfig) -> Template:
-    """Returns the template that ``data.template`` asks for."""
+    """Returns the template of ``data.template``."""
     if isinstance(template, TemplateConfig):
         return Template("custom", template.with_input, template.without_input)
     return ALPACA

@@ -21,9 +21,9 @@ class Record:
     row: int
     """Row or line number in the source, from 1."""
     instruction: str
-    """What is asked; never blank."""
+    """The instruction; never blank."""
     input: str
-    """What it is asked about; empty if there is none."""
+    """The input of the instruction; empty if there is none."""
     output: str
     """The response to learn; never blank."""
 
@@ -35,25 +35,23 @@ def read_records(path: Path, *, columns: ColumnsConfig) -> tuple[list[Record], l
     ``missing_output``, ``empty_instruction``, ``empty_output``, ``not_text`` (a number, a list),
     ``not_unicode`` (half a surrogate pair). An input that is null, absent or blank is empty.
 
-    Args:
-        path: A data file, or a folder as ``read_folder`` takes it.
-        columns: Names of the three fields.
-
     Raises:
         DataError: If the source cannot be read, lacks a column, or has no usable row.
     """
     fields = (columns.instruction, columns.input, columns.output)
-    wanted = [name for name in fields if name is not None]
+    names = [name for name in fields if name is not None]
     try:
-        read = read_folder if path.is_dir() else read_table
-        table = read(path, wanted=wanted)
+        table = (read_folder if path.is_dir() else read_table)(path, columns=names)
     except OSError as error:
         raise DataError(f"{path.name}: cannot be read ({error.strerror or error})") from None
     if table.columns:
         _check_columns(table, columns=columns, origin=path.name)
     if not table.rows and not table.drops:
         raise DataError(f"{path.name}: empty, no records in it")
-    records, drops = _sort_out(table, columns=columns)
+    results = [_record(row, fields, columns=columns) for row, fields in table.rows]
+    records = [result for result in results if isinstance(result, Record)]
+    drops = [*table.drops, *(result for result in results if isinstance(result, Drop))]
+    drops.sort(key=lambda drop: drop.row)
     if not records:
         reasons = ", ".join(f"{reason} {count}" for reason, count in count_drops(drops).items())
         raise DataError(f"{path.name}: none of its {len(drops)} rows can be used ({reasons})")
@@ -68,8 +66,8 @@ def count_drops(drops: Iterable[Drop]) -> dict[str, int]:
 def _check_columns(table: Table, *, columns: ColumnsConfig, origin: str) -> None:
     """Raises for a column that no row has.
 
-    The input column too, although a record may lack an input: a source that keeps its inputs under
-    another name would otherwise be trained on without them.
+    Also for the input column, although a record may lack an input: otherwise a source that names
+    its inputs differently would be trained on without them.
     """
     for field in ("instruction", "input", "output"):
         name = getattr(columns, field)
@@ -83,22 +81,10 @@ def _check_columns(table: Table, *, columns: ColumnsConfig, origin: str) -> None
         )
 
 
-def _sort_out(table: Table, *, columns: ColumnsConfig) -> tuple[list[Record], list[Drop]]:
-    records: list[Record] = []
-    drops = list(table.drops)
-    for row, fields in table.rows:
-        result = _record(row, fields, columns=columns)
-        if isinstance(result, Record):
-            records.append(result)
-        else:
-            drops.append(result)
-    return records, sorted(drops, key=lambda drop: drop.row)
-
-
 def _record(row: int, fields: Mapping[str, Any], *, columns: ColumnsConfig) -> Record | Drop:
     instruction, output = fields.get(columns.instruction), fields.get(columns.output)
-    given = None if columns.input is None else fields.get(columns.input)
-    context = "" if given is None else given
+    context = fields.get(columns.input) if columns.input is not None else None
+    context = "" if context is None else context
     reason = (
         _fault(instruction, field="instruction")
         or _fault(output, field="output")
@@ -119,13 +105,9 @@ def _fault(value: object, *, field: str | None) -> str | None:
         return "not_text"
     if field and not value.strip():
         return f"empty_{field}"
-    return None if _is_unicode(value) else "not_unicode"
-
-
-def _is_unicode(text: str) -> bool:
-    """False if ``text`` holds half a surrogate pair, which JSON allows and no tokenizer takes."""
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        # Half a surrogate pair, which JSON allows and no tokenizer accepts.
+        return "not_unicode"
+    return None

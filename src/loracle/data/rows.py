@@ -1,7 +1,7 @@
 """Data files as rows: JSON, JSON Lines, CSV, TSV and Parquet, read strictly.
 
-A file that breaks its own format is an error that says where. A row that merely is not a record is
-dropped and counted: see ``Drop``.
+A file that breaks its own format is an error with its position. A row that is merely no record is
+dropped and counted (``Drop``).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from loracle.errors import DataError, did_you_mean
 
 @dataclass(frozen=True)
 class Drop:
-    """A row that is left out, and why."""
+    """A dropped row and the reason."""
 
     row: int
     """Row or line number in the source, from 1."""
@@ -29,41 +29,39 @@ class Drop:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a source, before anything is asked of their values."""
+    """The rows of a source, their values not yet checked."""
 
     columns: tuple[str, ...]
-    """Every column there is, in order of appearance."""
+    """All columns, in order of appearance."""
     rows: tuple[tuple[int, Mapping[str, Any]], ...]
     """Row or line number from 1, and the fields of the row."""
     drops: tuple[Drop, ...]
-    """Rows that have no fields at all."""
+    """Rows without fields."""
 
 
-def read_table(path: Path, *, wanted: Collection[str]) -> Table:
-    """Returns the rows of one data file; the suffix says its format.
+def read_table(path: Path, *, columns: Collection[str]) -> Table:
+    """Returns the rows of one data file, in the format of its suffix.
 
-    A row's number is where a person finds it: the line in JSON Lines, CSV and TSV (where the row
-    starts), the position from 1 in JSON and Parquet.
+    Rows are numbered by line in JSON Lines, CSV and TSV (where the row starts), and by position
+    from 1 in JSON and Parquet.
 
     Args:
         path: The file.
-        wanted: Columns whose values are needed; Parquet reads no others.
+        columns: Columns whose values are needed; Parquet reads no others.
 
     Raises:
-        DataError: If the file is missing, of another format, or broken (where).
-        OSError: If the system does not let it be read.
+        DataError: If the file is missing, of another format, or broken.
+        OSError: If the system refuses to read it.
     """
     if not path.is_file():
-        raise DataError(f"{path.name}: no such file{did_you_mean(path.name, _siblings(path))}")
+        folder = path.parent
+        siblings = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        raise DataError(f"{path.name}: no such file{did_you_mean(path.name, siblings)}")
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         given = f"suffix '{path.suffix}'" if path.suffix else "no suffix"
         raise DataError(f"{path.name}: {given}; must be one of {', '.join(READERS)}")
-    return reader(path, wanted)
-
-
-def _siblings(path: Path) -> list[str]:
-    return [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    return reader(path, columns)
 
 
 def _read_text(path: Path) -> str:
@@ -78,18 +76,18 @@ def _read_text(path: Path) -> str:
         ) from None
 
 
-def _read_json(path: Path, _wanted: Collection[str]) -> Table:
+def _read_json(path: Path, _columns: Collection[str]) -> Table:
     text = _read_text(path)
     if not text.strip():
         return _table([])
     if _is_json_lines(text):
         return _json_lines(text, path=path)
-    whole = _parse_json(text, path=path)
-    return _table(enumerate(whole if isinstance(whole, list) else [whole], start=1))
+    value = _parse_json(text, path=path)
+    return _table(enumerate(value if isinstance(value, list) else [value], start=1))
 
 
 def _is_json_lines(text: str) -> bool:
-    """True if the first line that is not blank is a whole object and something follows it."""
+    """Returns True if the first non-blank line is a complete object followed by more text."""
     first, _, rest = text.lstrip().partition("\n")
     if not first.startswith("{") or not rest.strip():
         return False
@@ -100,7 +98,7 @@ def _is_json_lines(text: str) -> bool:
     return True
 
 
-def _read_json_lines(path: Path, _wanted: Collection[str]) -> Table:
+def _read_json_lines(path: Path, _columns: Collection[str]) -> Table:
     return _json_lines(_read_text(path), path=path)
 
 
@@ -141,15 +139,8 @@ def _table(values: Iterable[tuple[int, Any]]) -> Table:
     return Table(columns=tuple(columns), rows=tuple(rows), drops=tuple(drops))
 
 
-def _read_csv(path: Path, _wanted: Collection[str]) -> Table:
-    return _read_delimited(path, delimiter=",")
-
-
-def _read_tsv(path: Path, _wanted: Collection[str]) -> Table:
-    return _read_delimited(path, delimiter="\t")
-
-
-def _read_delimited(path: Path, *, delimiter: str) -> Table:
+def _read_delimited(path: Path, _columns: Collection[str]) -> Table:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=delimiter, strict=True)
     numbered: list[tuple[int, list[str]]] = []
     start = 1
@@ -169,39 +160,36 @@ def _with_header(numbered: list[tuple[int, list[str]]], *, path: Path) -> Table:
     repeated = [name for name in columns if columns.count(name) > 1]
     if repeated:
         raise DataError(f"{path.name}:{line}: column '{repeated[0]}' is named twice")
-    whole = [(number, cells) for number, cells in body if len(cells) == len(columns)]
+    complete = [(number, cells) for number, cells in body if len(cells) == len(columns)]
+    broken = [number for number, cells in body if len(cells) != len(columns)]
     return Table(
         columns=tuple(columns),
-        rows=tuple((number, dict(zip(columns, cells, strict=True))) for number, cells in whole),
-        drops=tuple(
-            Drop(number, "wrong_field_count")
-            for number, cells in body
-            if len(cells) != len(columns)
-        ),
+        rows=tuple((number, dict(zip(columns, cells, strict=True))) for number, cells in complete),
+        drops=tuple(Drop(number, "wrong_field_count") for number in broken),
     )
 
 
-def _read_parquet(path: Path, wanted: Collection[str]) -> Table:
+def _read_parquet(path: Path, columns: Collection[str]) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         with pq.ParquetFile(path) as file:
-            columns = tuple(file.schema_arrow.names)
-            table = file.read(columns=[name for name in columns if name in wanted])
+            names = tuple(file.schema_arrow.names)
+            table = file.read(columns=[name for name in names if name in columns])
         rows = tuple(enumerate(table.to_pylist(), start=1))
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path.name}: Parquet that cannot be read ({reason})") from None
-    return Table(columns=columns, rows=rows, drops=())
+    return Table(columns=names, rows=rows, drops=())
 
 
 READERS: Mapping[str, Callable[[Path, Collection[str]], Table]] = {
     ".json": _read_json,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
-    ".csv": _read_csv,
-    ".tsv": _read_tsv,
+    ".csv": _read_delimited,
+    ".tsv": _read_delimited,
     ".parquet": _read_parquet,
 }
-"""Reader of each suffix."""
+"""Readers by file suffix."""

@@ -1,4 +1,4 @@
-"""A folder as rows: the one data file in it, its ``train`` files, or what its dataset card says.
+"""A folder as rows: its only data file, its ``train`` files, or the files that its card names.
 
 The names that count as ``train`` follow the Hugging Face Hub's convention (huggingface.co/docs/hub,
 "File names and splits"): the word in a file or folder name, set off by anything but letters.
@@ -16,56 +16,53 @@ from loracle.data.rows import READERS, Table, read_table
 from loracle.errors import DataError
 
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
-# What `datasets` writes beside the data, in the suffixes of data.
+# Files that `datasets` writes beside the data, with a suffix of data.
 _NOT_DATA = frozenset({"dataset_infos.json", "dataset_info.json", "state.json"})
 
 
-def read_folder(folder: Path, *, wanted: Collection[str]) -> Table:
+def read_folder(folder: Path, *, columns: Collection[str]) -> Table:
     """Returns the rows of the training data in ``folder``.
 
     A dataset card (``README.md``) that maps files to configurations is followed, by the
     ``datasets`` library. Without one: the only data file, or else the files named ``train``, shards
     in the order of their names. Rows of several files are numbered through, from 1.
 
-    Args:
-        folder: The folder, e.g. a snapshot of a hub dataset.
-        wanted: Columns whose values are needed.
-
     Raises:
-        DataError: If there is no data file, no telling which to use, or one is broken.
-        OSError: If the system does not let them be read.
+        DataError: If there is no data file, several and no rule to choose, or one is broken.
+        OSError: If the system refuses to read them.
     """
     if _card_maps_files(folder):
         return _read_by_card(folder)
     files = _train_files(folder)
     if len(files) == 1:
-        return read_table(files[0], wanted=wanted)
-    return _join([read_table(file, wanted=wanted) for file in files])
+        return read_table(files[0], columns=columns)
+    return _join([read_table(file, columns=columns) for file in files])
 
 
 def _train_files(folder: Path) -> list[Path]:
     """Returns the data files to read, in order."""
     names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    found = [name for name in names if _is_data(name)]
-    if not found:
+    data = [
+        name
+        for name in names
+        if name.suffix.lower() in READERS
+        and name.name not in _NOT_DATA
+        and not any(part.startswith(".") for part in name.parts)
+    ]
+    if not data:
         raise DataError(f"{folder.name}: no data file in this folder ({', '.join(READERS)})")
-    chosen = found if len(found) == 1 else [name for name in found if _TRAIN.search(str(name))]
+    chosen = data if len(data) == 1 else [name for name in data if _TRAIN.search(str(name))]
     if not chosen or len({name.suffix.lower() for name in chosen}) > 1:
-        listed = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        listed = ", ".join(map(str, data[:5])) + (", ..." if len(data) > 5 else "")
         raise DataError(
-            f"{folder.name}: {len(found)} data files and no telling which to use ({listed}); "
-            f"name one, e.g. path:{folder.name}/{(chosen or found)[0]}"
+            f"{folder.name}: {len(data)} data files and no telling which to use ({listed}); "
+            f"name one, e.g. path:{folder.name}/{(chosen or data)[0]}"
         )
     return [folder / name for name in chosen]
 
 
-def _is_data(name: Path) -> bool:
-    hidden = any(part.startswith(".") for part in name.parts)
-    return name.suffix.lower() in READERS and name.name not in _NOT_DATA and not hidden
-
-
 def _join(tables: list[Table]) -> Table:
-    """Returns tables as one, rows numbered through."""
+    """Returns one table with consecutive row numbers."""
     rows, drops = [], []
     offset = 0
     for table in tables:
@@ -87,11 +84,7 @@ def _card_maps_files(folder: Path) -> bool:
 
 
 def _read_by_card(folder: Path) -> Table:
-    """Returns the ``train`` split that the card of ``folder`` names.
-
-    Streamed, so that nothing is converted or cached; the library's lock file goes to a folder
-    that is removed.
-    """
+    """Returns the ``train`` split that the folder's card names, streamed and without a cache."""
     import datasets
     import pyarrow as pa
     import yaml

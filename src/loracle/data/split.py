@@ -1,4 +1,4 @@
-"""Train and validation, by a seed of their own; an instruction is never on both sides.
+"""Splits records into train and validation; an instruction is never on both sides.
 
 A group's place in the draw is a hash of the seed and its instruction, not a position in the file:
 the same records split alike in any order and format, whatever the model, and beside any unusable
@@ -27,10 +27,9 @@ class Split:
 
 
 def normalized(instruction: str) -> str:
-    """Returns what two instructions share if they ask the same.
+    """Returns the instruction without compatibility forms (NFKC), case and trailing punctuation.
 
-    Compatibility forms (NFKC), case, white space and trailing punctuation are set aside. An
-    instruction of punctuation alone keeps it.
+    White space is collapsed. An instruction of punctuation alone keeps it.
     """
     text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", instruction).casefold())
     text = " ".join(text.split())
@@ -69,13 +68,8 @@ def draw_records(
 def split_records(records: Sequence[Record], *, validation_frac: float, seed: int) -> Split:
     """Returns the records in two parts that share no normalised instruction.
 
-    Groups go to validation in the order of the draw as long as they fit; where that cannot end at
-    the count asked for, the nearest count that whole groups can reach is taken.
-
-    Args:
-        records: Usable records, each with a row of its own.
-        validation_frac: Fraction of the records to hold out.
-        seed: ``data.split_seed``.
+    Groups go to validation in the order of the draw while they fit; where that misses the requested
+    count, the nearest count that whole groups can reach is taken.
 
     Raises:
         DataError: If the records are too few, or too alike, for one in each part.
@@ -89,7 +83,7 @@ def split_records(records: Sequence[Record], *, validation_frac: float, seed: in
         )
     keys = sorted(groups, key=lambda key: (stream_seed(seed, "split", key), key))
     sizes = [len(groups[key]) for key in keys]
-    chosen = _choose(sizes, wanted=validation_frac * len(records))
+    chosen = _choose(sizes, size=validation_frac * len(records))
     held_out = {record.row for index in chosen for record in groups[keys[index]]}
     return Split(
         train=tuple(record for record in records if record.row not in held_out),
@@ -97,32 +91,32 @@ def split_records(records: Sequence[Record], *, validation_frac: float, seed: in
     )
 
 
-def _choose(sizes: Sequence[int], *, wanted: float) -> set[int]:
-    """Returns the groups whose sizes sum as near to ``wanted`` as whole groups can.
+def _choose(sizes: Sequence[int], *, size: float) -> set[int]:
+    """Returns groups whose sizes sum as near to ``size`` as possible: at least one, not all.
 
-    At least one group is chosen and one left. First fit nearly always ends at the very count (any
-    instruction that occurs once fills the last gap); only otherwise is the exact search needed.
+    First fit nearly always ends at the exact count (any instruction that occurs once fills the last
+    gap); only otherwise is the exact search needed.
     """
-    target = min(max(round(wanted), 1), sum(sizes) - 1)
     chosen: set[int] = set()
-    gap = target
-    for index, size in enumerate(sizes):
-        if size <= gap:
+    gap = min(max(round(size), 1), sum(sizes) - 1)
+    for index, group_size in enumerate(sizes):
+        if group_size <= gap:
             chosen.add(index)
-            gap -= size
-    return chosen if gap == 0 else _choose_exactly(sizes, wanted=wanted)
+            gap -= group_size
+    return chosen if gap == 0 else _choose_exactly(sizes, target=size)
 
 
-def _choose_exactly(sizes: Sequence[int], *, wanted: float) -> set[int]:
-    """Subset sum over the distinct sizes; bit k of a set of sums says that k can be reached."""
+def _choose_exactly(sizes: Sequence[int], *, target: float) -> set[int]:
+    """Subset sum over the distinct sizes; bit k of ``sums`` is set if the sum k can be reached."""
     classes: dict[int, list[int]] = {}
     for index, size in enumerate(sizes):
         classes.setdefault(size, []).append(index)
     sums = [1]
     for size, members in classes.items():
         sums.append(_add_class(sums[-1], size=size, count=len(members)))
-    total = _nearest(sums[-1], wanted=wanted, most=sum(sizes) - 1)
-    return _trace_back(classes, sums, total=total)
+    reachable = [total for total in range(1, sum(sizes)) if sums[-1] >> total & 1]
+    nearest = min(reachable, key=lambda total: abs(total - target))
+    return _trace_back(classes, sums, total=nearest)
 
 
 def _add_class(sums: int, *, size: int, count: int) -> int:
@@ -136,15 +130,10 @@ def _add_class(sums: int, *, size: int, count: int) -> int:
     return sums
 
 
-def _nearest(sums: int, *, wanted: float, most: int) -> int:
-    reachable = [total for total in range(1, most + 1) if sums >> total & 1]
-    return min(reachable, key=lambda total: abs(total - wanted))
-
-
 def _trace_back(
     classes: Mapping[int, Sequence[int]], sums: Sequence[int], *, total: int
 ) -> set[int]:
-    """Returns groups that sum to ``total``; ``sums[i]`` is what the first i sizes can reach."""
+    """Returns groups that sum to ``total``; ``sums[i]`` are the sums of the first i sizes."""
     chosen: set[int] = set()
     for (size, members), before in zip(reversed(list(classes.items())), sums[-2::-1], strict=True):
         count = next(n for n in range(len(members) + 1) if before >> (total - n * size) & 1)

@@ -1,4 +1,4 @@
-"""What ``data.json`` says of the data, and the fingerprint by which runs are told to share it."""
+"""The content of ``data.json``, and the fingerprint that is equal for runs on the same data."""
 
 from __future__ import annotations
 
@@ -34,32 +34,28 @@ def fingerprint(train: Sequence[Example], *, validation: Sequence[Example]) -> s
 
 
 def describe_part(examples: Sequence[Example]) -> dict[str, Any]:
-    """Returns counts of one part and the quantiles of its token lengths.
-
-    Args:
-        examples: At least one.
-    """
+    """Returns counts of one part and the quantiles of its token lengths; it must not be empty."""
     lengths = {
         "prompt": [example.num_prompt for example in examples],
         "response": [example.num_targets for example in examples],
         "total": [example.num_tokens for example in examples],
     }
+    points = list(_QUANTILES.values())
     return {
         "num_examples": len(examples),
         "num_tokens": sum(lengths["total"]),
         "num_targets": sum(lengths["response"]),
         "num_truncated": sum(example.truncated for example in examples),
-        "tokens_per_example": {name: _quantiles(values) for name, values in lengths.items()},
+        "tokens_per_example": {
+            name: dict(zip(_QUANTILES, np.percentile(values, points).tolist(), strict=True))
+            | {"mean": float(np.mean(values))}
+            for name, values in lengths.items()
+        },
     }
 
 
-def _quantiles(values: Sequence[int]) -> dict[str, float]:
-    points = np.percentile(values, list(_QUANTILES.values())).tolist()
-    return dict(zip(_QUANTILES, points, strict=True)) | {"mean": float(np.mean(values))}
-
-
 def describe_drops(drops: Iterable[Drop]) -> dict[str, Any]:
-    """Returns, for each reason, how many rows were dropped and which."""
+    """Returns the number and the row numbers of dropped rows by reason."""
     drops = sorted(drops, key=lambda drop: drop.row)
     return {
         reason: {"count": count, "rows": [drop.row for drop in drops if drop.reason == reason]}

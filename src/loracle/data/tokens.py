@@ -1,8 +1,8 @@
 """Records as token ids: prompt, response, EOS; only the response and EOS are targets.
 
-Prompt and response are tokenised apart and laid end to end, so the boundary between them is a
-count, never something searched for in text. Which tokens are targets follows from position alone: a
-pad token that shares its id with EOS masks nothing.
+Prompt and response are tokenised separately and concatenated, so the boundary between them is a
+count and never searched for in text. Which tokens are targets follows from position alone: a pad
+token that shares its id with EOS masks nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Example:
     """The tokens of a record, within the limit; the last is EOS."""
 
     record: Record
-    """Where they come from."""
+    """The tokenised record."""
     input_ids: tuple[int, ...]
     """Prompt, response and EOS."""
     num_prompt: int
@@ -39,37 +39,32 @@ class Example:
 
     @property
     def num_tokens(self) -> int:
-        """All tokens."""
+        """Tokens of prompt, response and EOS."""
         return len(self.input_ids)
 
     @property
     def num_targets(self) -> int:
-        """Tokens that are predicted: the response's and EOS, at least 2."""
+        """Predicted tokens: those of the response and EOS, at least 2."""
         return len(self.input_ids) - self.num_prompt
 
 
 @dataclass(frozen=True)
 class EncodedRecord:
-    """The tokens of a record before any limit, EOS not yet added."""
+    """The tokens of a record before any limit, without EOS."""
 
     record: Record
-    """Where they come from."""
+    """The tokenised record."""
     prompt: tuple[int, ...]
     """Prompt, with the tokenizer's own leading tokens."""
     response: tuple[int, ...]
     """Response, without special tokens."""
-
-    @property
-    def smallest_limit(self) -> int:
-        """The smallest ``max_tokens`` that keeps it: room for one response token and EOS."""
-        return len(self.prompt) + 2
 
 
 def eos_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns the id of the token that ends a response.
 
     Raises:
-        ModelError: If the tokenizer has none; a model trained without one would never stop.
+        ModelError: If the tokenizer has none; a model trained without one never stops.
     """
     eos_id = tokenizer.eos_token_id
     if eos_id is None:
@@ -81,10 +76,10 @@ def eos_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Returns what the tokenizer puts before a text: BOS for Llama, nothing for SmolLM2.
+    """Returns the ids that the tokenizer prepends to a text: BOS for Llama, none for SmolLM2.
 
     Found by tokenising a probe with and without special tokens, because neither ``bos_token`` (may
-    be set and unused) nor ``add_bos_token`` (may be absent) says what the tokenizer does.
+    be set and unused) nor ``add_bos_token`` (may be absent) decides it.
     """
     probe = "a"
     bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
@@ -96,9 +91,9 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 def encode_prompts(
     prompts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[int, ...]]:
-    """Returns the ids of each prompt: the tokenizer's own leading tokens, the text, no EOS.
+    """Returns the ids of each prompt: the tokenizer's leading tokens and the text, no EOS.
 
-    Special tokens that a template spells out (``<|im_start|>``) are read as such.
+    Special tokens in a template (``<|im_start|>``) are encoded as such.
     """
     leading = leading_ids(tokenizer)
     return [leading + ids for ids in _encode(prompts, tokenizer=tokenizer, plain=False)]
@@ -107,10 +102,10 @@ def encode_prompts(
 def encode_records(
     records: Sequence[Record], *, template: Template, tokenizer: PreTrainedTokenizerBase
 ) -> list[EncodedRecord]:
-    """Returns the tokens of each record, prompt and response apart.
+    """Returns the tokens of each record.
 
-    A response is text and nothing else: one that spells ``</s>`` yields its letters, so no EOS
-    stands before the end.
+    A response is encoded as plain text: ``</s>`` in it yields its letters, so that EOS only ends
+    the sequence.
     """
     prompts = encode_prompts([template.render(record) for record in records], tokenizer=tokenizer)
     outputs = [record.output for record in records]
@@ -136,19 +131,13 @@ def _encode(
             yield tuple(map(shared.setdefault, ids, ids))
 
 
-def fit(encoded: EncodedRecord, *, max_tokens: int, eos_id: int) -> Example | Drop:
-    """Returns the record as an example of at most ``max_tokens``, or why there is none.
+def truncate(encoded: EncodedRecord, *, max_tokens: int, eos_id: int) -> Example | Drop:
+    """Returns the record as an example of at most ``max_tokens``, EOS included, or a ``Drop``.
 
-    The tail of a long response is cut and EOS put after what remains, as it is for a response that
-    fits: every example then ends alike, the count of targets never depends on where the limit fell,
-    and a model of short limits still learns to stop. A prompt is never cut: half a question with
-    the whole answer would teach answering what was not asked. So a record whose prompt leaves no
-    room for one token of response and EOS is ``prompt_too_long``.
-
-    Args:
-        encoded: The record's tokens.
-        max_tokens: Limit on prompt, response and EOS together.
-        eos_id: The id that ends every example.
+    The tail of a long response is cut and EOS added, as it is to a response that fits: every
+    example then ends alike, and a model with short limits still learns to stop. A prompt is never
+    cut, because half a question with the whole answer would teach answering what was not asked. So
+    a record whose prompt leaves no room for one response token and EOS is ``prompt_too_long``.
     """
     record = encoded.record
     if not encoded.prompt:

@@ -1,1 +1,4 @@
-"""One training step, one score, one answer, and what they take. Knows no folder."""
+"""One training step, one evaluation, one answer, and what each of them costs.
+
+Imports model, data, config and the root modules. Knows no run folder.
+"""

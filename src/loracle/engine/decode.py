@@ -1,8 +1,8 @@
-"""Greedy decoding of many prompts through many adapters at once, nothing decoded for nobody.
+"""Greedy decoding of many prompts through many adapters at once.
 
 A batch holds every prompt once per adapter, padded on the left, with one cache. A sequence that has
-ended leaves the batch. What a batch is made of depends on the prompts' lengths and on settings,
-never on what is said, so base and tuned model start from the same batches.
+ended leaves the batch. The composition of a batch depends on the prompts' lengths and on settings,
+never on the answers, so base and tuned model start from the same batches.
 
 Shapes: P prompts, S sequences still decoded (at most P times the adapters), W tokens of the longest
 prompt, T tokens of a forward pass (W, then 1), V vocabulary.
@@ -33,10 +33,10 @@ _PROBE_STEPS = 2
 
 
 def greedy(base: FrozenBase, *, max_new_tokens: int, min_new_tokens: int = 0) -> object:
-    """Returns a Transformers generation config for greedy decoding and nothing else.
+    """Returns a Transformers generation config for greedy decoding.
 
-    The model's own generation config is not used: some ship sampling settings that contradict
-    greedy decoding (transformers#29665).
+    It replaces the model's own: some ship sampling settings that contradict greedy decoding
+    (transformers#29665).
     """
     eos = base.tokenizer.eos_token_id
     return GenerationConfig(
@@ -55,14 +55,14 @@ def prompt_batches(
 ) -> list[list[int]]:
     """Returns indices of prompts to decode together, shortest first.
 
-    A prompt whose copies exceed the budget has a batch to itself.
+    A prompt whose copies exceed the cache gets its own batch.
 
     Args:
         lengths: Tokens of each prompt.
-        copies: Adapters that answer it.
+        copies: Number of adapters.
         max_new_tokens: Tokens per answer.
         cache_tokens: Positions of the padded cache of a batch.
-        most: Prompts per batch; None: as many as the cache takes.
+        most: Limit on the prompts per batch; None: as many as fit the cache.
     """
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
@@ -83,13 +83,8 @@ def decode_greedily(
 ) -> list[list[list[int]]]:
     """Returns the new tokens of each adapter for each prompt, decoded as one batch.
 
-    They end with EOS, or after ``max_new_tokens`` without one.
-
-    Args:
-        base: The frozen model.
-        prompts: Token ids of each prompt, at least one token each.
-        adapters: Adapter names; None: the untuned base.
-        max_new_tokens: Tokens per answer.
+    They end with EOS, or after ``max_new_tokens`` without one. An adapter of None is the untuned
+    base; each prompt has at least one token.
     """
     eos = base.tokenizer.eos_token_id
     tokens = _decode_together(base, prompts, adapters=adapters, max_new_tokens=max_new_tokens)
@@ -104,9 +99,9 @@ def generate_greedily(
     adapters: Sequence[str | None],
     max_new_tokens: int,
 ) -> list[list[list[int]]]:
-    """Returns what ``decode_greedily`` does, by Transformers' own loop and one adapter at a time.
+    """Returns the result of ``decode_greedily``, by Transformers' loop and adapter by adapter.
 
-    For architectures that ``decodes_exactly`` refuses.
+    For architectures that fail ``decodes_exactly``.
     """
     eos = base.tokenizer.eos_token_id
     ids, mask = _left_padded(prompts, pad=eos, device=base.device)
@@ -121,22 +116,23 @@ def generate_greedily(
 
 
 def decodes_exactly(base: FrozenBase) -> bool:
-    """Returns whether padding, positions and cache leave the untuned base's predictions alone.
+    """Returns True if padding, positions and cache do not change the untuned base's predictions.
 
-    Two prompts of unequal length are decoded a few tokens as a batch and compared with the whole
-    sequences, each by itself. Telling by the numbers needs no list of architectures.
+    Two prompts of unequal length are decoded for a few tokens as a batch and compared with separate
+    passes over the whole sequences. This needs no list of architectures.
     """
     starts = [probe[:-_PROBE_STEPS] for probe in _PROBES]
     ends = torch.tensor([probe[-_PROBE_STEPS:] for probe in _PROBES], device=base.device)
     with base.generating(()) as model:
-        alone = [model(input_ids=_row(probe, base), use_cache=False).logits for probe in _PROBES]
+        rows = [torch.tensor([probe], device=base.device) for probe in _PROBES]
+        alone = [model(input_ids=row, use_cache=False).logits for row in rows]
         try:
             batch = _Batch.of(starts, base=base)
             batch.forward(base)
             for step in range(_PROBE_STEPS):
                 batch.append(ends[:, step])
                 logits = batch.forward(base)
-        except TypeError:  # a forward pass that knows no positions, or no logits_to_keep
+        except TypeError:  # a forward pass without positions or logits_to_keep
             return False
     whole = torch.cat([logits[:, -1] for logits in alone]).double().log_softmax(dim=1)
     gap = (whole - logits.double().log_softmax(dim=1)).abs().mean().item()
@@ -145,43 +141,43 @@ def decodes_exactly(base: FrozenBase) -> bool:
 
 @dataclass
 class _Batch:
-    """The sequences still decoded, and what the next forward pass takes."""
+    """The unfinished sequences and the inputs of the next forward pass."""
 
     ids: Int64[Tensor, "S T"]
     mask: Int64[Tensor, "S seen"]
-    """1 for a token, 0 for padding, of every position so far."""
+    """1 for a token, 0 for padding, at every position so far."""
     positions: Int64[Tensor, "S T"]
     cache: DynamicCache
 
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], *, base: FrozenBase, copies: int = 1) -> _Batch:
-        """Returns the prompts, all of them ``copies`` times over, before the first pass."""
+        """Returns the batch of ``copies`` repetitions of the prompts, before the first pass."""
         pad = base.tokenizer.eos_token_id
         ids, mask = _left_padded(list(prompts) * copies, pad=pad, device=base.device)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         return cls(ids, mask, positions, DynamicCache())
 
     def forward(self, base: FrozenBase, *, routes: Sequence[Route] = ()) -> Float[Tensor, "S V"]:
-        """Returns the logits of each sequence's next token; routes count sequences."""
-        # Some layers flatten their input, so routes count tokens there; the head sees one of each.
-        with base.router.following(_in_tokens(routes, each=self.ids.shape[1])):
-            if not base.plain_head:
-                whole: Tensor = base.model(**self._inputs(), logits_to_keep=1).logits
-                return whole[:, -1]
-            states = base.model.get_decoder()(**self._inputs()).last_hidden_state
-        with base.router.following(routes):
-            # As a matrix: for a slice of (S, T, H), PyTorch would copy the head once per sequence.
-            logits: Tensor = base.model.get_output_embeddings()(states[:, -1])
-        return logits
-
-    def _inputs(self) -> dict[str, object]:
-        return {
+        """Returns the logits of each sequence's next token; ``routes`` count sequences."""
+        inputs = {
             "input_ids": self.ids,
             "attention_mask": self.mask,
             "position_ids": self.positions,
             "past_key_values": self.cache,
             "use_cache": True,
         }
+        # Some layers flatten their input, so routes count tokens there; the head sees one of each.
+        width = self.ids.shape[1]
+        in_tokens = [Route(r.adapter, r.start * width, r.stop and r.stop * width) for r in routes]
+        with base.router.following(in_tokens):
+            if not base.plain_head:
+                last: Tensor = base.model(**inputs, logits_to_keep=1).logits
+                return last[:, -1]
+            states = base.model.get_decoder()(**inputs).last_hidden_state
+        with base.router.following(routes):
+            # As a matrix: for a slice of (S, T, H), PyTorch would copy the head once per sequence.
+            logits: Tensor = base.model.get_output_embeddings()(states[:, -1])
+        return logits
 
     def append(self, new: Int64[Tensor, " S"]) -> None:
         """Makes ``new`` the tokens of the next pass."""
@@ -190,7 +186,7 @@ class _Batch:
         self.positions = self.positions[:, -1:] + 1
 
     def keep(self, rows: Int64[Tensor, " kept"]) -> None:
-        """Drops every other sequence."""
+        """Drops all sequences but ``rows``."""
         self.ids, self.mask = self.ids[rows], self.mask[rows]
         self.positions = self.positions[rows]
         self.cache.batch_select_indices(rows)
@@ -203,36 +199,33 @@ def _decode_together(
     adapters: Sequence[str | None],
     max_new_tokens: int,
 ) -> Int64[Tensor, "all new"]:
-    """Returns new tokens of every sequence; what follows an EOS means nothing."""
+    """Returns the new tokens of every sequence; those after an EOS are undefined."""
     eos = base.tokenizer.eos_token_id
     every = _steps_per_check(base.device)
     batch = _Batch.of(prompts, base=base, copies=len(adapters))
-    said = batch.ids.new_full((len(batch.ids), max_new_tokens), eos)
-    live = torch.arange(len(said), device=base.device)
-    routes = _routes(adapters, live=range(len(said)), prompts=len(prompts))
+    tokens = batch.ids.new_full((len(batch.ids), max_new_tokens), eos)
+    live = torch.arange(len(tokens), device=base.device)
+    routes = _routes(adapters, live=range(len(tokens)), prompts=len(prompts))
     with base.generating(()):
         for step in range(max_new_tokens):
             if step and step % every == 0:
-                going = (said[live, :step] != eos).all(dim=1).nonzero().squeeze(1)
-                if len(going) == 0:
+                unfinished = (tokens[live, :step] != eos).all(dim=1).nonzero().squeeze(1)
+                if len(unfinished) == 0:
                     break
-                if len(going) < len(live):
-                    live = live[going]
-                    batch.keep(going)
+                if len(unfinished) < len(live):
+                    live = live[unfinished]
+                    batch.keep(unfinished)
                     routes = _routes(adapters, live=live.tolist(), prompts=len(prompts))
             new = batch.forward(base, routes=routes).argmax(dim=1)
-            said[live, step] = new
+            tokens[live, step] = new
             batch.append(new)
-    return said
+    return tokens
 
 
 class Answering:
-    """A batch while it is decoded, one pass at a time: for who measures or predicts a pass.
+    """A batch decoded one pass at a time, to measure or predict a pass.
 
-    Args:
-        base: The model, lent for generating.
-        prompts: Token ids of each prompt.
-        adapters: As of ``decode_greedily``.
+    ``base`` must be inside ``base.generating``; prompts and adapters are as in ``decode_greedily``.
     """
 
     def __init__(
@@ -248,14 +241,13 @@ class Answering:
         self._routes = _routes(adapters, live=range(count), prompts=len(prompts))
 
     def forward(self) -> None:
-        """Decodes one more token of each answer."""
+        """Decodes the next token of each answer."""
         new = self._batch.forward(self._base, routes=self._routes).argmax(dim=1)
         self._batch.append(new)
 
     def pretend_position(self, seen: int) -> None:
-        """Makes the cache as large as if ``seen`` positions had been decoded; numbers are lost."""
-        cache = self._batch.cache
-        for layer in cache.layers:
+        """Resizes the cache as if ``seen`` positions had been decoded; its contents are lost."""
+        for layer in self._batch.cache.layers:
             shape = (*layer.keys.shape[:2], seen, layer.keys.shape[3])
             layer.keys = layer.keys.new_empty(shape)
             layer.values = layer.values.new_empty(shape)
@@ -264,14 +256,14 @@ class Answering:
 
 
 def _steps_per_check(device: torch.device) -> int:
-    # assumed: a GPU runs behind the host, and asking it every token who has ended holds both up
+    # assumed: a GPU runs behind the host, and checking after every token would stall both
     return 1 if device.type == "cpu" else 8
 
 
 def _routes(
     adapters: Sequence[str | None], *, live: Sequence[int], prompts: int
 ) -> tuple[Route, ...]:
-    """Returns the sequences of each adapter among those alive; the base needs no route."""
+    """Returns the range of live sequences of each adapter; the base needs no route."""
     edges = [bisect_left(live, index * prompts) for index in range(len(adapters) + 1)]
     spans = zip(adapters, edges, edges[1:], strict=False)
     return tuple(
@@ -281,10 +273,6 @@ def _routes(
     )
 
 
-def _in_tokens(routes: Sequence[Route], *, each: int) -> list[Route]:
-    return [Route(r.adapter, r.start * each, r.stop and r.stop * each) for r in routes]
-
-
 def _left_padded(
     prompts: Sequence[Sequence[int]], *, pad: int, device: torch.device
 ) -> tuple[Int64[Tensor, "S W"], Int64[Tensor, "S W"]]:
@@ -292,10 +280,6 @@ def _left_padded(
     ids = [[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def _row(prompt: Sequence[int], base: FrozenBase) -> Int64[Tensor, "1 W"]:
-    return torch.tensor([prompt], device=base.device)
 
 
 def _until(eos: int, new: list[int]) -> list[int]:

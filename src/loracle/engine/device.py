@@ -1,4 +1,4 @@
-"""Where a run computes, in which dtype, and how that machine is asked to behave."""
+"""The device and dtype of a run, and process-wide settings of the allocator and fp32 products."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def choose_device(device: str) -> torch.device:
-    """Returns the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
+    """Returns the device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means on this machine.
 
     Raises:
-        ConfigError: If it names a GPU that is not there.
+        ConfigError: If that GPU does not exist.
     """
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device == "auto":
         device = "cuda" if count else "cpu"
     chosen = torch.device(device)
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
-        raise ConfigError(f"device: '{device}' is not here ({count} CUDA devices); use auto or cpu")
+        raise ConfigError(
+            f"device: '{device}' is not available ({count} CUDA devices); use auto or cpu"
+        )
     return chosen
 
 
 def choose_dtype(dtype: str, *, device: torch.device) -> torch.dtype:
-    """Returns the dtype that ``auto`` means on ``device``, or the one that is named.
+    """Returns the named dtype, or the one that ``auto`` means on ``device``.
 
-    bf16 where the hardware multiplies it, because it keeps fp32's range; fp16 on GPUs without it;
-    fp32 on CPUs without it, where PyTorch would emulate it many times slower.
+    bf16 where the hardware multiplies it, because it has fp32's range; fp16 on other GPUs; fp32 on
+    other CPUs, where PyTorch would emulate bf16 many times slower.
     """
     if dtype != "auto":
         return _DTYPES[dtype]
@@ -58,33 +60,32 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def keep_large_blocks() -> bool:
-    """Tells glibc to reuse large blocks instead of returning them; True if it was told.
+    """Makes glibc reuse large blocks instead of returning them; returns True if it succeeded.
 
-    By default glibc gives every temporary of more than 32 MB back to the kernel, and the page
-    faults of getting it again cost more than the arithmetic on it (measured, LOG.md). Afterwards
-    the resident set never shrinks, so a peak is a high-water mark, which is what we report.
+    By default glibc returns every temporary of more than 32 MB to the kernel, and the page faults
+    of allocating it again cost more than the arithmetic on it (measured, LOG.md). With this setting
+    the resident set never shrinks, so its peak is a high-water mark.
     """
     if not sys.platform.startswith("linux"):
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return False
-    mmap_told = libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-    trim_told = libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    return bool(mmap_told and trim_told)
+    mmap_set = libc.mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+    trim_set = libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    return bool(mmap_set and trim_set)
 
 
 @contextmanager
 def faster_fp32(device: torch.device, dtype: torch.dtype) -> Iterator[str]:
-    """Multiplies fp32 matrices with oneDNN inside the block, if that is still fp32 here.
+    """Multiplies fp32 matrices with oneDNN inside the block, unless it would round to bf16 here.
 
-    PyTorch's x86 builds multiply fp32 with MKL, which does not use all of other makers' CPUs: half
-    the speed of oneDNN was measured on an AMD EPYC (LOG.md). The switch that chooses oneDNN also
-    allows it to round the inputs to bf16, which CPUs with AMX would do; so a product that tells
-    the two apart decides, and where it comes out rounded the switch is taken back.
+    PyTorch's x86 builds multiply fp32 with MKL, which reached half the speed of oneDNN on an AMD
+    EPYC (measured, LOG.md). The switch to oneDNN also permits rounding the inputs to bf16, as CPUs
+    with AMX do; a test product detects this, and the switch is then undone.
 
     Yields:
-        What multiplies: ``onednn``, or ``default`` where nothing was switched.
+        ``onednn``, or ``default`` where nothing was switched.
     """
     if device.type != "cpu" or dtype != torch.float32 or not torch.backends.mkldnn.is_available():
         yield "default"
@@ -112,10 +113,10 @@ def multiplies_in_fp32() -> bool:
 
 
 def release_free_memory() -> bool:
-    """Returns the blocks that glibc keeps for later to the kernel; True if there were any.
+    """Returns glibc's free blocks to the kernel; True if there were any.
 
-    Called where a phase begins, so that its peak resident set is its own and not what an earlier
-    phase left behind (keep_large_blocks).
+    Called at the start of a phase, so that its peak resident set excludes what earlier phases left
+    with the allocator (keep_large_blocks).
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -124,6 +125,6 @@ def release_free_memory() -> bool:
 
 
 def synchronize(device: torch.device) -> None:
-    """Waits until ``device`` has done what it was given; a clock read before that is wrong."""
+    """Waits until ``device`` has finished its queued work, before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,6 +1,6 @@
-"""What a run's numbers depend on besides its configuration, and the signature results carry.
+"""Captures what a run's numbers depend on besides its configuration.
 
-Nothing here names a person or a place: no host, no user, no absolute path, no token.
+Nothing recorded identifies a person or place: no host, no user, no absolute path, no token.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+import torch
+
 from loracle.digest import PACKAGE, code_digest
 from loracle.text import GIB
 from loracle.version import __version__
@@ -24,12 +27,8 @@ _PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "datasets",
     "tokenizers", "safetensors", "sacrebleu", "numpy", "wandb",
 )  # fmt: skip
-
-
 # The parts of the checkout that can change a number; a changed README does not make it dirty.
 _SOURCES = ("src", "experiments", "pyproject.toml")
-
-
 # The rooms whose code can change a number: two commits that agree in them are one engine.
 ENGINE_SOURCES = (
     "data/**/*.py", "placement/**/*.py", "model/**/*.py", "engine/**/*.py", "runner/**/*.py",
@@ -40,17 +39,18 @@ ENGINE_SOURCES = (
 def capture_environment(
     *, device: str, dtype: str, quantization: str | None = None
 ) -> dict[str, Any]:
-    """Returns the environment of a run, as ``environment.json`` holds it.
+    """Returns the content of ``environment.json``.
 
     Args:
-        device: Where it computes: ``cpu``, ``cuda`` or ``cuda:N``.
+        device: ``cpu``, ``cuda`` or ``cuda:N``.
         dtype: dtype of the frozen base, resolved.
-        quantization: How its linear layers are packed; None: they are not.
+        quantization: How its linear layers are packed, if they are.
     """
-    import psutil
-
-    cpu = cpu_model()
-    gpus = _gpus()
+    cpu, gpus = cpu_model(), _gpus()
+    on_gpu = device.startswith("cuda")
+    name = str(gpus[int(device.partition(":")[2] or 0)]["name"]) if on_gpu else cpu
+    affinity = getattr(os, "sched_getaffinity", None)
+    usable_cores = len(affinity(0)) if affinity else os.cpu_count()
     return {
         "schema": 1,
         "captured_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -65,9 +65,9 @@ def capture_environment(
             "release": platform.release(),
             "machine": platform.machine(),
         },
-        "cpu": {"model": cpu, "logical_cores": os.cpu_count(), "usable_cores": _usable_cores()},
+        "cpu": {"model": cpu, "logical_cores": os.cpu_count(), "usable_cores": usable_cores},
         "memory_gib": round(psutil.virtual_memory().total / GIB, 2),
-        "device": {"name": _device_name(device, cpu=cpu, gpus=gpus), "dtype": dtype}
+        "device": {"name": name, "dtype": dtype}
         | ({"quantization": quantization} if quantization else {}),
         "gpus": gpus,
         "cuda": _cuda() if gpus else None,
@@ -91,8 +91,8 @@ def _version(package: str) -> str | None:
 def _checkout(root: Path) -> dict[str, Any]:
     """Returns commit and dirty flag of the checkout LoRAcle runs from; null for an installed one.
 
-    Only a folder that is itself a checkout of LoRAcle counts: a wheel in a virtual environment
-    inside somebody's repository says nothing about that repository's commit.
+    Only a checkout of LoRAcle itself counts, not another repository that contains a virtual
+    environment with LoRAcle installed.
     """
     unknown = {"commit": None, "dirty": None}
     if not (root / ".git").exists() or not (root / "src" / "loracle").is_dir():
@@ -105,59 +105,50 @@ def _checkout(root: Path) -> dict[str, Any]:
 
 
 def _git(root: Path, *words: str) -> str | None:
-    # GIT_DIR and its like, set by a hook or a user, would point at another repository.
+    # GIT_DIR and similar variables, set by a hook or a user, would select another repository.
     clean = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     return _output("git", "-C", str(root), *words, env=clean)
 
 
 def _output(*command: str, env: Mapping[str, str] | None = None) -> str | None:
-    """Returns what a command prints; None if it is missing, fails or hangs."""
+    """Returns a command's output; None if it is missing, fails or hangs."""
     try:
-        done = subprocess.run(
+        completed = subprocess.run(
             command, env=env, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
-    return done.stdout.strip()
+    return completed.stdout.strip()
 
 
 def cpu_model() -> str:
-    """Returns the processor's name in the words of its maker, where the system knows it."""
+    """Returns the processor's model name, where the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        named = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.M)
-        if named:
-            return named[1].strip()
+        match = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(errors="replace"), re.M)
+        if match:
+            return match[1].strip()
     if platform.system() == "Darwin":
         return _output("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
     return platform.processor() or platform.machine()
 
 
-def _usable_cores() -> int | None:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count()
-
-
 def _gpus() -> list[dict[str, Any]]:
-    import torch
-
     if not torch.cuda.is_available():
         return []
-    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return [
         {
             "name": gpu.name,
             "memory_gib": round(gpu.total_memory / GIB, 2),
             "compute_capability": f"{gpu.major}.{gpu.minor}",
         }
-        for gpu in found
+        for gpu in gpus
     ]
 
 
 def _cuda() -> dict[str, Any]:
-    import torch
-
-    # Annotated here because not every release of PyTorch does.
+    # Annotated here because not every release of PyTorch annotates it.
     cudnn_version: Callable[[], int | None] = torch.backends.cudnn.version
     drivers = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
@@ -167,16 +158,8 @@ def _cuda() -> dict[str, Any]:
     }
 
 
-def _device_name(device: str, *, cpu: str, gpus: list[dict[str, Any]]) -> str:
-    if not device.startswith("cuda"):
-        return cpu
-    return str(gpus[int(device.partition(":")[2] or 0)]["name"])
-
-
 def _torch_settings() -> dict[str, Any]:
-    """Returns the switches that change a result's last bits."""
-    import torch
-
+    """Returns the settings that change a result's last bits."""
     return {
         "num_threads": torch.get_num_threads(),
         "num_interop_threads": torch.get_num_interop_threads(),
@@ -190,9 +173,7 @@ def _torch_settings() -> dict[str, Any]:
 
 
 def _torch_build() -> list[str]:
-    """Returns how PyTorch was built, without compiler flags and the builder's paths."""
-    import torch
-
+    """Returns PyTorch's build options, without compiler flags and the builder's paths."""
     lines = [line.strip(" -\n") for line in torch.__config__.show().splitlines()[1:]]
     parts = [part.strip(" ,") for line in lines for part in line.split(", ")]
     return [part for part in parts if part and not re.search(r"(^|[=\s])/|_FLAGS=", part)]

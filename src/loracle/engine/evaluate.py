@@ -1,4 +1,4 @@
-"""Token-weighted likelihood and BLEU, with the outcome of every example kept.
+"""Token-weighted likelihood and text scores, example by example.
 
 Perplexity is exp(total NLL / total target tokens). A mean over batches or over examples would
 depend on how they were grouped; this does not (reference: transformers#39241).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float64
@@ -24,7 +24,7 @@ from loracle.engine.decode import (
     generate_greedily,
     prompt_batches,
 )
-from loracle.engine.out_of_memory import is_out_of_memory, let_go_of_memory
+from loracle.engine.out_of_memory import free_memory, is_out_of_memory
 from loracle.errors import NonFiniteError
 from loracle.model.base import FrozenBase
 from loracle.model.layers.routing import Route
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from loracle.model.trunk import TrunkStore
 
 Progress = Callable[[int], None]
-"""Called with the number of examples just done."""
+"""Called with the number of examples just completed."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ExampleScore:
     num_targets: int
     """Target tokens, EOS included."""
     nll_sum_nats: float
-    """Sum of -ln p over them."""
+    """Sum of -ln p over the targets."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """Exp of the loss."""
+        """Exponential of the loss."""
         return math.exp(self.loss_nats_per_token)
 
 
@@ -67,7 +67,7 @@ class Answer:
 
     text: str
     hit_limit: bool
-    """The answer was cut at the token limit; no EOS came."""
+    """True if the answer was cut at the token limit, without an EOS."""
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,7 @@ def score_examples(
     batch_tokens: int,
     progress: Progress = lambda _: None,
 ) -> list[ExampleScore]:
-    """Returns the score of each example, in order, through one adapter or the base alone.
-
-    Raises:
-        NonFiniteError: If an example's NLL is NaN or infinite.
-    """
+    """Returns the scores through one adapter or the base alone (`score_adapters`)."""
     (scores,) = score_adapters(
         base, examples, adapters=[adapter], batch_tokens=batch_tokens, progress=progress
     )
@@ -119,9 +115,9 @@ def score_adapters(
     entry_layer: int = 0,
     progress: Progress = lambda _: None,
 ) -> list[list[ExampleScore]]:
-    """Returns the score of each example, in order, for each adapter; one pass serves all of them.
+    """Returns the score of each example, in order, for each adapter.
 
-    A row holds a batch of examples once per adapter.
+    A row holds a batch of examples once per adapter, so one pass serves all adapters.
 
     Args:
         base: The frozen model.
@@ -129,8 +125,8 @@ def score_adapters(
         adapters: Adapter names; None: the untuned base.
         batch_tokens: Tokens per forward pass; changes memory, nothing else.
         trunk: Hidden states that no adapter changes.
-        entry_layer: Lowest decoder layer that any of the adapters is in; below it the states of
-            ``trunk`` are used.
+        entry_layer: Lowest decoder layer with a module of any of the adapters; the states that
+            enter it come from ``trunk``.
         progress: Called after each pass.
 
     Raises:
@@ -147,14 +143,14 @@ def score_adapters(
             _sums_that_fit(base, chosen, adapters=adapters, trunk=store, layer=entry_layer)
         )
         progress(len(chosen))
-    # Moved once: a GPU that is asked after every pass waits for the host.
-    sums = torch.cat(parts, dim=1).tolist() if parts else [[]] * copies
-    found = [dict(zip(by_length, row, strict=True)) for row in sums]
-    for adapter, row in zip(adapters, found, strict=True):
+    # Copied once, because every copy to the host waits for the GPU.
+    rows = torch.cat(parts, dim=1).tolist() if parts else [[]] * copies
+    sums = [dict(zip(by_length, row, strict=True)) for row in rows]
+    for adapter, row in zip(adapters, sums, strict=True):
         _check_finite(row, examples=examples, adapter=adapter)
     return [
         [ExampleScore(examples[i].num_targets, row[i]) for i in range(len(examples))]
-        for row in found
+        for row in sums
     ]
 
 
@@ -166,8 +162,7 @@ def _sums_that_fit(
     trunk: TrunkStore | None,
     layer: int,
 ) -> Float64[Tensor, "adapters examples"]:
-    """Returns ``_nll_sums``; when memory runs out, of one half of the examples after the other."""
-    more: dict[str, Any] = {"adapters": adapters, "trunk": trunk, "layer": layer}
+    """Returns ``_nll_sums``; halves the examples when memory runs out."""
     try:
         states = trunk.states(examples, layer=layer) if trunk else None
         if states is not None:
@@ -176,10 +171,13 @@ def _sums_that_fit(
     except (RuntimeError, MemoryError) as error:
         if len(examples) == 1 or not is_out_of_memory(error):
             raise
-    let_go_of_memory()
+    free_memory()
     middle = len(examples) // 2
-    halves = (examples[:middle], examples[middle:])
-    return torch.cat([_sums_that_fit(base, half, **more) for half in halves], dim=1)
+    sums = [
+        _sums_that_fit(base, half, adapters=adapters, trunk=trunk, layer=layer)
+        for half in (examples[:middle], examples[middle:])
+    ]
+    return torch.cat(sums, dim=1)
 
 
 def _nll_sums(
@@ -189,11 +187,11 @@ def _nll_sums(
     adapters: Sequence[str | None],
     trunk: Trunk | None,
 ) -> Float64[Tensor, "adapters examples"]:
-    """Returns the NLL of each example through each adapter, left on the device."""
+    """Returns the NLL of each example through each adapter, on the device."""
     row = pack(list(examples) * len(adapters), device=base.device)
-    each = sum(example.num_tokens for example in examples)
+    tokens = sum(example.num_tokens for example in examples)
     routes = [
-        Route(adapter, index * each, (index + 1) * each)
+        Route(adapter, index * tokens, (index + 1) * tokens)
         for index, adapter in enumerate(adapters)
         if adapter is not None
     ]
@@ -208,9 +206,10 @@ def _check_finite(
 ) -> None:
     for index, value in sums.items():
         if not math.isfinite(value):
-            who = f"adapter '{adapter}'" if adapter else "the untuned base"
-            row_number = examples[index].record.row
-            raise NonFiniteError(f"validation: the loss of {who} is {value} on record {row_number}")
+            model = f"adapter '{adapter}'" if adapter else "the untuned base"
+            raise NonFiniteError(
+                f"validation: the loss of {model} is {value} on record {examples[index].record.row}"
+            )
 
 
 def likelihood(scores: Sequence[ExampleScore]) -> Likelihood:
@@ -229,7 +228,7 @@ def answer_prompts(
     batch_size: int | None = None,
     progress: Progress = lambda _: None,
 ) -> list[Answer]:
-    """Returns the greedy answer to each prompt, in order, of one adapter or the base alone."""
+    """Returns the answers of one adapter or the base alone (`answer_with_adapters`)."""
     (answers,) = answer_with_adapters(
         base,
         prompts,
@@ -248,45 +247,43 @@ def answer_with_adapters(
     adapters: Sequence[str | None],
     max_new_tokens: int,
     batch_size: int | None = None,
-    cache_tokens: int = CACHE_TOKENS,
     progress: Progress = lambda _: None,
 ) -> list[list[Answer]]:
     """Returns the greedy answer to each prompt, in order, for each adapter.
 
-    Prompts are decoded in batches of like length that depend on their lengths and on these
-    settings only, so base and tuned model see the same batches.
+    Batches of prompts of similar length depend on their lengths and these settings only, so base
+    and tuned model see the same batches.
 
     Args:
         base: The frozen model.
         prompts: Token ids of each prompt.
         adapters: Adapter names; None: the untuned base.
         max_new_tokens: Tokens per answer.
-        batch_size: Prompts decoded together, at most; None: as many as the cache takes.
-        cache_tokens: Positions that the cache of a batch may take, padding and adapters included.
+        batch_size: Limit on the prompts per batch; None: as many as fit ``CACHE_TOKENS``.
         progress: Called after each batch with its number of prompts.
     """
     batches = prompt_batches(
         [len(prompt) for prompt in prompts],
         copies=len(adapters),
         max_new_tokens=max_new_tokens,
-        cache_tokens=cache_tokens,
+        cache_tokens=CACHE_TOKENS,
         most=batch_size,
     )
     decode = decode_greedily if prompts and decodes_exactly(base) else generate_greedily
     answers: list[dict[int, Answer]] = [{} for _ in adapters]
     for indices in batches:
         chosen = [prompts[i] for i in indices]
-        told = decode(base, chosen, adapters=adapters, max_new_tokens=max_new_tokens)
-        for mine, tokens in zip(answers, told, strict=True):
-            mine |= zip(indices, (_answer(base, new) for new in tokens), strict=True)
+        decoded = decode(base, chosen, adapters=adapters, max_new_tokens=max_new_tokens)
+        for by_index, tokens in zip(answers, decoded, strict=True):
+            by_index |= zip(indices, (_answer(base, new) for new in tokens), strict=True)
         progress(len(indices))
-    return [[mine[i] for i in range(len(prompts))] for mine in answers]
+    return [[by_index[i] for i in range(len(prompts))] for by_index in answers]
 
 
 def _answer(base: FrozenBase, new: list[int]) -> Answer:
     ended = new[-1:] == [base.tokenizer.eos_token_id]
-    kept = new[:-1] if ended else new
-    return Answer(base.tokenizer.decode(kept, skip_special_tokens=True), hit_limit=not ended)
+    text = base.tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=True)
+    return Answer(text, hit_limit=not ended)
 
 
 def score_answers(answers: Sequence[Answer], *, references: Sequence[str]) -> TextScore:

@@ -1,7 +1,7 @@
 """The gradients of a bundle: every run's examples through the shared base, in packed rows.
 
-The host waits for the device once, when all rows are done: it then learns each run's loss and
-gradient norm, and from them whether the gradient can be used.
+The host waits for the device once, after all rows: it then copies each run's loss and gradient
+norm, which decide whether the gradient can be used.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _Item:
 
 @dataclass(frozen=True)
 class Gradient:
-    """What a step found for one run; the gradient itself is in the adapter, still scaled."""
+    """Loss and norm of one run's step; the gradient itself is in the adapter, still scaled."""
 
     run: TrainState
     examples: Sequence[Example]
@@ -62,7 +62,7 @@ def gradients_of(
     trunk: TrunkStore | None,
     checkpointing: bool = False,
 ) -> list[Gradient]:
-    """Adds the gradient of each run's mean loss; waits for the device once, at the end."""
+    """Accumulates the gradient of each run's mean loss; waits for the device once, at the end."""
     batches = {id(run): run.order.batch(run.step) for run in active}
     items = [
         _Item(run, slot, example) for run in active for slot, example in enumerate(batches[id(run)])
@@ -77,22 +77,21 @@ def gradients_of(
         states = None
         if trunk is not None and entry > 0:
             states = trunk.states([item.example for item in part], layer=entry)
-        found = _backward(
+        for key, nll in _backward(
             base,
             part,
             num_targets=num_targets,
             trunk=states,
             recompute_from=lowest if checkpointing else None,
-        )
-        for key, nll in found:
+        ):
             pieces[key].append(nll)
     nlls = [torch.cat(pieces[id(run)]) for run in active]
     norms = [_norm(run) for run in active]
     sums = [nll.double().sum() for nll in nlls]
     values = torch.stack([*sums, *(norm.double() for norm in norms)]).tolist()
     return [
-        Gradient(run, batches[id(run)], *found)
-        for run, *found in zip(
+        Gradient(run, batches[id(run)], *results)
+        for run, *results in zip(
             active, nlls, norms, values[: len(active)], values[len(active) :], strict=True
         )
     ]
@@ -120,12 +119,12 @@ def _backward(
 
 
 def _routes(groups: Sequence[Sequence[_Item]]) -> list[Route]:
-    """Returns one route per run, for the items of each as they stand in the row."""
+    """Returns one route per run, over its consecutive items in the row."""
     routes, start = [], 0
-    for mine in groups:
-        lengths = [item.example.num_tokens for item in mine]
+    for group in groups:
+        lengths = [item.example.num_tokens for item in group]
         routes.append(
-            mine[0].run.route(slots=[item.slot for item in mine], lengths=lengths, start=start)
+            group[0].run.route(slots=[item.slot for item in group], lengths=lengths, start=start)
         )
         start += sum(lengths)
     return routes
@@ -137,48 +136,43 @@ def _norm(run: TrainState) -> Tensor:
     total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not run.scaler.is_enabled():
         return total
-    # The gradient is unscaled only once it is known to be wanted: a scaler does that once a step.
+    # A scaler unscales once per step, so the gradient stays scaled until it is known to be used.
     return total / run.scaler.scale(torch.ones_like(total))
 
 
 def fault_of(gradient: Gradient) -> str | None:
-    """Returns what is wrong with a run's loss or gradient; None if it can be used or skipped."""
+    """Returns the fault of a run's loss or gradient; None if it can be used or skipped."""
+    run, scaler = gradient.run, gradient.run.scaler
     if not math.isfinite(gradient.nll_sum_nats):
-        return _where_loss_broke(gradient)
-    if not math.isfinite(gradient.norm_value) and not _may_skip(gradient.run):
-        return _where_gradient_broke(gradient)
-    return None
+        fault = _fault_of_loss(gradient)
+    elif math.isfinite(gradient.norm_value) or (
+        scaler.is_enabled() and scaler.get_scale() > _SMALLEST_LOSS_SCALE
+    ):
+        return None
+    else:
+        fault = _fault_of_norm(gradient)
+    return (
+        f"step {run.step + 1}: the {fault}; lower train.learning_rate (now "
+        f"{run.train.learning_rate:g}) or use dtype float32"
+    )
 
 
-def _may_skip(run: TrainState) -> bool:
-    return run.scaler.is_enabled() and run.scaler.get_scale() > _SMALLEST_LOSS_SCALE
-
-
-def _where_loss_broke(gradient: Gradient) -> str:
-    run = gradient.run
+def _fault_of_loss(gradient: Gradient) -> str:
     per_example = gradient.nll.double().split([e.num_targets for e in gradient.examples])
     record, value = next(
         (example.record.row, value)
         for example, tokens in zip(gradient.examples, per_example, strict=True)
         if not math.isfinite(value := tokens.sum().item())
     )
-    return (
-        f"step {run.step + 1}: the loss of adapter '{run.adapter.name}' is {value} "
-        f"on record {record}; lower train.learning_rate (now "
-        f"{run.train.learning_rate:g}) or use dtype float32"
-    )
+    return f"loss of adapter '{gradient.run.adapter.name}' is {value} on record {record}"
 
 
-def _where_gradient_broke(gradient: Gradient) -> str:
-    run = gradient.run
+def _fault_of_norm(gradient: Gradient) -> str:
+    adapter = gradient.run.adapter
     broken = [
         name
-        for name, parameter in run.adapter.parameters.items()
+        for name, parameter in adapter.parameters.items()
         if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
     ]
     where = f"{len(broken)} tensors, first {broken[0]}" if broken else "their sum of squares"
-    return (
-        f"step {run.step + 1}: the gradient norm of adapter '{run.adapter.name}' is "
-        f"{gradient.norm_value} ({where}); lower train.learning_rate (now "
-        f"{run.train.learning_rate:g}) or use dtype float32"
-    )
+    return f"gradient norm of adapter '{adapter.name}' is {gradient.norm_value} ({where})"

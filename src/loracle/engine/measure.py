@@ -1,4 +1,4 @@
-"""What a run costs: parameters, step clocks, memory per phase, latency.
+"""Measures the costs of a run: parameters, step times, memory per phase, latency.
 
 Clocks count optimizer steps only. Memory peaks are reset at the start of each phase. What was not
 measured is None, never 0.
@@ -33,13 +33,13 @@ class Parameters:
     """Parameter counts of a run."""
 
     trainable: int
-    """Of the adapter; of full fine-tuning, of the model."""
+    """Parameters of the adapter; for full fine-tuning, of the model."""
     base: int
-    """Of the model, tied weights once; full fine-tuning would train these."""
+    """Parameters of the model, tied weights counted once."""
 
     @property
     def total(self) -> int:
-        """Base and adapter; without an adapter, the base."""
+        """Parameters of base and adapter; without an adapter, of the base."""
         return self.base + (self.trainable if self.trainable != self.base else 0)
 
     @property
@@ -50,7 +50,7 @@ class Parameters:
 
 @dataclass(frozen=True)
 class StepClock:
-    """Step times of a run, first steps left out."""
+    """Step times of a run, without its first steps."""
 
     median_s: float
     p25_s: float
@@ -58,15 +58,11 @@ class StepClock:
     mean_s: float
     num_steps: int
     tokens_per_s: float
-    """Real tokens over clocked time."""
+    """Tokens without padding over clocked time."""
 
 
 def step_clock(rows: Sequence[Mapping[str, Any]]) -> StepClock | None:
-    """Returns the clock over the step rows marked ``clocked``; None if there are fewer than two.
-
-    Args:
-        rows: Rows of ``steps.jsonl`` with ``clocked``, ``step_time_s`` and ``num_tokens``.
-    """
+    """Returns the clock over the clocked rows of ``steps.jsonl``; None for fewer than two."""
     clocked = [row for row in rows if row["clocked"]]
     if len(clocked) < 2:
         return None
@@ -85,18 +81,18 @@ def step_clock(rows: Sequence[Mapping[str, Any]]) -> StepClock | None:
 
 @dataclass
 class MemoryMeter:
-    """Peak memory of each phase on the device where the run computes.
+    """Peak memory of each phase on the run's device.
 
-    On a GPU: what tensors occupied, and apart from it what the allocator held. On a CPU: the
-    resident set of the process, which includes Python, libraries and the freed blocks that the
-    allocator keeps (device.keep_large_blocks), so it is an upper bound and labelled as what it is.
+    On a GPU: memory occupied by tensors and, separately, reserved by the allocator. On a CPU: the
+    resident set of the process, an upper bound that includes Python, libraries and freed blocks
+    that the allocator keeps (device.keep_large_blocks).
     """
 
     device: torch.device
     peaks_gib: dict[str, float | None] = field(default_factory=dict)
     reserved_gib: dict[str, float | None] = field(default_factory=dict)
     tensors_gib: dict[str, float] = field(default_factory=dict)
-    """What live tensors took at their most, counted; only where the device does not count itself.
+    """Counted peak of live tensors, on devices that do not count it themselves.
 
     Unlike the resident set it does not depend on what the process did before.
     """
@@ -105,31 +101,37 @@ class MemoryMeter:
 
     @property
     def kind(self) -> str:
-        """What the peaks are peaks of."""
+        """Kind of memory that the peaks measure."""
         return "cuda_allocated" if self.device.type == "cuda" else "resident_set"
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Records the peak inside the block; a phase entered again keeps its highest.
 
-        Where another phase was before, what it left with the allocator is given back first. Between
-        the steps of one phase that would cost more than the step gains from it.
+        At a change of phase, memory left with the allocator is released first. Between the steps of
+        one phase that would cost more time than it is worth.
         """
         if name != self._latest and self.device.type == "cpu":
-            # Models that are done with hang in reference cycles.
+            # Models no longer used are held by reference cycles.
             gc.collect()
             release_free_memory()
         self._latest = name
-        known = self._reset()
+        on_gpu = self.device.type == "cuda"
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        measurable = on_gpu or _reset_peak_resident_set()
         try:
             yield
         finally:
-            self._keep(self.peaks_gib, name, self._peak_bytes() if known else None)
-            if self.device.type == "cuda":
-                self._keep(self.reserved_gib, name, torch.cuda.max_memory_reserved(self.device))
+            if on_gpu:
+                _keep_highest(self.peaks_gib, name, torch.cuda.max_memory_allocated(self.device))
+                _keep_highest(self.reserved_gib, name, torch.cuda.max_memory_reserved(self.device))
+            else:
+                peak = _peak_resident_set_bytes() if measurable else None
+                _keep_highest(self.peaks_gib, name, peak)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the peaks, so that a run that goes on elsewhere keeps them."""
+        """Returns the peaks, for a checkpoint."""
         return {
             "peaks_gib": self.peaks_gib,
             "reserved_gib": self.reserved_gib,
@@ -137,32 +139,18 @@ class MemoryMeter:
         }
 
     def remember(self, before: Mapping[str, Mapping[str, float | None]]) -> None:
-        """Takes in what ``to_json`` returned before; of each phase the highest counts."""
-        for ours in (self.peaks_gib, self.reserved_gib):
-            name = "peaks_gib" if ours is self.peaks_gib else "reserved_gib"
+        """Restores the output of ``to_json``, keeping the highest peak of each phase."""
+        for name, peaks in (("peaks_gib", self.peaks_gib), ("reserved_gib", self.reserved_gib)):
             for phase, peak in before[name].items():
-                ours[phase] = max(filter(None, (ours.get(phase), peak)), default=None)
+                peaks[phase] = max(filter(None, (peaks.get(phase), peak)), default=None)
         self.tensors_gib |= {phase: peak for phase, peak in before["tensors_gib"].items() if peak}
 
-    def _reset(self) -> bool:
-        """Forgets the peak so far; False where the platform cannot."""
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            return True
-        return _reset_peak_resident_set()
 
-    def _peak_bytes(self) -> int:
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device)
-        return _peak_resident_set_bytes()
-
-    @staticmethod
-    def _keep(peaks: dict[str, float | None], name: str, value: int | None) -> None:
-        before = peaks.get(name)
-        if value is not None:
-            peaks[name] = max(value / GIB, before or 0.0)
-        else:
-            peaks.setdefault(name, None)
+def _keep_highest(peaks: dict[str, float | None], name: str, value: int | None) -> None:
+    if value is not None:
+        peaks[name] = max(value / GIB, peaks.get(name) or 0.0)
+    else:
+        peaks.setdefault(name, None)
 
 
 def _reset_peak_resident_set() -> bool:
@@ -184,12 +172,12 @@ def _peak_resident_set_bytes() -> int:
 
 @dataclass(frozen=True)
 class Latency:
-    """Decoding one answer at a time: medians over the trials."""
+    """Median decoding times of one answer at a time."""
 
     first_token_ms: float
-    """Prompt in, one token out."""
+    """Time from the prompt to the first token."""
     ms_per_token: float
-    """Each further token."""
+    """Time of each further token."""
 
 
 def measure_latency(
@@ -203,17 +191,9 @@ def measure_latency(
 ) -> dict[str, Latency | None]:
     """Returns the latency of ``base``, ``unmerged`` and ``merged`` on one prompt, batch of 1.
 
-    One warm-up of each, then the variants in turn, so that drift of the machine hits all alike.
-    ``merged`` is None if the merged weights do not fit beside the frozen ones, or of a base in 4
-    bits.
-
-    Args:
-        base: The frozen model.
-        prompt: Token ids.
-        adapter: Adapter name.
-        new_tokens: Tokens decoded per trial, whatever they are (EOS is held back).
-        trials: Trials per variant.
-        progress: Called after each trial of each variant.
+    After one warm-up the variants take turns, so that drift of the machine affects all alike.
+    ``merged`` is None if the merged weights do not fit beside the frozen ones, or for a base in 4
+    bits. EOS is suppressed, so each trial decodes exactly ``new_tokens``.
     """
     variants: dict[str, Callable[[], Any]] = {
         "base": lambda: base.generating(()),
@@ -238,9 +218,9 @@ def measure_latency(
 
 def _latency(pairs: Sequence[tuple[float, float]], new_tokens: int) -> Latency:
     return Latency(
-        first_token_ms=1e3 * statistics.median(one for one, _ in pairs),
+        first_token_ms=1e3 * statistics.median(first for first, _ in pairs),
         ms_per_token=1e3
-        * statistics.median((all_ - one) / (new_tokens - 1) for one, all_ in pairs),
+        * statistics.median((total - first) / (new_tokens - 1) for first, total in pairs),
     )
 
 
@@ -248,20 +228,19 @@ def _decode_s(base: FrozenBase, prompt: Sequence[int], new_tokens: int) -> float
     ids = torch.as_tensor(prompt, dtype=torch.int64, device=base.device)[None]
     config = greedy(base, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
     synchronize(base.device)
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     base.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
     )
     synchronize(base.device)
-    return time.perf_counter() - began
+    return time.perf_counter() - started_at
 
 
 def merged_weights(base: FrozenBase, *, adapter: str) -> dict[str, Tensor] | None:
     """Returns W + scale * B A of every adapted layer, in the base's dtype; None if out of memory.
 
-    Kept beside the frozen weights rather than added to them: subtracting again would not restore
-    their bits. None too of a base in 4 bits: merged weights would have to be packed again, which
-    makes another model of them.
+    Stored beside the frozen weights, because subtracting the update again would not restore their
+    bits. None for a base in 4 bits: packing the merged weights again would give another model.
     """
     if base.quantization is not None:
         return None
@@ -282,7 +261,7 @@ def _generating_merged(base: FrozenBase, merged: dict[str, Tensor]) -> Iterator[
     frozen: dict[str, nn.Parameter] = {}
     for name, weight in merged.items():
         layer = base.model.get_submodule(name).get_base_layer()
-        # Another parameter, not other data in it: a tied embedding shares the parameter.
+        # A new parameter rather than new data in it, because a tied embedding shares it.
         frozen[name], layer.weight = layer.weight, nn.Parameter(weight, requires_grad=False)
     try:
         with base.generating(()):

@@ -1,7 +1,7 @@
-"""What is done when memory runs out: the pass is halved and taken again, and no figure changes.
+"""Recovers from running out of memory: halves the pass and repeats the step.
 
-Masks and order are functions of the step, so a step that is taken again sees the same; how it is
-cut into passes changes rounding and nothing else.
+Masks and data order are functions of the step, so a repeated step sees the same ones; its division
+into passes changes rounding and nothing else.
 """
 
 from __future__ import annotations
@@ -20,20 +20,15 @@ from loracle.errors import OutOfMemory
 T = TypeVar("T")
 
 Halved = Callable[[int, int], None]
-"""Takes the tokens of a pass before and after it was halved."""
+"""Called with the tokens of a pass before and after halving."""
 
 
 def say_nothing(_before: int, _after: int) -> None:
-    """Takes what was halved and drops it."""
+    """Does nothing when a pass is halved."""
 
 
 class PassBudget:
-    """Tokens per forward pass; fewer each time that memory runs out.
-
-    Args:
-        tokens: To begin with.
-        halved: Told of every time.
-    """
+    """Tokens per forward pass, halved each time that memory runs out; ``halved`` reports it."""
 
     def __init__(self, tokens: int, *, halved: Halved = say_nothing) -> None:
         self.tokens = tokens
@@ -47,16 +42,16 @@ class PassBudget:
         undo: Callable[[], None],
         where: str,
     ) -> T:
-        """Returns what ``attempt`` returns for the largest budget that memory allows.
+        """Returns ``attempt(tokens)`` for the largest budget that memory allows.
 
         Args:
             attempt: Takes the tokens per pass.
-            lengths: Tokens of each sequence that it cuts into passes, in order.
-            undo: Takes back what a failed attempt left behind.
-            where: Begins the message if nothing helps.
+            lengths: Tokens of each sequence that it divides into passes, in order.
+            undo: Removes what a failed attempt left behind.
+            where: Start of the error message.
 
         Raises:
-            OutOfMemory: If it does not fit with a sequence by itself.
+            OutOfMemory: If not even a single sequence fits.
         """
         while True:
             try:
@@ -64,26 +59,23 @@ class PassBudget:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-            # The error is gone by here, and with it the tensors of the pass that failed.
+            # The error is deleted by now, and with it the tensors of the failed pass.
             undo()
-            let_go_of_memory()
-            self._halve(lengths, where=where)
-
-    def _halve(self, lengths: Sequence[int], *, where: str) -> None:
-        largest = largest_pass(lengths, budget=self.tokens)
-        half = max(largest // 2, 1)
-        if largest_pass(lengths, budget=half) == largest:
-            raise OutOfMemory(
-                f"{where}: a sequence of {largest} tokens by itself needs more memory than there "
-                "is; set train.gradient_checkpointing=true or lower data.max_tokens (`loracle "
-                "plan` says what fits)"
-            )
-        before, self.tokens = self.tokens, half
-        self._halved(before, half)
+            free_memory()
+            largest = largest_pass(lengths, budget=self.tokens)
+            half = max(largest // 2, 1)
+            if largest_pass(lengths, budget=half) == largest:
+                raise OutOfMemory(
+                    f"{where}: a sequence of {largest} tokens by itself needs more memory than "
+                    "there is; set train.gradient_checkpointing=true or lower data.max_tokens "
+                    "(`loracle plan` says what fits)"
+                )
+            before, self.tokens = self.tokens, half
+            self._halved(before, half)
 
 
 def largest_pass(lengths: Sequence[int], *, budget: int) -> int:
-    """Returns the tokens of the largest pass that these sequences are cut into."""
+    """Returns the tokens of the largest pass into which the sequences are divided."""
     return max(
         sum(lengths[batch.start : batch.stop])
         for batch in batches_by_tokens(lengths, budget=budget)
@@ -91,15 +83,15 @@ def largest_pass(lengths: Sequence[int], *, budget: int) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error says that an allocator had no more to give, a GPU's or a CPU's."""
+    """Returns True if the allocator of a GPU or a CPU ran out of memory."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    # The CPU's allocator has no class of its own; this is from its message.
+    # The CPU's allocator has no exception class of its own.
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
-def let_go_of_memory() -> None:
-    """Returns what nothing uses to the device and to the system."""
+def free_memory() -> None:
+    """Returns unused memory to the device and to the system."""
     gc.collect()
     release_free_memory()
     if torch.cuda.is_available():
@@ -108,15 +100,7 @@ def let_go_of_memory() -> None:
 
 @contextmanager
 def memory_faults(where: str, *, remedy: str) -> Iterator[None]:
-    """Makes running out of memory inside the block an error of ours.
-
-    Args:
-        where: Begins the message.
-        remedy: Ends it.
-
-    Raises:
-        OutOfMemory: If memory runs out.
-    """
+    """Raises OutOfMemory, its message from ``where`` to ``remedy``, if memory runs out inside."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

@@ -35,10 +35,10 @@ def learning_rate(step: int, *, train: TrainConfig) -> float:
 
 @dataclass(frozen=True)
 class DataOrder(Generic[T]):
-    """The examples of every step: one shuffled epoch after another, laid end to end.
+    """The examples of every step: shuffled epochs, end to end.
 
-    A batch may cross from one epoch to the next, so every example is seen once per epoch and
-    every step has ``batch_size`` examples.
+    A batch may cross from one epoch to the next, so every example is seen once per epoch and every
+    step has ``batch_size`` examples.
     """
 
     examples: Sequence[T]
@@ -47,7 +47,7 @@ class DataOrder(Generic[T]):
 
     @property
     def steps_per_epoch(self) -> float:
-        """Optimizer steps in which every example is seen once."""
+        """Optimizer steps per epoch."""
         return len(self.examples) / self.batch_size
 
     def batch(self, step: int) -> list[T]:

@@ -1,4 +1,4 @@
-"""Counts the live tensors of a run's first steps, which are off the clock anyway."""
+"""Counts the live tensors of a run's first steps, which are not clocked."""
 
 from __future__ import annotations
 
@@ -14,31 +14,27 @@ _PHASE = "train"
 
 
 class StepTensors:
-    """What a step's tensors take at their most, over a few steps of one run alone.
+    """Records the peak of live tensors over the first steps of one run alone in ``memory``.
 
     Counting costs a step of SmolLM2-135M about two seconds on a CPU and changes no bit of it. A GPU
     counts its tensors itself, so nothing is done there.
-
-    Args:
-        base: The base.
-        run: The run; it must be alone.
-        memory: Gets the peak, unless it knows it already.
-        num_steps: Steps to count over.
     """
 
     def __init__(
         self, base: FrozenBase, run: TrainState, *, memory: MemoryMeter, num_steps: int
     ) -> None:
         self._base, self._run, self._memory = base, run, memory
-        wanted = memory.device.type == "cpu" and _PHASE not in memory.tensors_gib
-        # In its first step ever a run has no optimizer state yet.
-        self._left = max(num_steps, 2) if wanted else 0
+        needed = memory.device.type == "cpu" and _PHASE not in memory.tensors_gib
+        # In its first step a run has no optimizer state yet.
+        self._left = max(num_steps, 2) if needed else 0
         self._live: LiveBytes | None = None
 
     def step(self) -> AbstractContextManager[object]:
-        """Returns the block in which the next step is to be taken."""
+        """Returns the context in which to take the next step."""
         if self._left == 0:
-            self._finish()
+            if self._live is not None:
+                self._memory.tensors_gib[_PHASE] = self._live.peak_bytes / GIB
+                self._live = None
             return nullcontext()
         self._left -= 1
         if self._live is None:
@@ -55,8 +51,3 @@ class StepTensors:
         )
         live.hold(moments, "optimizer")
         return live
-
-    def _finish(self) -> None:
-        if self._live is not None:
-            self._memory.tensors_gib[_PHASE] = self._live.peak_bytes / GIB
-            self._live = None

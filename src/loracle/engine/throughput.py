@@ -10,27 +10,17 @@ from torch import Tensor, nn
 
 from loracle.engine.device import synchronize
 
-# assumed: at nine tenths of the best rate more tokens no longer pay for the memory they take
+# assumed: beyond nine tenths of the best rate, more tokens are not worth their memory
 _SATURATED_FRAC = 0.9
-
-
 # assumed: steps differ in length, and the allocator needs room between blocks
 USABLE_FRAC = 0.8
-
-
-# assumed: where the probe starts and ends; the last is more than any bundle of small runs holds
+# assumed: range of the probe; the last is more than any bundle of small runs holds
 _PROBED_TOKENS = tuple(256 << k for k in range(9))
-
-
 _REPEATS = 5
 
 
 def saturation_tokens(rates: Sequence[tuple[int, float]]) -> int:
-    """Returns the smallest measured token count that comes near the best rate.
-
-    Args:
-        rates: Token counts in rising order, each with its tokens per second.
-    """
+    """Returns the smallest token count near the best rate; ``rates`` as from `token_rates`."""
     best = max(rate for _, rate in rates)
     return next(count for count, rate in rates if rate >= _SATURATED_FRAC * best)
 
@@ -38,22 +28,22 @@ def saturation_tokens(rates: Sequence[tuple[int, float]]) -> int:
 def token_rates(
     weight: Tensor, *, counts: Sequence[int] = _PROBED_TOKENS, repeats: int = _REPEATS
 ) -> list[tuple[int, float]]:
-    """Returns the tokens per second of a linear layer at growing token counts.
+    """Returns growing token counts, each with the tokens per second of a linear layer.
 
-    The fastest of a few repeats: what the device can, undisturbed. It ends where memory does.
+    The rate is that of the fastest repeat. Counts that do not fit in memory are left out.
 
     Args:
-        weight: Of one layer of the base, (features out, features in).
+        weight: Weight of one layer of the base, (features out, features in).
         counts: Token counts in rising order.
-        repeats: Timed products of each count, after one that is not.
+        repeats: Timed products per count, after a warm-up.
     """
-    found: list[tuple[int, float]] = []
+    rates: list[tuple[int, float]] = []
     for count in counts:
         try:
-            found.append((count, count / _fastest_s(weight, count=count, repeats=repeats)))
+            rates.append((count, count / _fastest_s(weight, count=count, repeats=repeats)))
         except torch.OutOfMemoryError:
             break
-    return found
+    return rates
 
 
 def _fastest_s(weight: Tensor, *, count: int, repeats: int) -> float:
@@ -62,8 +52,8 @@ def _fastest_s(weight: Tensor, *, count: int, repeats: int) -> float:
     with torch.inference_mode():
         for _ in range(repeats + 1):
             synchronize(weight.device)
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             nn.functional.linear(x, weight)
             synchronize(weight.device)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - started_at)
     return min(times[1:])

@@ -1,9 +1,9 @@
-"""The training loop. There is one, written for a bundle of runs that share a frozen base.
+"""The only training loop: it trains a bundle of runs that share a frozen base.
 
-In each step every run brings its next examples; all of them are laid end to end in packed rows, the
-base's products serve them together, and each run has its own adapter, masks, loss denominator,
-clip, schedule, scaler and optimizer. A single run is a bundle of one. What the step found comes
-from the device once, between the gradients and the updates.
+In each step the next examples of all runs are packed into rows, so that the base's products serve
+them together. Each run has its own adapter, masks, loss denominator, clip, schedule, scaler and
+optimizer. A single run is a bundle of one. Losses and norms are copied from the device once per
+step, between the gradients and the updates.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from loracle.model.trunk import TrunkStore
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one optimizer step of one run was."""
+    """The measurements of one optimizer step of one run."""
 
     step: int
-    """Steps done, this one included."""
+    """Steps so far, this one included."""
     epoch: float
-    """Passes over the training set done."""
+    """Passes over the training set so far."""
     loss_nats_per_token: float
-    """Over all target tokens of the step's examples, before the update."""
+    """Mean over all target tokens of the step's examples, before the update."""
     learning_rate: float
     grad_norm: float | None
     """L2 norm over the adapter before clipping; null: fp16 overflow, the update was skipped."""
     num_tokens: int
-    """Real tokens; there is no padding."""
+    """Tokens; there is no padding."""
     num_targets: int
     """Target tokens."""
     step_time_s: float
@@ -56,41 +56,40 @@ def train_bundle(
     checkpointing: bool = False,
     halved: Halved = say_nothing,
 ) -> Iterator[list[StepRecord | None]]:
-    """Takes one optimizer step of every active run at a time, until none is left.
+    """Takes optimizer steps of all active runs together, until none is active.
 
-    A run of several that breaks gets a ``failure`` and is left out; the step is taken again without
-    it, so that nothing of it reaches the others. When memory runs out, passes are halved from then
-    on, and the step is taken again.
+    If one of several runs breaks, its ``failure`` is set and the step is repeated without it, so
+    that it does not affect the others. When memory runs out, passes are halved from then on and the
+    step is repeated.
 
     Args:
         base: The frozen model that holds the runs' adapters.
         runs: The bundle.
         micro_batch_tokens: Tokens per forward pass; changes memory, nothing else.
-        trunk: Where hidden states below the lowest adapter of the active runs come from. None:
-            they are computed in every pass.
-        checkpointing: Activations inside decoder layers are computed again for the gradient;
-            changes memory and time, nothing else.
-        halved: Told when passes are halved.
+        trunk: Source of the hidden states below the lowest adapter of the active runs. None: they
+            are computed in every pass.
+        checkpointing: Activations inside decoder layers are recomputed for the gradient; changes
+            memory and time, nothing else.
+        halved: Called when passes are halved.
 
     Yields:
         One record per run, in the bundle's order; None for a run that had finished or failed.
 
     Raises:
-        NonFiniteError: If a loss or gradient of a single run is NaN or infinite; says which and
-            where.
+        NonFiniteError: If a loss or gradient of a single run is NaN or infinite.
         OutOfMemory: If the longest example does not fit by itself.
     """
     passes = PassBudget(micro_batch_tokens, halved=halved)
     while active := [run for run in runs if run.is_active]:
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         gradients = _finite_gradients(
             base, active, passes=passes, trunk=trunk, checkpointing=checkpointing, runs=runs
         )
         for gradient in gradients:
             _update(gradient)
         synchronize(base.device)
-        elapsed = time.perf_counter() - began
-        records = {id(each.run): _record(each, elapsed=elapsed) for each in gradients}
+        elapsed = time.perf_counter() - started_at
+        records = {id(g.run): _record(g, elapsed=elapsed) for g in gradients}
         yield [records.get(id(run)) for run in runs]
 
 
@@ -103,16 +102,16 @@ def _finite_gradients(
     checkpointing: bool,
     runs: Sequence[TrainState],
 ) -> list[Gradient]:
-    """Returns the gradients of all runs that have one, after setting the others' ``failure``."""
+    """Returns the gradients of all sound runs, after setting the ``failure`` of the others."""
     while active:
-        found = _gradients_that_fit(
+        gradients = _gradients_that_fit(
             base, active, passes=passes, trunk=trunk, checkpointing=checkpointing
         )
-        for gradient in found:
+        for gradient in gradients:
             gradient.run.failure = fault_of(gradient)
         faults = [run.failure for run in active if run.failure is not None]
         if not faults:
-            return found
+            return gradients
         _drop_gradients(active)
         if len(runs) == 1:
             raise NonFiniteError(faults[0])
@@ -144,7 +143,7 @@ def _drop_gradients(runs: Sequence[TrainState]) -> None:
 
 
 def _update(gradient: Gradient) -> None:
-    """Clips and applies a run's gradient; a scaler leaves an overflow out, on the device."""
+    """Clips and applies a run's gradient; a scaler skips an overflow on the device."""
     run = gradient.run
     rate = learning_rate(run.step, train=run.train)
     for group in run.optimizer.param_groups:

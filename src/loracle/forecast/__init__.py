@@ -1,1 +1,4 @@
-"""Memory and time of a run before it is run: the real step, traced without weights or a GPU."""
+"""Memory and time of a run before it is run: the real step, traced without weights or a GPU.
+
+Imports engine and the rooms below it; no runner, no study.
+"""

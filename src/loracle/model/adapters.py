@@ -1,4 +1,4 @@
-"""Adapters: created, named and saved by PEFT, initialised by module name, executed by our layer."""
+"""Adapters: created, named and saved by PEFT, initialised by module name, run by RoutedLinear."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from loracle.placement.plan import ModulePlan, most_common_rank
 from loracle.quiet import quiet_transformers
 from loracle.seeds import numpy_stream
 
-# What PEFT puts before a module's name, in its view of a model and in its files.
+# PEFT's prefix of a module's name, in its view of a model and in its files.
 PEFT_PREFIX = "base_model.model."
 
 
@@ -40,12 +40,12 @@ class Adapter:
 def attach_adapter(
     base: FrozenBase, *, name: str, plan: ModulePlan, dropout: float, seed: int, model_source: str
 ) -> Adapter:
-    """Returns a new adapter on ``base``, initialised from streams named after its modules.
+    """Adds a new adapter to ``base``, initialised from random streams named after its modules.
 
     Args:
         base: The frozen model; it gets PEFT layers in place.
         name: Adapter name in PEFT; ``default`` saves without a subfolder.
-        plan: The explicit modules, ranks and alphas.
+        plan: The resolved placement.
         dropout: Recorded in the adapter's config; the masks themselves come from routes.
         seed: The run's seed.
         model_source: Recorded as the adapter's base model.
@@ -54,10 +54,7 @@ def attach_adapter(
         ModelError: If PEFT does not adapt exactly the modules of the plan.
     """
     config = install_routed_layers(
-        LoraConfig(
-            base_model_name_or_path=model_source,
-            **peft_config_of(plan, dropout=dropout),
-        )
+        LoraConfig(base_model_name_or_path=model_source, **peft_config_of(plan, dropout=dropout))
     )
     with quiet_transformers():
         if base.peft is None:
@@ -75,7 +72,7 @@ def attach_adapter(
 
 
 def _tensors(base: FrozenBase, *, name: str, plan: ModulePlan) -> dict[str, nn.Parameter]:
-    found: dict[str, nn.Parameter] = {}
+    tensors: dict[str, nn.Parameter] = {}
     for planned in plan.modules:
         layer = base.model.get_submodule(planned.name)
         if not isinstance(layer, RoutedLinear) or name not in layer.lora_A:
@@ -83,16 +80,16 @@ def _tensors(base: FrozenBase, *, name: str, plan: ModulePlan) -> dict[str, nn.P
                 f"{type(base.model).__name__}: PEFT put no adapter on {planned.name}, which the "
                 f"placement '{plan.placement}' names; this architecture cannot take it"
             )
-        found[f"{planned.name}.lora_A"] = layer.lora_A[name].weight
-        found[f"{planned.name}.lora_B"] = layer.lora_B[name].weight
-    return found
+        tensors[f"{planned.name}.lora_A"] = layer.lora_A[name].weight
+        tensors[f"{planned.name}.lora_B"] = layer.lora_B[name].weight
+    return tensors
 
 
 def _initialise(adapter: Adapter, *, seed: int) -> None:
-    """Draws A as PEFT does, but from a stream of the module's own; B starts at zero.
+    """Draws A as PEFT does, but from one stream per module; B starts at zero.
 
-    PEFT draws all of A from one generator, so two placements with one seed share the first module
-    only. Rows are drawn in order, so a smaller rank starts as the top of a larger one.
+    PEFT draws all of A from one generator, so two placements with one seed would share the first
+    module only. Rows are drawn in order, so a smaller rank starts as the top of a larger one.
     """
     for planned in adapter.plan.modules:
         a = adapter.parameters[f"{planned.name}.lora_A"]
@@ -116,14 +113,7 @@ def initial_a(name: str, *, rank: int, features: int, seed: int) -> Float[Tensor
 def load_adapter(
     base: FrozenBase, *, name: str, plan: ModulePlan, saved: Path, model_source: str
 ) -> Adapter:
-    """Returns a saved adapter on ``base``, ready to be routed to.
-
-    Args:
-        base: The frozen model; it gets PEFT layers in place.
-        name: Adapter name in PEFT.
-        plan: The modules the adapter was trained with.
-        saved: Its ``adapter_model.safetensors``.
-        model_source: Recorded as the adapter's base model.
+    """Adds the adapter of ``saved``, an ``adapter_model.safetensors``, to ``base``.
 
     Raises:
         ModelError: If the file does not hold exactly the plan's tensors.
@@ -132,18 +122,18 @@ def load_adapter(
         base, name=name, plan=plan, dropout=0.0, seed=0, model_source=model_source
     )
     stored = load_file(saved)
-    wanted = {f"{PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
-    unlike = sorted(
+    expected = {f"{PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
+    different = sorted(
         key
-        for key in stored.keys() | wanted.keys()
-        if key not in stored or key not in wanted or stored[key].shape != wanted[key].shape
+        for key in stored.keys() | expected.keys()
+        if key not in stored or key not in expected or stored[key].shape != expected[key].shape
     )
-    if unlike:
+    if different:
         raise ModelError(
-            f"{saved.name}: {len(unlike)} tensors are not the plan's, first {unlike[0]}"
+            f"{saved.name}: {len(different)} tensors are not the plan's, first {different[0]}"
         )
     with torch.no_grad():
-        for key, parameter in wanted.items():
+        for key, parameter in expected.items():
             parameter.copy_(stored[key])
     return adapter
 
@@ -152,7 +142,7 @@ def save_adapter(base: FrozenBase, *, name: str, folder: Path) -> Path:
     """Writes the adapter in PEFT's format to ``folder`` and returns it.
 
     ``target_modules`` is a set in PEFT and its order in the file would vary between processes, so
-    it is sorted; the model card that PEFT adds says nothing about the run and is left out.
+    it is sorted. The generic model card that PEFT adds is removed.
     """
     assert base.peft is not None
     with quiet_transformers():
@@ -177,10 +167,6 @@ def peft_config_of(plan: ModulePlan, *, dropout: float) -> dict[str, Any]:
     ``layers_to_transform`` and suffix patterns are not used: PEFT accepts entries that match
     nothing. Alpha is given per module wherever rank or alpha differ from the majority, because
     PEFT's ``rank_pattern`` alone would change the scaling alpha / r.
-
-    Args:
-        plan: The resolved placement.
-        dropout: Probability that an element of an adapter's input is zeroed.
     """
     rank, alpha = most_common_rank(plan)
     return {

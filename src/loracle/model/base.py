@@ -1,4 +1,4 @@
-"""The frozen base: loaded once (`loracle.model.load`), shared by every run, never changed.
+"""The frozen base: loaded once (`loracle.model.load`), shared by every run, never modified.
 
 Shapes: T tokens in the row, N targets, H hidden size.
 """
@@ -38,7 +38,7 @@ from loracle.model.live_bytes import computing
 
 @dataclass
 class FrozenBase:
-    """A model whose own weights do not train, its tokenizer, and the router of its adapters."""
+    """A model with frozen weights, its tokenizer, and the router of its adapters."""
 
     model: PreTrainedModel
     """The causal language model; PEFT layers are put into it in place."""
@@ -47,13 +47,13 @@ class FrozenBase:
     dtype: torch.dtype
     router: Router = field(default_factory=Router)
     peft: PeftModel | None = None
-    """PEFT's view of the same model, once it has an adapter."""
+    """PEFT's view of the same model; None before the first adapter."""
     plain_head: bool = True
-    """The logits are hidden states times one matrix, nothing else."""
+    """True if the logits are hidden states times one matrix, nothing else."""
     trains: bool = False
-    """Its own weights train, in fp32, and are used in ``dtype``: full fine-tuning."""
+    """True in full fine-tuning: its weights train in fp32 and are used in ``dtype``."""
     quantization: str | None = None
-    """``nf4``: linear layers but the head are kept in 4 bits, products are in ``dtype``."""
+    """``nf4``: linear layers but the head are stored in 4 bits, products are in ``dtype``."""
 
     def token_nll(
         self,
@@ -68,10 +68,10 @@ class FrozenBase:
         Args:
             row: The sequences, end to end.
             routes: Which tokens go through which adapter.
-            trunk: Where to begin, when no routed adapter has a module below; the same up to
-                rounding as beginning with the tokens. None: at the tokens.
-            recompute_from: Lowest decoder layer of which nothing but its input is kept for the
-                gradient; the same bits. None: all is kept.
+            trunk: Hidden states from which the pass starts, if no routed adapter has a module
+                below; equal up to rounding to a pass over the tokens.
+            recompute_from: Lowest decoder layer that keeps only its input for the gradient, which
+                has the same bits. None: all layers keep their activations.
         """
         with ExitStack() as changed:
             if trunk is not None:
@@ -94,30 +94,26 @@ class FrozenBase:
             if not self.plain_head:
                 return self.nll_from_logits(row)
             hidden = self.model.get_decoder()(**_inputs(row)).last_hidden_state[0, row.source]
+            bias = getattr(head, "bias", None)
             if self.trains:
                 with computing("head"):
                     return trained_target_nll(
-                        hidden,
-                        weight=head.weight,
-                        bias=getattr(head, "bias", None),
-                        targets=row.targets,
+                        hidden, weight=head.weight, bias=bias, targets=row.targets
                     )
         if adapted:
             with self.router.following(_at_targets(row, routes)), computing("head"):
                 return cross_entropy(head(hidden), row.targets)
         with computing("head"):
-            return target_nll(
-                hidden, weight=head.weight, bias=getattr(head, "bias", None), targets=row.targets
-            )
+            return target_nll(hidden, weight=head.weight, bias=bias, targets=row.targets)
 
     def nll_from_logits(self, row: PackedRow) -> Float[Tensor, " N"]:
-        """Returns -ln p of every target by the model's own logits, through the routes followed."""
+        """Returns -ln p of every target by the model's own logits, through the router's routes."""
         with self.precision():
             logits = self.model(**_inputs(row), logits_to_keep=row.source).logits[0]
         return cross_entropy(logits, row.targets)
 
     def precision(self) -> AbstractContextManager[None]:
-        """Returns a block in which products are in ``dtype``, whatever the weights are in."""
+        """Returns a context in which products are in ``dtype``, also those of fp32 weights."""
         if not self.trains or self.dtype not in (torch.bfloat16, torch.float16):
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -134,7 +130,7 @@ class FrozenBase:
 
     @cached_property
     def has_trunk(self) -> bool:
-        """True if a forward pass may begin at any layer; found out by computing, at first use."""
+        """True if a forward pass may start at any layer; tested on probes at first use."""
         row = pack(PROBES[:1], device=self.device)
         other = pack([Probe(PROBES[0].input_ids[::-1])], device=self.device)
         with torch.no_grad(), self.router.following(()):
@@ -152,12 +148,7 @@ class FrozenBase:
         return True
 
     def states_entering(self, layer: int, *, example: Tokens) -> Float[Tensor, "T H"]:
-        """Returns what enters decoder layer ``layer`` (from 1) of the base alone.
-
-        Args:
-            layer: An index as in ``Trunk``; layers from there up are not computed.
-            example: The one sequence of the row.
-        """
+        """Returns the input of decoder layer ``layer`` (from 1) of the base alone."""
         row = pack([example], device=self.device)
         with torch.no_grad(), self.router.following(()):
             return states_entering(layer, blocks=self.blocks, run=lambda: self._decode(row))
@@ -167,7 +158,7 @@ class FrozenBase:
 
     @contextmanager
     def generating(self, routes: Sequence[Route]) -> Iterator[PreTrainedModel]:
-        """Lends the model with ordinary batched attention, for decoding with a cache."""
+        """Switches the model to ordinary batched attention, for decoding with a cache."""
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         try:
             with self.router.following(routes), self.precision(), torch.inference_mode():
@@ -182,7 +173,7 @@ class FrozenBase:
                 yield name.replace(".base_layer.", "."), tensor
 
     def held_tensors(self) -> Iterator[Tensor]:
-        """Yields every tensor of the base that stays in memory, adapters left out."""
+        """Yields every tensor of the base that stays in memory, without adapters."""
         for name, parameter in self.model.named_parameters():
             if ".lora_" not in name:
                 yield parameter
@@ -204,14 +195,14 @@ class FrozenBase:
 
 @dataclass(frozen=True)
 class Probe:
-    """A few tokens that every vocabulary has."""
+    """A few tokens that exist in every vocabulary."""
 
     input_ids: tuple[int, ...]
     num_prompt: int = 1
 
 
 PROBES = (Probe((3, 5, 4, 6, 3, 4, 7, 5)), Probe((6, 3, 7, 4, 5)))
-"""Sequences on which a base is tried out."""
+"""Sequences on which a base is tested."""
 
 
 def cross_entropy(logits: Float[Tensor, "N V"], targets: Tensor) -> Float[Tensor, " N"]:
@@ -220,7 +211,7 @@ def cross_entropy(logits: Float[Tensor, "N V"], targets: Tensor) -> Float[Tensor
 
 
 def _at_targets(row: PackedRow, routes: Sequence[Route]) -> list[Route]:
-    """Returns the routes as the output head sees them: it gets target positions only."""
+    """Returns the routes over target positions, which are the only ones at the output head."""
     tokens = [0, *accumulate(row.lengths)]
     targets = dict(zip(tokens, [0, *accumulate(row.num_targets)], strict=True))
     moved = []

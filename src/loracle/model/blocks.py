@@ -1,7 +1,7 @@
 """The decoder's list of blocks, and forward passes that run only a part of it.
 
-A block that is left out hands on given hidden states instead, whatever comes in. So the rest of
-the model runs as its authors wrote it, and nothing needs to know how they call their blocks.
+A skipped block returns given hidden states instead, whatever its input. So the rest of the model
+runs as its authors wrote it, without any knowledge of how blocks are called.
 
 Shapes: T tokens in the row, H hidden size.
 """
@@ -19,19 +19,19 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Trunk:
-    """Where a forward pass may begin, because nothing below has an adapter."""
+    """A start for forward passes above blocks without adapters."""
 
     layer: int
-    """First block that is computed; as many as there are blocks: the head alone."""
+    """First block that is computed; the number of blocks if only the head is."""
     states: Float[Tensor, "T H"]
-    """Hidden states that enter it, for every token of the row."""
+    """Its input for every token of the row."""
 
 
 def blocks_name_of(model: nn.Module) -> str:
-    """Returns the name of the module list that holds most parameters: the decoder's blocks.
+    """Returns the name of the module list with most parameters: the decoder's blocks.
 
-    Unlike an inventory it can be asked of a model that already carries adapters. The outer of two
-    nested lists is named first and holds all that the inner one does.
+    Works for a model with adapters, unlike an inventory. Of two nested lists the outer one comes
+    first and holds at least as many parameters.
     """
     sizes: dict[str, int] = {
         name: sum(parameter.numel() for parameter in module.parameters())
@@ -43,7 +43,7 @@ def blocks_name_of(model: nn.Module) -> str:
 
 @contextmanager
 def replaying(blocks: Sequence[nn.Module], output: Callable[[], Tensor]) -> Iterator[None]:
-    """Lets ``blocks`` return ``output()`` inside the block, without computing anything."""
+    """Makes ``blocks`` return ``output()`` inside the context, without computing anything."""
     for block in blocks:
         block.forward = lambda *_args, **_kwargs: output()
     try:
@@ -55,14 +55,14 @@ def replaying(blocks: Sequence[nn.Module], output: Callable[[], Tensor]) -> Iter
 
 @contextmanager
 def recording(blocks: Sequence[nn.Module]) -> Iterator[list[object]]:
-    """Yields the list that gathers what ``blocks`` return, in the order of their calls."""
-    found: list[object] = []
+    """Yields the list of the outputs of ``blocks``, in the order of their calls."""
+    outputs: list[object] = []
     hooks = [
-        block.register_forward_hook(lambda _block, _args, out: found.append(out))
+        block.register_forward_hook(lambda _block, _args, out: outputs.append(out))
         for block in blocks
     ]
     try:
-        yield found
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -71,41 +71,41 @@ def recording(blocks: Sequence[nn.Module]) -> Iterator[list[object]]:
 def states_entering(
     layer: int, *, blocks: Sequence[nn.Module], run: Callable[[], object]
 ) -> Float[Tensor, "T H"]:
-    """Returns what enters block ``layer`` (from 1) when ``run`` passes one row through the model.
+    """Returns the input of block ``layer`` (from 1) when ``run`` passes one row through the model.
 
     Blocks from ``layer`` up are not computed.
     """
-    with recording(blocks[layer - 1 : layer]) as found:
+    with recording(blocks[layer - 1 : layer]) as outputs:
 
-        def handed_on() -> Tensor:
-            (states,) = found
+        def output() -> Tensor:
+            (states,) = outputs
             assert isinstance(states, Tensor)
             return states
 
-        with replaying(blocks[layer:], handed_on):
+        with replaying(blocks[layer:], output):
             run()
-    return handed_on()[0]
+    return output()[0]
 
 
 def blocks_stand_alone(
     blocks: Sequence[nn.Module], *, run: Callable[[], object], run_other: Callable[[], object]
 ) -> bool:
-    """True if hidden states are all that one block hands to the next, judged by the numbers.
+    """Returns True if a block receives nothing but hidden states from the one below, by a test.
 
-    Each block is computed alone, between blocks that replay what they returned in a whole pass; it
-    must return the same bits. A model that passes keys, values or experts' choices upwards by
-    another way shows here: it fails, or returns something else.
+    Each block is computed alone, between blocks that replay their outputs of a whole pass; it must
+    return the same bits. A model that passes keys, values or experts' choices upwards in another
+    way fails or returns something else.
 
     Args:
         blocks: The decoder's blocks, in order.
         run: One forward pass of the decoder over some tokens.
-        run_other: The same over as many other tokens; what it leaves behind must not be taken for
-            what the first pass left.
+        run_other: The same over as many other tokens, to overwrite any state that the first pass
+            left in the model.
     """
-    with recording(blocks) as whole:
+    with recording(blocks) as recorded:
         run()
-    outputs = [output for output in whole if isinstance(output, Tensor)]
-    if len(outputs) != len(blocks) or len(whole) != len(blocks):
+    outputs = [output for output in recorded if isinstance(output, Tensor)]
+    if len(outputs) != len(blocks) or len(recorded) != len(blocks):
         return False
     run_other()
     try:
@@ -114,7 +114,7 @@ def blocks_stand_alone(
             for index in reversed(range(len(blocks)))
         )
     except (AttributeError, LookupError, TypeError):
-        # How blocks fail that look for what a lower one should have left for them.
+        # Raised by blocks that read state which a lower block should have left.
         return False
 
 

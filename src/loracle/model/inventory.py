@@ -1,4 +1,4 @@
-"""Takes stock of a model's linear layers, by structure and not by a table of names."""
+"""Lists a model's linear layers by structure, without a table of names."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, cast
 
 from loracle.errors import ModelError, did_you_mean
 from loracle.placement.inventory import Inventory, LinearModule, Role
+from loracle.placement.llama_family import llama_family_inventory
 
 if TYPE_CHECKING:
     from torch import nn
 
-# In the order in which they decide: "RecurrentGemmaAttention" is attention, "NemotronHMLP" under
-# the name "mixer" is feed-forward.
+# In order of precedence: "RecurrentGemmaAttention" is attention, "NemotronHMLP" under the name
+# "mixer" is feed-forward.
 _ROLE_WORDS: tuple[tuple[Role, re.Pattern[str]], ...] = (
     ("attention", re.compile(r"attn|attention", re.IGNORECASE)),
     ("feed-forward", re.compile(r"mlp|ffn|feed_?forward|moe|expert", re.IGNORECASE)),
@@ -23,13 +24,10 @@ _ROLE_WORDS: tuple[tuple[Role, re.Pattern[str]], ...] = (
 
 
 def inventory_of(model: nn.Module) -> Inventory:
-    """Returns every linear layer of ``model``, with its role and its layer.
+    """Returns every linear layer of a decoder-only model, whose weights may be on the meta device.
 
-    Linear means ``nn.Linear`` or GPT-2's ``Conv1D``, the classes that PEFT's ``all-linear`` takes.
-    A layer index is the position in the model's main list of blocks.
-
-    Args:
-        model: A decoder-only language model without adapters; weights may be on the meta device.
+    Linear means ``nn.Linear`` or GPT-2's ``Conv1D``, the classes of PEFT's ``all-linear``. A layer
+    index is the position in the model's main list of blocks.
 
     Raises:
         ModelError: If the model has no list of blocks, no linear layers, or adapters already.
@@ -39,7 +37,11 @@ def inventory_of(model: nn.Module) -> Inventory:
     from loracle.model.layers.four_bit import num_numbers
 
     blocks = _blocks_name(model)
-    head = _output_embedding(model)
+    head = (
+        cast("Any", model).get_output_embeddings()
+        if hasattr(model, "get_output_embeddings")
+        else None
+    )
     modules = tuple(
         _describe(name, linear, model=model, blocks=blocks, is_head=linear is head)
         for name, linear in _linear_layers(model)
@@ -52,20 +54,20 @@ def inventory_of(model: nn.Module) -> Inventory:
 
 
 def inventory_from_architecture(architecture: Mapping[str, Any]) -> Inventory:
-    """Returns the inventory of a model from its configuration alone: no weights are made.
-
-    Args:
-        architecture: Fields of a Transformers configuration, ``model_type`` among them.
+    """Returns the inventory of a model from its Transformers configuration, without any weights.
 
     Raises:
         ModelError: If Transformers cannot build a causal language model from it.
     """
+    computed = llama_family_inventory(architecture)
+    if computed is not None:
+        return computed
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model_type = _known_model_type(architecture)
-    # Each of these is how some configuration class reports a field that does not fit.
+    # The errors with which configuration classes report an invalid field.
     faults = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
     try:
         with torch.device("meta"):
@@ -77,19 +79,15 @@ def inventory_from_architecture(architecture: Mapping[str, Any]) -> Inventory:
     return inventory_of(model)
 
 
-def _output_embedding(model: Any) -> Any:
-    return model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-
-
 def _known_model_type(architecture: Mapping[str, Any]) -> str:
     from transformers import CONFIG_MAPPING
 
-    known = [str(key) for key in CONFIG_MAPPING]
+    model_types = [str(key) for key in CONFIG_MAPPING]
     model_type = architecture.get("model_type")
     if model_type is None:
         raise ModelError("architecture: model_type is missing, e.g. model_type: llama")
-    if model_type not in known:
-        hint = did_you_mean(str(model_type), known)
+    if model_type not in model_types:
+        hint = did_you_mean(str(model_type), model_types)
         raise ModelError(
             f"architecture: model_type '{model_type}' is unknown to Transformers{hint}"
         )
@@ -106,10 +104,7 @@ def _linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _blocks_name(model: nn.Module) -> str:
-    """Returns the name of the module list that holds most linear parameters.
-
-    Lists inside a list (the experts of a block) belong to it.
-    """
+    """Returns the name of the outermost module list with most linear parameters."""
     from torch import nn
 
     sizes: dict[str, int] = {
@@ -137,7 +132,11 @@ def _describe(
     if name.startswith(f"{blocks}."):
         index, _, path = name.removeprefix(f"{blocks}.").partition(".")
         layer = int(index)
-        is_router = _is_router(kind, linear) and out_features < in_features
+        # A router weighs experts rather than transforms features.
+        router_name = re.search(r"router|(^|_)gate$", kind, re.IGNORECASE)
+        is_router = out_features < in_features and bool(
+            router_name or "router" in type(linear).__name__.lower()
+        )
         role = "other" if is_router else _role(path, block=model.get_submodule(f"{blocks}.{index}"))
     return LinearModule(name, kind, layer, in_features, out_features, role, fan_in_fan_out)
 
@@ -152,18 +151,11 @@ def _shape(linear: Any) -> tuple[int, int, bool]:
     return int(in_features), int(out_features), True
 
 
-def _is_router(kind: str, linear: nn.Module) -> bool:
-    """True for a layer that weighs experts rather than transforms features."""
-    named_so = re.search(r"router|(^|_)gate$", kind, re.IGNORECASE)
-    return bool(named_so) or "router" in type(linear).__name__.lower()
-
-
 def _role(path: str, *, block: nn.Module) -> Role:
     """Returns the role of the linear layer at ``path`` in a block.
 
-    The innermost enclosing module whose class or name says something decides; a layer that sits
-    in the block directly (OPT's fc1) is judged by its own name. What is not attention is
-    feed-forward, unless a state-space or convolutional mixer encloses it.
+    The innermost enclosing module whose class or name matches decides; for a layer directly in the
+    block (OPT's fc1) its own name does. Everything else is feed-forward.
     """
     enclosing = path.split(".")[:-1]
     evidence = [path] if not enclosing else []

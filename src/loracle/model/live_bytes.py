@@ -1,8 +1,8 @@
-"""Bytes that tensors occupy while code runs, by what they are for.
+"""Counts the bytes that tensors occupy while code runs, by purpose.
 
-Works on real tensors and on fake ones alike: the outputs of every operation are followed through
-their storages, so that views count once, from the operation that makes them until the last
-reference is gone. What a kernel takes for itself and gives back before it returns is not seen.
+Works on real and on fake tensors: the outputs of every operation are tracked through their
+storages, so that views count once, from their creation until the last reference is gone. Temporary
+memory inside a kernel is not seen.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 Watch = Callable[[Any, Sequence[Any], dict[str, Any], Any], None]
-"""Takes an operator, its arguments, those by name, and what it returned."""
+"""Called with an operator, its positional and keyword arguments, and its result."""
 
 
 @dataclass
@@ -29,42 +29,42 @@ class _Block:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Follows storages while it is entered.
+    """Tracks storages while it is entered.
 
     Args:
         granule: Bytes to whose multiples a block is rounded up, as an allocator does.
-        watch: Sees every operation; None: nobody does.
+        watch: Called after every operation.
     """
 
     def __init__(self, *, granule: int = 1, watch: Watch | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._granule = granule
         self.watch = watch
-        """Sees every operation; may be changed while it is entered."""
+        """Called after every operation; may be replaced while it is entered."""
         self._blocks: dict[int, _Block] = {}
         self._now: Counter[Part] = Counter()
         self._total = 0
         self.peak_bytes = 0
-        """The most that was live at once, since the last `forget_peak`."""
+        """Highest number of live bytes since the last `forget_peak`."""
         self._at_peak: dict[Part, int] = {}
 
     @property
     def live_bytes(self) -> int:
-        """What is live now."""
+        """Bytes that are live now."""
         return self._total
 
     @property
     def parts_at_peak(self) -> Mapping[Part, int]:
-        """The peak by what it was for; its values add up to ``peak_bytes``."""
+        """The peak by purpose; its values add up to ``peak_bytes``."""
         return {part: count for part, count in self._at_peak.items() if count}
 
     def forget_peak(self) -> None:
-        """Begins a new peak with what is live now."""
+        """Resets the peak to the bytes that are live now."""
         self.peak_bytes = -1
         self._keep_peak()
 
     def hold(self, tensors: Iterable[Tensor], part: Part) -> None:
-        """Counts tensors under ``part``, those that are known already instead of as before."""
+        """Counts tensors under ``part``; those already tracked move there."""
         for tensor in tensors:
             self._follow(tensor, part)
             block = self._blocks[tensor.untyped_storage()._cdata]
@@ -74,13 +74,13 @@ class LiveBytes(TorchDispatchMode):
         self._keep_peak()
 
     def hold_gradients(self, parameters: Iterable[nn.Parameter]) -> list[Any]:
-        """Counts the gradient of each parameter as one from when it is there; returns the hooks."""
+        """Counts parameters' gradients as soon as they exist; returns the hooks."""
 
-        def arrived(parameter: Tensor) -> None:
+        def hold_gradient(parameter: Tensor) -> None:
             if parameter.grad is not None:
                 self.hold([parameter.grad], "gradients")
 
-        return [each.register_post_accumulate_grad_hook(arrived) for each in parameters]
+        return [p.register_post_accumulate_grad_hook(hold_gradient) for p in parameters]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -88,16 +88,16 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        found = func(*args, **kwargs)
-        if isinstance(found, Tensor):
-            self._follow(found, part_now())
+        result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            self._follow(result, part_now())
         else:
-            for leaf in tree_leaves(found):
+            for leaf in tree_leaves(result):
                 if isinstance(leaf, Tensor):
                     self._follow(leaf, part_now())
         if self.watch is not None:
-            self.watch(func, args, kwargs, found)
-        return found
+            self.watch(func, args, kwargs, result)
+        return result
 
     def _follow(self, tensor: Tensor, part: Part) -> None:
         storage = tensor.untyped_storage()
@@ -109,9 +109,9 @@ class LiveBytes(TorchDispatchMode):
         self._now[part] += num_bytes
         self._total += num_bytes
         self._keep_peak()
-        weakref.finalize(storage, self._let_go, key)
+        weakref.finalize(storage, self._release, key)
 
-    def _let_go(self, key: int) -> None:
+    def _release(self, key: int) -> None:
         block = self._blocks.pop(key)
         self._now[block.part] -= block.num_bytes
         self._total -= block.num_bytes
@@ -123,14 +123,12 @@ class LiveBytes(TorchDispatchMode):
 
 
 Part = Literal["weights", "adapters", "gradients", "optimizer", "activations", "head"]
-
-
 _inside: list[Part] = []
 
 
 @contextmanager
 def computing(part: Part) -> Iterator[None]:
-    """Says that what is allocated inside the block belongs to ``part``."""
+    """Counts allocations inside the context under ``part``."""
     _inside.append(part)
     try:
         yield
@@ -139,5 +137,5 @@ def computing(part: Part) -> Iterator[None]:
 
 
 def part_now() -> Part:
-    """Returns the part of the innermost block; outside of all, activations."""
+    """Returns the part of the innermost context; activations outside of any."""
     return _inside[-1] if _inside else "activations"

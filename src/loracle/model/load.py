@@ -1,4 +1,4 @@
-"""How a frozen base comes to be: loaded, and compared with stock Transformers before it is used.
+"""Loads a frozen base and compares it with stock Transformers before it is used.
 
 Shapes: N targets.
 """
@@ -22,7 +22,7 @@ from loracle.model.layers.four_bit import four_bit_config, install_unpacked_prod
 from loracle.model.layers.norm import install_fast_norms
 from loracle.quiet import quiet_transformers
 
-# assumed: a fast head that differs from the model's own by more than rounding is another head
+# assumed: a larger difference between the fast head and the model's own is more than rounding
 _HEAD_TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
 # assumed: other shapes round otherwise, a leak between sequences costs tenths of a nat or more
 _PACKING_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
@@ -40,17 +40,17 @@ def load_base(
 
     Args:
         path: A folder that stock Transformers loads (safetensors only, no remote code).
-        device: Where it computes.
+        device: The run's device.
         dtype: dtype of every weight; cast once, here.
-        trains: All weights train instead: they stay in fp32, and products are in ``dtype``.
-        quantization: ``nf4``: linear layers but the head are packed; None: none are.
+        trains: True for full fine-tuning: weights stay in fp32, products are in ``dtype``.
+        quantization: ``nf4`` packs all linear layers but the head.
 
     Raises:
         ModelError: If Transformers cannot load it, or it cannot be run on packed rows.
     """
     assert not (trains and quantization), "packed weights cannot train"
     register_packed_attention()
-    # Packing happens where the weights arrive; moving packed ones is not everywhere possible.
+    # Weights are packed on their final device, because packed ones cannot be moved everywhere.
     packing = (
         {"quantization_config": four_bit_config(dtype), "device_map": {"": device}}
         if quantization
@@ -69,7 +69,7 @@ def load_base(
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path.name}: {_why_not_loaded(error, path=path)}") from None
-    # Transformers fills what a caller leaves open from here: penalties and sampling of the model's.
+    # Otherwise Transformers would fill unset options with the model's penalties and sampling.
     model.generation_config = GenerationConfig()
     model = model if quantization else model.to(device)
     model = model.eval().requires_grad_(trains)
@@ -98,10 +98,10 @@ def _why_not_loaded(error: Exception, *, path: Path) -> str:
 
 
 def _checked(base: FrozenBase) -> FrozenBase:
-    """Returns the base with the right head, after comparing packed rows with plain sequences.
+    """Returns the base with ``plain_head`` set, after comparing packed rows with single sequences.
 
-    A model that keeps a recurrent state or builds its own attention would mix the sequences of a
-    row without a word. Telling by the numbers needs no list of architectures.
+    A model with a recurrent state or its own attention would silently mix the sequences of a row.
+    Comparing numbers needs no list of architectures.
     """
     name = type(base.model).__name__
     row = pack(PROBES, device=base.device)
@@ -110,7 +110,7 @@ def _checked(base: FrozenBase) -> FrozenBase:
             packed = base.nll_from_logits(row)
             alone = torch.cat([_stock_nll(base, probe) for probe in PROBES])
     except (AttributeError, TypeError) as error:
-        # How forward passes fail that need a mask, or do not hand the lengths to their attention.
+        # Raised by models that need a mask or do not pass the lengths to their attention.
         raise ModelError(f"{name}: cannot run on packed rows ({error})") from None
     if not torch.isfinite(alone).all():
         raise ModelError(f"{name}: the untuned model gives NaN or infinity")
@@ -131,7 +131,7 @@ def _stock_nll(base: FrozenBase, probe: Probe) -> Float[Tensor, " N"]:
 
 
 def _has_plain_head(base: FrozenBase, *, row: PackedRow, own: Float[Tensor, " N"]) -> bool:
-    """True if the fast head gives the model's own loss; some models scale or cap their logits."""
+    """Returns True if the fast head gives the model's own loss; some models cap their logits."""
     if base.model.get_decoder() is base.model:
         return False
     with torch.inference_mode():

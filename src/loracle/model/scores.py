@@ -1,24 +1,25 @@
-"""Scores of the linear layers on a few training batches of the frozen base: where to adapt.
+"""Scores the linear layers on a few training batches of the frozen base, to choose where to adapt.
 
-Nothing is attached and nothing changes: layers are watched while the base reads the packed rows
-that training would give it, and differentiates the loss that training would.
+The base is not modified: hooks observe its layers during forward and backward passes over the
+packed rows and the loss of training.
 
 ``gradient-energy``: ||dL/dB||^2 of an adapter at its start (B = 0, A as its run would draw it),
 that is ||G^T X A^T||^2, averaged over batches, per adapter parameter. A gradient step lowers the
 loss by the rate times this, to first order; A has no gradient yet. alpha / r scales all layers
-alike and is left out, as is dropout, which adds noise. Projected adapter gradient energy at the
-start is what PAGE measures (Zhang et al. 2026 arXiv:2605.06183, known to us by its abstract); first
-gradients tell LoRA-GA how to begin (Wang, Yu, Li 2024 arXiv:2407.05000). Dividing by r (I + O), so
-that layers of different size compare, is ours.
+alike and is left out, as is dropout, which adds noise. PAGE measures projected adapter gradient
+energy at the start (Zhang et al. 2026 arXiv:2605.06183, read in abstract only); LoRA-GA initialises
+from first gradients (Wang, Yu, Li 2024 arXiv:2407.05000). Our change: division by r (I + O), so
+that layers of different size compare.
 
 ``feature-norm``: 1 / NFN, as PLoP adapts the layers whose NFN is lowest: the norm of W x for the
 task's inputs relative to random inputs of the same norm (Hayou, Ghosh, Yu 2025 arXiv:2506.20629).
-Ours: the random norm is its root mean square, ||x|| ||W||_F / sqrt(I), instead of a draw; and each
-layer has its own score, where PLoP averages over the layers of a kind. Needs no gradient, no seed.
+Our changes: the random norm is its root mean square, ||x|| ||W||_F / sqrt(I), instead of a draw;
+each layer has its own score, where PLoP averages over the layers of a kind. Needs no gradient, no
+seed.
 
-``weight-gradient``: sum of |W * dL/dW|, averaged over target tokens, per adapter parameter: what
-SNIP prunes by (Lee, Ajanthan, Torr 2019 arXiv:1810.02340). Ours: absolute values are taken example
-by example instead of batch by batch, so that no gradient of W is ever kept.
+``weight-gradient``: sum of |W * dL/dW|, averaged over target tokens, per adapter parameter, SNIP's
+pruning criterion (Lee, Ajanthan, Torr 2019 arXiv:1810.02340). Our change: absolute values are taken
+example by example instead of batch by batch, so that no gradient of W is ever stored.
 
 Shapes: T tokens that a layer sees in a row, I input and O output features, r rank.
 """
@@ -62,21 +63,18 @@ def score_modules(
 ) -> dict[str, float]:
     """Returns the score of every linear layer except the head, by full name; larger: adapt.
 
-    It does not depend on ``micro_batch_tokens`` beyond rounding, nor on what else is computed.
-
     Args:
-        base: The frozen model, without adapters; not a bit of it is changed.
-        examples: Training examples, and only training examples: what is chosen by held-out ones has
-            seen the answers.
+        base: The frozen model, without adapters; it is not modified.
+        examples: Training examples only: held-out ones would leak into the placement.
         score: One of `loracle.placement.SCORES`.
-        seed: Names the streams from which A is drawn, as a run's seed does.
-        rank: r of the adapters whose gradient is measured; a larger one measures with less noise.
+        seed: Seed of the streams from which A is drawn, as in a run.
+        rank: Rank of the adapters whose gradient is measured; a larger one has less noise.
         batch_size: Examples per batch over which a gradient is averaged, as in a training step.
-        micro_batch_tokens: Tokens per forward pass; changes memory, nothing else.
+        micro_batch_tokens: Tokens per forward pass; changes memory and rounding, nothing else.
 
     Raises:
         PlacementError: If there is no such score.
-        ModelError: If the base carries adapters, or no score of a layer can be had.
+        ModelError: If the base has adapters, or the score of a layer is undefined.
         NonFiniteError: If a score is NaN or infinite.
     """
     if score not in get_args(Score):
@@ -86,29 +84,29 @@ def score_modules(
     assert examples, "a score needs examples"
     work = _Work(base, all_linear(inventory_of(base.model)), micro_batch_tokens)
     if score == "feature-norm":
-        found = _feature_norms(work, examples)
+        scores = _feature_norms(work, examples)
     elif score == "weight-gradient":
-        found = _weight_gradients(work, examples)
+        scores = _weight_gradients(work, examples)
     else:
-        found = _gradient_energies(work, examples, batch_size=batch_size, rank=rank, seed=seed)
-    for name, value in found.items():
+        scores = _gradient_energies(work, examples, batch_size=batch_size, rank=rank, seed=seed)
+    for name, value in scores.items():
         if not math.isfinite(value):
             raise NonFiniteError(
                 f"score '{score}' of {name} is {value}; use dtype float32 or bfloat16"
             )
-    return found
+    return scores
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What is scored, and in what pieces."""
+    """The scored modules and the size of a forward pass."""
 
     base: FrozenBase
     modules: Sequence[LinearModule]
     micro_batch_tokens: int
 
     def rows(self, examples: Sequence[Example]) -> Iterator[PackedRow]:
-        """Yields the examples in packed rows that are not too long."""
+        """Yields the examples in packed rows of at most ``micro_batch_tokens``."""
         lengths = [example.num_tokens for example in examples]
         for part in batches_by_tokens(lengths, budget=self.micro_batch_tokens):
             yield pack(examples[part.start : part.stop], device=self.base.device)
@@ -119,7 +117,7 @@ class _Work:
         return as_float(whole(stored, self.base.dtype).detach())
 
     def zeros(self) -> dict[str, Tensor]:
-        """Returns a sum to begin with, for every layer."""
+        """Returns a zero sum for every layer."""
         start = torch.zeros((), dtype=torch.float64, device=self.base.device)
         return {module.name: start for module in self.modules}
 
@@ -151,17 +149,18 @@ def _gradients_of_b(
     work: _Work, batch: Sequence[Example], *, projections: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Returns the gradient of the batch's summed loss by B (O, r), where there is one."""
-    found: dict[str, Tensor] = {}
+    gradients: dict[str, Tensor] = {}
 
     def see(module: LinearModule, x: Tensor, grad: Tensor) -> None:
         wide = as_float(x)
         narrow = wide @ projections[module.name].to(wide.dtype).T
         grad_b = as_float(grad).T @ narrow
-        found[module.name] = found[module.name] + grad_b if module.name in found else grad_b
+        earlier = gradients.get(module.name)
+        gradients[module.name] = grad_b if earlier is None else earlier + grad_b
 
     for row in work.rows(batch):
         _backward(work, row, see=see)
-    return found
+    return gradients
 
 
 def _weight_gradients(work: _Work, examples: Sequence[Example]) -> dict[str, float]:
@@ -202,28 +201,28 @@ def _feature_norms(work: _Work, examples: Sequence[Example]) -> dict[str, float]
         features = out if bias is None else out - as_float(bias)
         expected = as_float(x).norm(dim=1) * random[module.name]
         ratios = features.norm(dim=1) / expected
-        # Of an input of nothing but zeros there is no ratio.
-        told = expected != 0
-        sums[module.name] = sums[module.name] + ratios[told].double().sum()
-        counts[module.name] = counts[module.name] + told.sum()
+        # The ratio is undefined for an input of zeros.
+        defined = expected != 0
+        sums[module.name] = sums[module.name] + ratios[defined].double().sum()
+        counts[module.name] = counts[module.name] + defined.sum()
 
     with torch.no_grad(), _watching(work, see):
         for row in work.rows(examples):
             work.base.token_nll(row, routes=())
     for name, count in counts.items():
         if not count:
-            raise ModelError(f"score 'feature-norm': nothing passes through {name}, it has none")
+            raise ModelError(f"score 'feature-norm': {name} is never computed, so it has none")
     return {name: (counts[name] / sums[name]).item() for name in sums}
 
 
 def _backward(work: _Work, row: PackedRow, *, see: Watcher) -> None:
-    """Shows ``see`` the input of each layer, and the gradient of the row's summed loss there.
+    """Calls ``see`` with the input and the output gradient of each layer for the row's summed loss.
 
-    A sum rather than a mean, because in fp16 a mean's gradients would vanish.
+    A sum rather than a mean, because in fp16 a mean's gradients would underflow.
     """
 
     def watch(module: LinearModule, x: Tensor, out: Tensor) -> None:
-        # The layers that read the embeddings, where all is frozen, have nothing to differentiate.
+        # Layers that read the embeddings of a frozen model would have no gradient otherwise.
         out.requires_grad_()
         out.register_hook(lambda grad: see(module, x, grad.reshape(-1, grad.shape[-1])))
 

@@ -1,9 +1,8 @@
-"""Append-only files of byte strings by key, that several processes read and add to.
+"""Append-only files of byte strings by key, read and written by several processes.
 
-Each writer has a file of contents and a file of index entries of its own, so no two ever write to
-one file. Contents are written before their entry and every content carries a checksum: what a
-crash, a full disk or a failing one leaves behind is not found, or found to be wrong and ignored.
-Nothing is synced to the disk, because everything here can be computed again.
+Each writer has its own file of contents and its own file of index entries. Contents are written
+before their entry and carry a checksum, so that what a crash, a full disk or a failing disk leaves
+behind is ignored. Nothing is synced to the disk, because everything here can be computed again.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ class _Place:
 
 
 class Shards:
-    """The shards in one folder, as one process sees them.
+    """The shards in one folder, as seen by one process.
 
-    A folder that cannot be written, or a disk that is full, ends the writing and nothing else.
+    If the folder cannot be written or the disk is full, only writing stops.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +42,7 @@ class Shards:
         self._writable = True
 
     def read(self, key: bytes) -> bytearray | None:
-        """Returns what was appended under ``key`` by any process; None if nothing valid was."""
+        """Returns the valid content that any process appended under ``key``; None without one."""
         if not self._places.get(key):
             self._refresh()
         places = self._places.get(key, [])
@@ -69,23 +68,23 @@ class Shards:
             self._writable = False
 
     def _refresh(self) -> None:
-        """Takes in the entries that were written since the last look."""
+        """Reads the entries written since the last call."""
         for index in sorted(self._folder.glob("*.index")):
             for key, offset, size, checksum in self._new_entries(index):
                 place = _Place(index.with_suffix(".contents"), offset, size, checksum)
                 self._places.setdefault(key, []).append(place)
 
     def _new_entries(self, index: Path) -> Iterator[tuple[bytes, int, int, bytes]]:
-        seen = self._read_bytes.get(index, 0)
+        start = self._read_bytes.get(index, 0)
         try:
             with index.open("rb") as file:
-                file.seek(seen)
+                file.seek(start)
                 added = file.read()
         except OSError:
             return
-        whole = len(added) - len(added) % _ENTRY.size
-        self._read_bytes[index] = seen + whole
-        yield from _ENTRY.iter_unpack(added[:whole])
+        complete = len(added) - len(added) % _ENTRY.size
+        self._read_bytes[index] = start + complete
+        yield from _ENTRY.iter_unpack(added[:complete])
 
 
 def _content(place: _Place, *, key: bytes) -> bytearray | None:

@@ -1,9 +1,8 @@
 """The frozen trunk: hidden states below the lowest adapter, computed once for each example.
 
-They depend on the example alone, so runs, seeds, epochs and evaluations share them. By definition
-the states of an example are those computed with it alone in its row: the bits of a matrix product
-may depend on the number of its rows, and a kept state must equal a fresh one whatever shares the
-row later.
+They depend on the example alone, so runs, seeds, epochs and evaluations share them. The states of
+an example are computed with it alone in its row: the bits of a matrix product may depend on the
+number of its rows, and a cached state must equal a fresh one whatever shares the row later.
 
 Shapes: T tokens in the row, H hidden size.
 """
@@ -30,24 +29,17 @@ TRUNK_SOURCES = ("data/**/*.py", "model/**/*.py")
 
 
 def lowest_layer(plan: ModulePlan | None, *, base: FrozenBase) -> int:
-    """Returns the first decoder layer that ``plan`` adapts: below it every run is the base.
+    """Returns the index of the first decoder layer that ``plan`` adapts; the base lies below it.
 
-    Args:
-        plan: The adapter's modules; None: the base alone.
-        base: The model they belong to.
-
-    Returns:
-        An index from 0; the number of layers if at most the output head is adapted; 0 if a module
-        stands elsewhere (a projection between embedding and layers, say), or all weights train.
+    The number of layers if at most the output head is adapted, as without a plan; 0 if a module
+    lies elsewhere (e.g. a projection between embedding and layers), or all weights train.
     """
     if plan is not None and plan.is_full:
         return 0
     head = base.model.get_output_embeddings()
     lowest = len(base.blocks)
     for planned in plan.modules if plan is not None else ():
-        inside = planned.name.startswith(f"{base.blocks_name}.") and planned.layer is not None
-        if inside:
-            assert planned.layer is not None
+        if planned.layer is not None and planned.name.startswith(f"{base.blocks_name}."):
             lowest = min(lowest, planned.layer)
         elif base.model.get_submodule(planned.name) is not head:
             return 0
@@ -55,7 +47,7 @@ def lowest_layer(plan: ModulePlan | None, *, base: FrozenBase) -> int:
 
 
 class TrunkStore:
-    """Hidden states of examples, kept in memory and on disk, computed where neither has them."""
+    """Hidden states of examples, cached in memory and on disk, computed where missing."""
 
     def __init__(
         self, base: FrozenBase, *, weights_digest: str, folder: Path | None, memory_bytes: int
@@ -64,9 +56,9 @@ class TrunkStore:
 
         Args:
             base: The frozen model.
-            weights_digest: ``base.weights_digest()``, which costs a second or more to take.
-            folder: Where states outlast the process and are shared with others; None: nowhere.
-            memory_bytes: Host memory for states; the first that come are kept until it is full.
+            weights_digest: ``base.weights_digest()``, which takes a second or more to compute.
+            folder: Disk cache, shared between processes; None: none.
+            memory_bytes: Host memory for states; the first ones are cached until it is full.
         """
         self.hits = 0
         """States that were found, in memory or on disk."""
@@ -75,36 +67,32 @@ class TrunkStore:
         self._base = base
         self._folder = folder
         self._origin = {"weights": weights_digest} | _origin_of(base)
-        self._room_bytes = memory_bytes
-        self._kept: dict[tuple[int, bytes], Tensor] = {}
+        self._free_bytes = memory_bytes
+        self._cached: dict[tuple[int, bytes], Tensor] = {}
         self._shards: dict[int, Shards] = {}
 
     def states(self, examples: Sequence[Tokens], *, layer: int) -> Trunk:
-        """Returns what enters ``layer`` for the examples, end to end in their order.
+        """Returns the input of ``layer`` (from 1) for the examples of a row, in their order.
 
-        Computing a state that is not kept waits for the device; finding one does not.
-
-        Args:
-            examples: The sequences of a row.
-            layer: From 1 up to the number of decoder layers.
+        Computing a missing state waits for the device; finding a cached one does not.
         """
         keys = [_key_of(example) for example in examples]
         by_key = dict(zip(keys, examples, strict=True))
-        found = {key: self._find(key, each, layer=layer) for key, each in by_key.items()}
-        fresh = self._compute(
-            {key: by_key[key] for key, states in found.items() if states is None}, layer=layer
-        )
-        self.computed += len(fresh)
-        self.hits += len(examples) - len(fresh)
-        known = {key: states for key, states in found.items() if states is not None} | fresh
-        # A copy even of one: what an evaluation computed in inference mode serves training too.
-        row = torch.cat([known[key] for key in keys])
+        found = {key: self._find(key, example, layer=layer) for key, example in by_key.items()}
+        cached = {key: states for key, states in found.items() if states is not None}
+        missing = {key: example for key, example in by_key.items() if key not in cached}
+        computed = self._compute(missing, layer=layer)
+        self.computed += len(computed)
+        self.hits += len(examples) - len(computed)
+        # Copied even if it is a single one: states computed in inference mode also serve training.
+        states = cached | computed
+        row = torch.cat([states[key] for key in keys])
         return Trunk(layer, to_device(row, device=self._base.device))
 
     def _find(self, key: bytes, example: Tokens, *, layer: int) -> Tensor | None:
-        kept = self._kept.get((layer, key))
-        if kept is not None or self._folder is None:
-            return kept
+        cached = self._cached.get((layer, key))
+        if cached is not None or self._folder is None:
+            return cached
         content = self._shards_of(layer).read(key)
         if content is None:
             return None
@@ -116,7 +104,7 @@ class TrunkStore:
     def _compute(self, examples: dict[bytes, Tokens], *, layer: int) -> dict[bytes, Tensor]:
         if not examples:
             return {}
-        alone = [self._base.states_entering(layer, example=each) for each in examples.values()]
+        alone = [self._base.states_entering(layer, example=e) for e in examples.values()]
         lengths = [len(states) for states in alone]
         computed = dict(zip(examples, torch.cat(alone).cpu().split(lengths), strict=True))
         for key, states in computed.items():
@@ -128,9 +116,9 @@ class TrunkStore:
 
     def _keep(self, key: bytes, states: Tensor, *, layer: int) -> None:
         size = states.numel() * states.element_size()
-        if size <= self._room_bytes:
-            self._room_bytes -= size
-            self._kept[layer, key] = states.clone()
+        if size <= self._free_bytes:
+            self._free_bytes -= size
+            self._cached[layer, key] = states.clone()
 
     def _shards_of(self, layer: int) -> Shards:
         assert self._folder is not None
@@ -147,7 +135,7 @@ def _key_of(example: Tokens) -> bytes:
 
 
 def _origin_of(base: FrozenBase) -> dict[str, object]:
-    """Returns all that the bits of a state depend on besides weights, layer and tokens."""
+    """Returns everything that determines a state's bits besides weights, layer and tokens."""
     cuda = base.device.type == "cuda"
     config = base.model.config.to_dict()
     return {
@@ -165,5 +153,5 @@ def _origin_of(base: FrozenBase) -> dict[str, object]:
 
 
 def _source_digest() -> str:
-    """Returns a digest of the code that computes, so that edited code reads no old states."""
+    """Returns a digest of the computing code, so that edited code reads no old states."""
     return code_digest(TRUNK_SOURCES)

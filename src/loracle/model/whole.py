@@ -1,6 +1,6 @@
-"""Full fine-tuning: all weights of the model in the place of an adapter's.
+"""Full fine-tuning: all weights of the model in place of an adapter's.
 
-The weights are kept in fp32, as AdamW needs them, and used in the base's dtype by autocast. They
+The weights stay in fp32, as AdamW needs them, and are used in the base's dtype by autocast. They
 are saved as Transformers saves a model.
 """
 
@@ -23,7 +23,7 @@ _SHARD_SIZE = "1TB"
 
 
 def whole_model(base: FrozenBase, *, name: str, plan: ModulePlan) -> Adapter:
-    """Returns the weights of a base that trains, as what a run trains; tied ones are there once."""
+    """Returns all weights of a trainable base as the adapter of a run, tied ones once."""
     assert base.trains, "the base is frozen"
     return Adapter(name=name, plan=plan, parameters=dict(base.model.named_parameters()))
 
@@ -37,12 +37,7 @@ def save_whole(base: FrozenBase, *, folder: Path) -> Path:
 
 
 def moved_weights(trained: Adapter, *, model_folder: Path) -> int:
-    """Returns how many of the trained tensors are finite and not what they were.
-
-    Args:
-        trained: From `whole_model`.
-        model_folder: Folder of the weights that training began with.
-    """
+    """Returns how many trained tensors are finite and differ from those of the initial model."""
     before = stored_weights(model_folder)
     return sum(
         bool(torch.isfinite(value).all())
@@ -52,7 +47,7 @@ def moved_weights(trained: Adapter, *, model_folder: Path) -> int:
 
 
 def stored_weights(folder: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a model's folder, of all its files."""
+    """Returns the tensors of all files in a model's folder."""
     return {
         name: tensor
         for path in sorted(folder.glob("*.safetensors"))

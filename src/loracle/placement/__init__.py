@@ -1,4 +1,7 @@
-"""Where adapters go: presets and patterns resolved to an explicit list of modules and ranks."""
+"""Where adapters go: presets and patterns resolved to an explicit list of modules and ranks.
+
+Imports config and the root modules; no torch.
+"""
 
 from loracle.placement.budget import Budget, gap_frac, params_per_rank, rank_for, rank_under
 from loracle.placement.inventory import Inventory, LinearModule, Role

@@ -1,4 +1,4 @@
-"""What the arms of a study have in common: the rank, or the number of trainable parameters."""
+"""Budgets that the arms of a study share: one rank, or one number of trainable parameters."""
 
 from __future__ import annotations
 
@@ -20,14 +20,10 @@ def params_per_rank(modules: Iterable[LinearModule]) -> int:
 
 
 def rank_for(modules: Iterable[LinearModule], *, target_params: int) -> int:
-    """Returns the rank at which the adapters of ``modules`` come closest to ``target_params``.
+    """Returns the rank at which the adapters of ``modules`` are closest to ``target_params``.
 
-    Half a rank step from it at most, the smaller rank of two equally close. It may exceed what the
-    update of a narrow layer can have (`PlannedModule.is_overranked`).
-
-    Args:
-        modules: At least one.
-        target_params: Trainable parameters to come close to.
+    At most half a rank step away; the smaller of two equally close ranks. It may exceed the largest
+    rank that the update of a narrow layer can have (`PlannedModule.is_overranked`).
 
     Raises:
         PlacementError: If rank 1 already exceeds the target by more than half a rank step.
@@ -51,15 +47,10 @@ def rank_under(
 ) -> tuple[int, float]:
     """Returns the (rank, alpha) with which a run of ``placement`` meets the budget.
 
-    Ranks that the placement itself gives to some modules stay; the others share what is left. If it
-    gives all of them, there is nothing to choose, and the gap is what it is.
-
-    Args:
-        placement: The arm's.
-        inventory: The model's linear layers.
-        reference_plan: What sets the budget, and alpha / r.
-        budget: ``equal-rank``: the reference's rank. ``equal-parameters``: its parameters, as
-            closely as a whole rank can.
+    ``equal-rank`` is the rank of ``reference_plan``; ``equal-parameters`` matches its parameters as
+    closely as a whole rank can. Both keep its alpha / r. Ranks that the placement itself gives to
+    some modules stay, and the others share the rest of the budget; if it gives all of them, there
+    is nothing to choose.
 
     Raises:
         PlacementError: If the placement does not resolve, or the budget is too small for one rank.
@@ -83,8 +74,5 @@ def rank_under(
 
 
 def gap_frac(plan: ModulePlan, *, reference_plan: ModulePlan) -> float:
-    """Returns how far a plan is from the reference's parameters, as a fraction of them.
-
-    Positive: it has more.
-    """
+    """Returns (parameters of the plan / parameters of the reference) - 1."""
     return plan.trainable_params / reference_plan.trainable_params - 1

@@ -1,4 +1,4 @@
-"""What a model offers: every linear layer that can carry an adapter, as plain data."""
+"""The linear layers of a model that can carry an adapter, as plain data."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class LinearModule:
     layer: int | None
     """Index of its block, from 0; None outside the blocks."""
     in_features: int
-    """Features it reads."""
+    """Input features."""
     out_features: int
-    """Features it writes."""
+    """Output features."""
     role: Role
-    """What it serves; ``other``: routers, state-space mixers, projections outside the blocks."""
+    """Part of the model; ``other``: routers, state-space mixers, projections outside the blocks."""
     fan_in_fan_out: bool = False
-    """PEFT's word for a weight stored as (in, out), as GPT-2's Conv1D does."""
+    """PEFT's name for a weight stored as (in, out), as in GPT-2's Conv1D."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Inventory:
     modules: tuple[LinearModule, ...]
     """Every linear layer, the output embedding included."""
     num_layers: int
-    """Blocks of the model."""
+    """Number of decoder blocks."""
     total_params: int
     """Parameters of the base model; tied ones are counted once."""
 

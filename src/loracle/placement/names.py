@@ -1,4 +1,4 @@
-"""What an entry of a placement matches: a module kind, a full name, or a pattern of full names."""
+"""Matches entries of a placement: a module kind, a full name, or a pattern of full names."""
 
 from __future__ import annotations
 
@@ -17,13 +17,9 @@ def matching(entry: str, modules: Iterable[LinearModule]) -> tuple[LinearModule,
     ``*`` alone leaves out the head, as ``all-linear`` does: nobody who writes "everything" means to
     adapt the output embedding, which in a small model is the largest layer of all.
     """
-    return tuple(module for module in modules if _matches(entry, module))
-
-
-def _matches(entry: str, module: LinearModule) -> bool:
     if entry == EVERYTHING:
-        return module.role != "head"
-    return entry in (module.kind, module.name) or fnmatchcase(module.name, entry)
+        return tuple(module for module in modules if module.role != "head")
+    return tuple(m for m in modules if entry in (m.kind, m.name) or fnmatchcase(m.name, entry))
 
 
 def layer_ranges(layers: Iterable[int]) -> str:

@@ -20,13 +20,13 @@ class PlannedModule:
     name: str
     """Full dotted name in the base model."""
     rank: int
-    """r of its adapter."""
+    """Rank r of its adapter."""
     alpha: float
     """Its update is scaled by alpha / rank."""
     in_features: int
-    """Features the layer reads."""
+    """Input features of the layer."""
     out_features: int
-    """Features the layer writes."""
+    """Output features of the layer."""
     layer: int | None
     """Index of its block, from 0; None outside the blocks."""
     kind: str
@@ -41,17 +41,17 @@ class PlannedModule:
 
     @property
     def is_overranked(self) -> bool:
-        """True if r exceeds what the update B A of this layer can have: its smaller side.
+        """True if r exceeds the largest possible rank of the update B A: the layer's smaller side.
 
-        Such an adapter is wasteful and still allowed: a budget counts parameters, and an arm of
-        narrow layers may reach it in no other way. That its surplus buys nothing is then a finding.
+        Wasteful but allowed: a budget counts parameters, and an arm of narrow layers may reach it
+        in no other way.
         """
         return self.rank > min(self.in_features, self.out_features)
 
 
 @dataclass(frozen=True)
 class ModulePlan:
-    """What a placement resolves to for one model: nothing is left to pattern matching."""
+    """The modules and ranks that a placement resolves to for one model."""
 
     placement: str
     """Label of the placement."""
@@ -62,22 +62,18 @@ class ModulePlan:
 
     @property
     def is_full(self) -> bool:
-        """True of full fine-tuning: no adapters, all weights train."""
+        """True for full fine-tuning: no adapters, all weights train."""
         return self.placement == FULL
 
     @property
     def trainable_params(self) -> int:
-        """Adapter parameters in all; of full fine-tuning, the model's."""
+        """All adapter parameters; for full fine-tuning, all parameters of the model."""
         if self.is_full:
             return self.base_params
         return sum(module.trainable_params for module in self.modules)
 
     def require_trainable(self, *, quantization: str | None) -> None:
-        """Checks that what trains is not packed in 4 bits.
-
-        Raises:
-            PlacementError: If it is.
-        """
+        """Raises PlacementError for full fine-tuning of weights packed in 4 bits."""
         if self.is_full and quantization is not None:
             raise PlacementError(
                 f"placement '{FULL}': weights in 4 bits cannot train (quantization is "
@@ -86,7 +82,7 @@ class ModulePlan:
 
     @property
     def overranked(self) -> tuple[PlannedModule, ...]:
-        """Modules whose r exceeds what their update can have; not an error."""
+        """Modules whose rank exceeds the largest possible one; not an error."""
         return tuple(module for module in self.modules if module.is_overranked)
 
     @property
@@ -96,11 +92,11 @@ class ModulePlan:
 
     @property
     def lowest_layer(self) -> int | None:
-        """First adapted block: backpropagation stops there; None if no block is adapted."""
+        """First adapted block, where backpropagation stops; None if no block is adapted."""
         return min((m.layer for m in self.modules if m.layer is not None), default=None)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the plan as plain data, with its counts beside it for human readers."""
+        """Returns the plan as plain data, with parameter counts for human readers."""
         return {
             "placement": self.placement,
             "base_params": self.base_params,
@@ -121,7 +117,12 @@ class ModulePlan:
         try:
             plan = cls(
                 placement=data["placement"],
-                modules=tuple(_planned_from_json(entry) for entry in data["modules"]),
+                modules=tuple(
+                    PlannedModule(
+                        **{field.name: entry[field.name] for field in fields(PlannedModule)}
+                    )
+                    for entry in data["modules"]
+                ),
                 base_params=data["base_params"],
             )
             declared, counted = data["trainable_params"], plan.trainable_params
@@ -130,13 +131,9 @@ class ModulePlan:
         if declared != counted:
             raise PlacementError(
                 f"module plan '{plan.placement}': trainable_params is {declared}, "
-                f"but its modules and ranks come to {counted}"
+                f"but its modules and ranks give {counted}"
             )
         return plan
-
-
-def _planned_from_json(entry: Mapping[str, Any]) -> PlannedModule:
-    return PlannedModule(**{field.name: entry[field.name] for field in fields(PlannedModule)})
 
 
 def most_common_rank(plan: ModulePlan) -> tuple[int, float]:

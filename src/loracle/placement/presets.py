@@ -38,16 +38,16 @@ def by_role(role: Role) -> Selector:
 def projections(*parts: str) -> Selector:
     """Returns the selector of the separate attention projections ``parts``, of ``q k v``.
 
-    The selector raises PlacementError if a layer with attention lacks one of them: a placement
-    that silently covers some layers is not the placement that was asked for.
+    The selector raises PlacementError if a layer with attention lacks one of them, because a
+    placement that silently skips some layers is another placement.
     """
 
     def select(inventory: Inventory) -> Modules:
         attention = inventory.with_role("attention")
         for part in parts:
             _require_in_every_layer(attention, part=part)
-        wanted = frozenset().union(*(SPLIT_PROJECTIONS[part] for part in parts))
-        return tuple(module for module in attention if module.kind in wanted)
+        kinds = frozenset().union(*(SPLIT_PROJECTIONS[part] for part in parts))
+        return tuple(module for module in attention if module.kind in kinds)
 
     return select
 
@@ -59,7 +59,9 @@ def output_projections(inventory: Inventory) -> Modules:
     down_proj in Llama, c_proj twice in GPT-2, dense and dense_4h_to_h in GPT-NeoX.
     """
     parts = inventory.with_role("attention", "feed-forward")
-    hidden = _hidden_size(parts)
+    # The width of the residual stream is what most projections of the blocks read.
+    widths = Counter(module.in_features for module in parts)
+    hidden = widths.most_common(1)[0][0] if widths else 0
     last: dict[tuple[str, Role], LinearModule] = {}
     for module in parts:
         is_input = module.role == "attention" and module.kind in _ANY_SPLIT
@@ -84,8 +86,8 @@ def third(index: int) -> Selector:
 
 def in_layers(modules: Iterable[LinearModule], *, layers: Iterable[int]) -> Modules:
     """Returns those of ``modules`` that lie in ``layers``."""
-    wanted = frozenset(layers)
-    return tuple(module for module in modules if module.layer in wanted)
+    chosen = frozenset(layers)
+    return tuple(module for module in modules if module.layer in chosen)
 
 
 PRESETS: dict[str, tuple[str, Selector]] = {
@@ -114,17 +116,17 @@ def counted_preset(placement: str, *, inventory: Inventory) -> Modules | None:
     Raises:
         PlacementError: If N is not a number of layers that the model has.
     """
-    found = re.fullmatch(r"(first|last|every)-(0|[1-9]\d*)(st|nd|rd|th)?", placement)
-    if not found or placement not in counted_names(int(found[2])):
+    match = re.fullmatch(r"(first|last|every)-(0|[1-9]\d*)(st|nd|rd|th)?", placement)
+    if not match or placement not in counted_names(int(match[2])):
         return None
-    count, num_layers = int(found[2]), inventory.num_layers
+    count, num_layers = int(match[2]), inventory.num_layers
     if not 1 <= count <= num_layers:
         raise PlacementError(f"the model has {num_layers} layers, so N is 1 to {num_layers}")
     layers = {
         "first": range(count),
         "last": range(num_layers - count, num_layers),
         "every": range(0, num_layers, count),
-    }[found[1]]
+    }[match[1]]
     return in_layers(all_linear(inventory), layers=layers)
 
 
@@ -146,9 +148,3 @@ def _require_in_every_layer(attention: Modules, *, part: str) -> None:
                 f"{', '.join(there)}, so q, k and v are fused or named otherwise; "
                 f"use 'attention', or name a module"
             )
-
-
-def _hidden_size(parts: Modules) -> int:
-    """Returns the width of the residual stream: what most projections of the blocks read."""
-    widths = Counter(module.in_features for module in parts)
-    return widths.most_common(1)[0][0] if widths else 0

@@ -1,4 +1,4 @@
-"""Ranks of single modules: which key of a placement's ``ranks`` decides for which module."""
+"""Ranks of single modules: decides which key of a placement's ``ranks`` applies to a module."""
 
 from __future__ import annotations
 
@@ -18,35 +18,30 @@ _NAME, _PATTERN, _KIND, _RANGE = range(4)
 def module_ranks(
     ranks: Mapping[str, int], *, modules: Sequence[LinearModule], num_layers: int
 ) -> dict[str, int]:
-    """Returns r by full name, of those modules that have one of their own.
+    """Returns the rank of each of ``modules`` that a key of ``ranks`` matches, by full name.
 
     The most specific key decides: a full name before a pattern before a kind before
     ``layers:0-3,7``. So one may give a rank to some layers and except a module from it.
-
-    Args:
-        ranks: r by key.
-        modules: What the placement adapts.
-        num_layers: Blocks of the model.
 
     Raises:
         PlacementError: If a key matches none of the modules, names a layer without any, decides
             nothing because others always go before it, or contradicts one as specific as itself.
     """
     hits = {key: _hits(key, modules=modules, num_layers=num_layers) for key in ranks}
-    found: dict[str, int] = {}
+    by_name: dict[str, int] = {}
     decisive: set[str] = set()
     for module in modules:
         levels = {key: hit[module.name] for key, hit in hits.items() if module.name in hit}
         if levels:
             keys = [key for key, level in levels.items() if level == min(levels.values())]
-            found[module.name] = _agreed(keys, ranks=ranks, module=module)
+            by_name[module.name] = _agreed(keys, ranks=ranks, module=module)
             decisive.update(keys)
     for key in ranks:
         if key not in decisive:
             raise PlacementError(
                 f"ranks: '{key}' decides nothing, every module it matches has a more specific key"
             )
-    return found
+    return by_name
 
 
 def _agreed(keys: Sequence[str], *, ranks: Mapping[str, int], module: LinearModule) -> int:
@@ -69,20 +64,17 @@ def _hits(key: str, *, modules: Sequence[LinearModule], num_layers: int) -> dict
                 f"ranks: '{key}': this placement has no module in {layer_ranges(unused)}"
             )
         return {module.name: _RANGE for module in modules if module.layer in layers}
-    hit = matching(key, modules)
-    if not hit:
+    matched = matching(key, modules)
+    if not matched:
         kinds = ", ".join(dict.fromkeys(module.kind for module in modules))
         raise PlacementError(
             f"ranks: '{key}' matches no module of this placement (kinds: {kinds}; or a full name, "
             f"a pattern, layers:0-3,7){nearest_name(key, modules)}"
         )
-    return {module.name: _level(key, module) for module in hit}
-
-
-def _level(key: str, module: LinearModule) -> int:
-    if key == module.name:
-        return _NAME
-    return _KIND if key == module.kind else _PATTERN
+    return {
+        module.name: {module.kind: _KIND, module.name: _NAME}.get(key, _PATTERN)
+        for module in matched
+    }
 
 
 def _layers(key: str, *, num_layers: int) -> frozenset[int]:

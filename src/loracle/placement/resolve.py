@@ -1,34 +1,26 @@
-"""From a placement, as a person writes it, to an explicit plan.
+"""Resolves a placement, as a person writes it, to an explicit plan.
 
-PEFT accepts a target that matches nothing, and a layer that does not exist, without a word; here
-each is an error with the nearest choice, before a weight is loaded.
+PEFT silently accepts a target that matches nothing and a layer that does not exist; here each is an
+error that names the nearest choice, before a weight is loaded.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from loracle.config.run import PlacementConfig
 from loracle.errors import PlacementError, did_you_mean
 from loracle.placement.inventory import Inventory, LinearModule
 from loracle.placement.names import layer_ranges, matching, nearest_name
 from loracle.placement.plan import FULL, ModulePlan, PlannedModule
-from loracle.placement.presets import (
-    PATTERNS,
-    PRESETS,
-    counted_names,
-    counted_preset,
-    in_layers,
-)
+from loracle.placement.presets import PATTERNS, PRESETS, counted_names, counted_preset, in_layers
 from loracle.placement.ranks import module_ranks
 
 # assumed: a label is a column of a table and part of a file name.
 _MAX_LABEL_CHARS = 60
-
-T = TypeVar("T")
 
 
 def resolve_placement(
@@ -39,8 +31,8 @@ def resolve_placement(
     Args:
         placement: A preset, a module kind (``q_proj``), or modules, layers and ranks.
         inventory: The model's linear layers.
-        rank: r of every adapter that the placement gives none of its own.
-        alpha: Updates of rank ``rank`` are scaled by alpha / rank, and all others by the same.
+        rank: Rank of every adapter to which the placement gives none of its own.
+        alpha: All updates are scaled by alpha / rank.
 
     Raises:
         PlacementError: If a name matches no linear layer, a layer does not exist, ranks contradict
@@ -52,14 +44,22 @@ def resolve_placement(
         return ModulePlan(placement=FULL, modules=(), base_params=inventory.total_params)
     modules = select_modules(placement, inventory=inventory)
     own = own_ranks(placement, modules=modules, inventory=inventory)
-    return ModulePlan(
-        placement=placement_label(placement),
-        modules=tuple(
-            _planned(module, rank=own.get(module.name, rank), like=(rank, alpha))
-            for module in modules
-        ),
-        base_params=inventory.total_params,
-    )
+    planned = []
+    for module in modules:
+        r = own.get(module.name, rank)
+        planned.append(
+            PlannedModule(
+                name=module.name,
+                rank=r,
+                alpha=float(alpha) if r == rank else r * alpha / rank,
+                in_features=module.in_features,
+                out_features=module.out_features,
+                layer=module.layer,
+                kind=module.kind,
+                fan_in_fan_out=module.fan_in_fan_out,
+            )
+        )
+    return ModulePlan(placement_label(placement), tuple(planned), inventory.total_params)
 
 
 def select_modules(
@@ -70,35 +70,29 @@ def select_modules(
     Raises:
         PlacementError: As ``resolve_placement``.
     """
-
-    def chosen() -> tuple[LinearModule, ...]:
+    with _naming(placement):
         if isinstance(placement, str):
-            found = _named(placement, inventory=inventory)
+            modules = _named(placement, inventory=inventory)
         else:
-            found = _custom(placement, inventory=inventory)
-        if not found:
+            modules = _custom(placement, inventory=inventory)
+        if not modules:
             kinds = ", ".join(inventory.kinds()) or "none"
             raise PlacementError(f"the model has no such linear layer (there are {kinds})")
-        return found
-
-    return _blaming(placement, chosen)
+        return modules
 
 
 def own_ranks(
     placement: str | PlacementConfig, *, modules: Sequence[LinearModule], inventory: Inventory
 ) -> dict[str, int]:
-    """Returns r by full name, of those ``modules`` to which the placement gives one of their own.
+    """Returns the ranks that the placement itself gives to some of ``modules``, by full name.
 
     Raises:
         PlacementError: If a key of its ranks matches none of them, or keys contradict each other.
     """
     if isinstance(placement, str) or placement.ranks is None:
         return {}
-    ranks = placement.ranks
-    return _blaming(
-        placement,
-        lambda: module_ranks(ranks, modules=modules, num_layers=inventory.num_layers),
-    )
+    with _naming(placement):
+        return module_ranks(placement.ranks, modules=modules, num_layers=inventory.num_layers)
 
 
 def placement_label(placement: str | PlacementConfig) -> str:
@@ -116,31 +110,14 @@ def placement_label(placement: str | PlacementConfig) -> str:
     return f"{modules[0][:40]}{more}~{digest}"
 
 
-def _blaming(placement: str | PlacementConfig, find: Callable[[], T]) -> T:
-    """Returns what ``find`` does; its error says which placement is at fault.
-
-    In one line, whatever a quoted name contains.
-    """
+@contextmanager
+def _naming(placement: str | PlacementConfig) -> Iterator[None]:
+    """Prefixes errors inside the block with the placement, in one line whatever it quotes."""
     try:
-        return find()
+        yield
     except PlacementError as error:
-        told = f"placement '{placement_label(placement)}': {error}"
-        raise PlacementError(" ".join(told.split())) from None
-
-
-def _planned(module: LinearModule, *, rank: int, like: tuple[int, float]) -> PlannedModule:
-    """Returns a module with its rank, and the alpha that scales it as ``like`` (rank, alpha)."""
-    common, alpha = like
-    return PlannedModule(
-        name=module.name,
-        rank=rank,
-        alpha=float(alpha) if rank == common else rank * alpha / common,
-        in_features=module.in_features,
-        out_features=module.out_features,
-        layer=module.layer,
-        kind=module.kind,
-        fan_in_fan_out=module.fan_in_fan_out,
-    )
+        message = f"placement '{placement_label(placement)}': {error}"
+        raise PlacementError(" ".join(message.split())) from None
 
 
 def _named(placement: str, *, inventory: Inventory) -> tuple[LinearModule, ...]:
@@ -157,22 +134,25 @@ def _named(placement: str, *, inventory: Inventory) -> tuple[LinearModule, ...]:
         raise PlacementError(
             f"a full name or pattern goes in a list: placement: {{modules: ['{placement}']}}"
         )
-    raise PlacementError(
-        f"no such preset or module kind (presets: {', '.join([*PRESETS, *PATTERNS, FULL])}; "
-        f"kinds: {', '.join(inventory.kinds())}){_nearest_preset(placement, inventory)}"
-    )
-
-
-def _nearest_preset(placement: str, inventory: Inventory) -> str:
     number = re.search(r"\d+", placement)
     examples = counted_names(int(number[0]) if number else max(1, inventory.num_layers // 2))
-    return did_you_mean(placement, [*PRESETS, FULL, *inventory.kinds(), *examples])
+    nearest = did_you_mean(placement, [*PRESETS, FULL, *inventory.kinds(), *examples])
+    raise PlacementError(
+        f"no such preset or module kind (presets: {', '.join([*PRESETS, *PATTERNS, FULL])}; "
+        f"kinds: {', '.join(inventory.kinds())}){nearest}"
+    )
 
 
 def _custom(placement: PlacementConfig, *, inventory: Inventory) -> tuple[LinearModule, ...]:
     candidates = inventory.modules
     if placement.layers is not None:
-        _require_layers(placement.layers, num_layers=inventory.num_layers)
+        last = inventory.num_layers - 1
+        absent = sorted({layer for layer in placement.layers if not 0 <= layer <= last})
+        if absent:
+            raise PlacementError(
+                f"layers: {', '.join(map(str, absent))} not in the model, "
+                f"which has layers 0 to {last}"
+            )
         candidates = in_layers(candidates, layers=placement.layers)
     chosen: set[str] = set()
     for entry in placement.modules:
@@ -181,23 +161,10 @@ def _custom(placement: PlacementConfig, *, inventory: Inventory) -> tuple[Linear
             raise PlacementError(_unmatched(entry, inventory=inventory))
         chosen.update(module.name for module in matches)
     modules = tuple(module for module in candidates if module.name in chosen)
-    _require_use(placement.layers or (), modules=modules)
-    return modules
-
-
-def _require_layers(layers: Sequence[int], *, num_layers: int) -> None:
-    absent = sorted({layer for layer in layers if not 0 <= layer < num_layers})
-    if absent:
-        raise PlacementError(
-            f"layers: {', '.join(map(str, absent))} not in the model, "
-            f"which has layers 0 to {num_layers - 1}"
-        )
-
-
-def _require_use(layers: Iterable[int], *, modules: Sequence[LinearModule]) -> None:
-    unused = sorted(set(layers) - {module.layer for module in modules})
+    unused = set(placement.layers or ()) - {module.layer for module in modules}
     if unused:
         raise PlacementError(f"layers: none of these modules is in {layer_ranges(unused)}")
+    return modules
 
 
 def _unmatched(entry: str, *, inventory: Inventory) -> str:

@@ -1,4 +1,7 @@
-"""A study as a person reads it: one page, figures, tables and a paper, all from its records."""
+"""A study as a person reads it: one page, figures, tables and a paper, all from its records.
+
+Imports analysis, records, placement and config; only ``terminal`` also shows live runs and plans.
+"""
 
 from loracle.records.lone_runs import study_of_runs
 from loracle.report.notebook import charts_of, tables_of

@@ -3,6 +3,8 @@
 Whatever a source is, what comes back is a file or folder of this machine together with what to
 record of it: a string that names no machine, and a commit or hash that pins it. Nothing is fetched
 twice, nothing fetched is used before its hash is checked, and no code of a model is ever loaded.
+
+Imports records, config and the root modules.
 """
 
 from __future__ import annotations

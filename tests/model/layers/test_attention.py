@@ -9,7 +9,7 @@ from torch import nn
 from loracle.errors import ModelError
 from loracle.model.layers.attention import (
     PACKED,
-    _attend_each,
+    _attend_by_sequence,
     packed_attention,
     register_packed_attention,
 )
@@ -81,19 +81,19 @@ def test_a_window_as_long_as_the_longest_sequence_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("requested", "message"),
     [
         ({"dropout": 0.1}, "not supported"),
         ({"softcap": 50.0}, "not supported"),
         ({"s_aux": torch.zeros(2)}, "not supported"),
         ({"sliding_window": 7}, "sequences of 8 tokens exceed the model's window of 7; set "),
-        ({"lengths": None}, "is not told where the sequences of a packed row end"),
+        ({"lengths": None}, "does not receive the lengths of packed sequences"),
     ],
 )
-def test_what_a_packed_row_does_not_do_is_refused(asked, message):
+def test_what_a_packed_row_does_not_do_is_refused(requested, message):
     query, key, value = drawn(2), drawn(2), drawn(2)
     with pytest.raises(ModelError, match=f"^Attention: .*{message}"):
-        packed_attention(Attention(), query, key, value, None, **{"lengths": LENGTHS, **asked})
+        packed_attention(Attention(), query, key, value, None, **{"lengths": LENGTHS, **requested})
 
 
 def test_a_chunked_model_is_held_to_its_chunk():
@@ -126,8 +126,8 @@ def outcome(attend, tensors, grad):
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
-def error(found, exact):
-    return ((found.double() - exact).norm() / exact.norm()).item()
+def error(result, exact):
+    return ((result.double() - exact).norm() / exact.norm()).item()
 
 
 @pytest.mark.parametrize("scale", [0.25, 0.3])
@@ -136,33 +136,33 @@ def test_the_cpu_path_is_as_near_to_exact_as_pytorchs_own(kv_heads, scale):
     lengths, (*tensors, grad) = drawn_bf16(kv_heads=kv_heads)
 
     def stock(*leaves):
-        return _attend_each(*leaves, lengths=lengths, scale=scale)
+        return _attend_by_sequence(*leaves, lengths=lengths, scale=scale)
 
     def own(*leaves):
         return attend_on_cpu(*leaves, lengths=lengths, scale=scale)
 
     exact = outcome(stock, [tensor.double() for tensor in tensors], grad.double())
-    ours, theirs = outcome(own, tensors, grad), outcome(stock, tensors, grad)
-    assert torch.equal(ours[0], theirs[0])
-    for mine, other, wanted in zip(ours, theirs, exact, strict=True):
+    candidate, reference = outcome(own, tensors, grad), outcome(stock, tensors, grad)
+    assert torch.equal(candidate[0], reference[0])
+    for mine, other, expected in zip(candidate, reference, exact, strict=True):
         assert mine.dtype == torch.bfloat16
         # measured: up to 1.6 times PyTorch's own rounding error
-        assert error(mine, wanted) < max(2.5 * error(other, wanted), 0.004)
+        assert error(mine, expected) < max(2.5 * error(other, expected), 0.004)
 
 
 def test_a_long_sequence_of_large_scores_stays_finite_and_right():
     """Scores above the diagonal may be huge: they are thrown away, not multiplied by zero."""
     lengths, (*tensors, grad) = drawn_bf16(kv_heads=2, lengths=(500,), spread=8.0)
     exact = outcome(
-        lambda *leaves: _attend_each(*leaves, lengths=lengths, scale=0.25),
+        lambda *leaves: _attend_by_sequence(*leaves, lengths=lengths, scale=0.25),
         [tensor.double() for tensor in tensors],
         grad.double(),
     )
-    ours = outcome(
+    candidate = outcome(
         lambda *leaves: attend_on_cpu(*leaves, lengths=lengths, scale=0.25), tensors, grad
     )
-    for mine, wanted in zip(ours, exact, strict=True):
-        assert error(mine, wanted) < 0.03
+    for mine, expected in zip(candidate, exact, strict=True):
+        assert error(mine, expected) < 0.03
 
 
 def varlen_reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, enable_gqa):
@@ -173,14 +173,14 @@ def varlen_reference(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size, e
     assert enable_gqa == (q.shape[1] != k.shape[1])
     lengths = tuple(cu_q.diff().tolist())
     rows = [tensor.transpose(0, 1)[None] for tensor in (q, k, v)]
-    return _attend_each(*rows, lengths=lengths, scale=scale)[0]
+    return _attend_by_sequence(*rows, lengths=lengths, scale=scale)[0]
 
 
 def varlen_of_older_releases(q, k, v, cu_q, cu_k, max_q, max_k, is_causal=False, scale=None):
     assert is_causal
     assert k.shape == q.shape
     rows = [tensor.transpose(0, 1)[None] for tensor in (q, k, v)]
-    return _attend_each(*rows, lengths=tuple(cu_q.diff().tolist()), scale=scale)[0]
+    return _attend_by_sequence(*rows, lengths=tuple(cu_q.diff().tolist()), scale=scale)[0]
 
 
 @pytest.mark.parametrize("kernel", [varlen_reference, varlen_of_older_releases])

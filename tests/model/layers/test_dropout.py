@@ -22,7 +22,7 @@ FEATURES = 512
 
 
 def mask(stream=STREAM, *, module="q_proj", features=FEATURES):
-    return keep_bits(stream, module=module, features=features, device=CPU).bool()
+    return keep_bits((stream,), module=module, features=features, device=CPU).bool()
 
 
 def within(count: int, *, p: float, sigmas: float = 5.0) -> float:
@@ -141,7 +141,7 @@ def test_words_are_those_of_splitmix64():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_applying_a_mask_keeps_bits_or_zeroes(dtype):
-    bits = keep_bits(STREAM, module="m", features=6, device=CPU)
+    bits = keep_bits((STREAM,), module="m", features=6, device=CPU)
     x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     x[0, 0] = torch.nan
     dropped = bits == 0

@@ -83,16 +83,16 @@ def test_the_inventory_is_the_dense_model_s(folder):
 @pytest.mark.parametrize("placement", ["all-linear", "attention-qv", "last-1", "lm-head"])
 def test_it_trains_as_a_dense_base_with_the_unpacked_weights(folder, placement, dtype):
     losses, tensors = stepped(packed_base(folder, dtype), placement, steps=2)
-    wanted_losses, wanted = stepped(unpacked_base(folder, dtype), placement, steps=2)
+    wanted_losses, expected = stepped(unpacked_base(folder, dtype), placement, steps=2)
     assert losses == wanted_losses
-    assert all(torch.equal(tensors[name], wanted[name]) for name in wanted)
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
 
 
 def test_checkpointing_changes_no_bit(folder):
     losses, tensors = stepped(packed_base(folder), steps=2)
-    again, theirs = stepped(packed_base(folder), steps=2, checkpointing=True)
+    again, reference = stepped(packed_base(folder), steps=2, checkpointing=True)
     assert losses == again
-    assert all(torch.equal(tensors[name], theirs[name]) for name in tensors)
+    assert all(torch.equal(tensors[name], reference[name]) for name in tensors)
 
 
 def test_no_weight_changes_and_the_loss_falls(folder):
@@ -118,10 +118,10 @@ def test_its_products_are_bitsandbytes_own(folder):
     stock.train()
     base = packed_base(folder)
     with torch.no_grad():
-        theirs = stock(input_ids=ids).logits
+        reference = stock(input_ids=ids).logits
         with base.generating(()) as model:
-            ours = model(input_ids=ids).logits
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+            candidate = model(input_ids=ids).logits
+    torch.testing.assert_close(candidate, reference, rtol=1e-4, atol=1e-4)
 
 
 def test_without_bitsandbytes_it_says_what_to_install(folder, monkeypatch):

@@ -21,12 +21,12 @@ def problem(count, *, dtype, bias, vocab=40, hidden=12):
 @pytest.mark.parametrize("bias", [False, True])
 def test_value_and_gradient_are_those_of_cross_entropy(count, bias):
     hidden, weight, shift, targets = problem(count, dtype=torch.float64, bias=bias)
-    ours = target_nll(hidden, weight=weight, bias=shift, targets=targets)
-    theirs = cross_entropy(linear(hidden, weight, shift), targets, reduction="none")
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    candidate = target_nll(hidden, weight=weight, bias=shift, targets=targets)
+    reference = cross_entropy(linear(hidden, weight, shift), targets, reduction="none")
+    torch.testing.assert_close(candidate, reference, rtol=1e-12, atol=1e-12)
     each = torch.linspace(-1, 2, count, dtype=torch.float64)
-    (our_grad,) = torch.autograd.grad(ours @ each, hidden)
-    (their_grad,) = torch.autograd.grad(theirs @ each, hidden)
+    (our_grad,) = torch.autograd.grad(candidate @ each, hidden)
+    (their_grad,) = torch.autograd.grad(reference @ each, hidden)
     torch.testing.assert_close(our_grad, their_grad, rtol=1e-12, atol=1e-12)
 
 
@@ -51,9 +51,9 @@ def test_a_row_does_not_depend_on_its_chunk(monkeypatch):
 def test_the_softmax_of_16_bit_states_is_in_fp32(dtype):
     hidden, weight, _, targets = problem(30, dtype=dtype, bias=False)
     nll = target_nll(hidden, weight=weight, bias=None, targets=targets)
-    theirs = cross_entropy(linear(hidden, weight).float(), targets, reduction="none")
+    reference = cross_entropy(linear(hidden, weight).float(), targets, reduction="none")
     assert nll.dtype == torch.float32
-    torch.testing.assert_close(nll, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(nll, reference, rtol=1e-6, atol=1e-6)
     nll.sum().backward()
     assert hidden.grad.dtype == dtype
 

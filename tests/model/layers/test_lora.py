@@ -50,11 +50,13 @@ def peft_gradients(model, plan, adapter: Adapter, examples: Sequence[Example]):
     return loss, {name: parameter.grad for name, parameter in peft_tensors(peft).items()}
 
 
-def assert_relatively_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], *, to: float):
-    assert ours.keys() == theirs.keys()
-    for name, wanted in theirs.items():
-        assert wanted.norm() > 0, name
-        assert (ours[name] - wanted).norm() <= to * wanted.norm(), name
+def assert_relatively_close(
+    candidate: dict[str, Tensor], reference: dict[str, Tensor], *, to: float
+):
+    assert candidate.keys() == reference.keys()
+    for name, expected in reference.items():
+        assert expected.norm() > 0, name
+        assert (candidate[name] - expected).norm() <= to * expected.norm(), name
 
 
 @pytest.mark.parametrize("placement", ["all-linear", "head-too"])
@@ -66,10 +68,10 @@ def test_loss_and_gradients_are_those_of_stock_peft(family, placement):
     plan = tiny_plan(placement, family=family)
     base = base_of(stock)
     adapter = attach(base, plan)
-    loss, ours = gradients(base, adapter, examples)
-    their_loss, theirs = peft_gradients(stock, plan, adapter, examples)
+    loss, candidate = gradients(base, adapter, examples)
+    their_loss, reference = peft_gradients(stock, plan, adapter, examples)
     assert abs(loss.item() - their_loss.item()) <= 1e-5 * their_loss.item()
-    assert_relatively_close(ours, theirs, to=1e-5)
+    assert_relatively_close(candidate, reference, to=1e-5)
 
 
 def test_ranks_and_scalings_that_differ_between_modules_are_pefts():
@@ -82,10 +84,10 @@ def test_ranks_and_scalings_that_differ_between_modules_are_pefts():
     plan = replace(plan, modules=tuple(changed))
     base = base_of(stock)
     adapter = attach(base, plan)
-    loss, ours = gradients(base, adapter, examples)
-    their_loss, theirs = peft_gradients(stock, plan, adapter, examples)
+    loss, candidate = gradients(base, adapter, examples)
+    their_loss, reference = peft_gradients(stock, plan, adapter, examples)
     assert abs(loss.item() - their_loss.item()) <= 1e-5 * their_loss.item()
-    assert_relatively_close(ours, theirs, to=1e-5)
+    assert_relatively_close(candidate, reference, to=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "phi"])
@@ -131,10 +133,10 @@ def test_adapters_in_one_base_do_not_leak_into_each_other():
     base = base_of(stock)
     adapters = {n: attach(base, plan, name=n, seed=i) for i, (n, plan) in enumerate(plans.items())}
     for name, plan in plans.items():
-        loss, ours = gradients(base, adapters[name], examples)
-        their_loss, theirs = peft_gradients(stock, plan, adapters[name], examples)
+        loss, candidate = gradients(base, adapters[name], examples)
+        their_loss, reference = peft_gradients(stock, plan, adapters[name], examples)
         assert abs(loss.item() - their_loss.item()) <= 1e-5 * their_loss.item()
-        assert_relatively_close(ours, theirs, to=1e-5)
+        assert_relatively_close(candidate, reference, to=1e-5)
 
 
 def test_runs_that_share_a_row_get_what_they_get_alone():
@@ -142,17 +144,17 @@ def test_runs_that_share_a_row_get_what_they_get_alone():
     plans = {"one": tiny_plan(rank=3), "two": tiny_plan(EVERYTHING_IN_LLAMA, rank=5, alpha=2)}
     base = base_of(stock)
     adapters = {n: attach(base, plan, name=n, seed=i) for i, (n, plan) in enumerate(plans.items())}
-    mine, nobodys, theirs = examples_of(3), examples_of(2, seed=1), examples_of(4, seed=2)
-    row = pack([*mine, *nobodys, *theirs])
+    mine, nobodys, reference = examples_of(3), examples_of(2, seed=1), examples_of(4, seed=2)
+    row = pack([*mine, *nobodys, *reference])
     first = sum(e.num_tokens for e in mine)
     second = first + sum(e.num_tokens for e in nobodys)
     nll = base.token_nll(
         row, routes=(Route("one", stop=first), Route("two", start=second, stop=row.num_tokens))
     )
-    parts = nll.split([sum(e.num_targets for e in group) for group in (mine, nobodys, theirs)])
+    parts = nll.split([sum(e.num_targets for e in group) for group in (mine, nobodys, reference)])
     (parts[0].mean() + parts[2].mean()).backward()
     torch.testing.assert_close(parts[1], packed_nll(base, pack(nobodys)), rtol=0, atol=1e-5)
-    for name, group, part in (("one", mine, parts[0]), ("two", theirs, parts[2])):
+    for name, group, part in (("one", mine, parts[0]), ("two", reference, parts[2])):
         loss, alone = peft_gradients(stock, plans[name], adapters[name], group)
         assert abs(part.mean().item() - loss.item()) <= 1e-5 * loss.item()
         together = {key: value.grad for key, value in adapters[name].parameters.items()}
@@ -161,7 +163,7 @@ def test_runs_that_share_a_row_get_what_they_get_alone():
 
 def masked_reference(layer: RoutedLinear, x: Tensor, route: Route) -> Tensor:
     """The layer in plain PyTorch, with the mask of the route."""
-    bits = keep_bits(route.dropout, module=layer.module_name, features=x.shape[1], device=CPU)
+    bits = keep_bits((route.dropout,), module=layer.module_name, features=x.shape[1], device=CPU)
     a, b = layer.lora_A[route.adapter].weight, layer.lora_B[route.adapter].weight
     update = (x * bits.bool() * route.dropout.scale) @ a.T @ b.T
     return layer.get_base_layer()(x) + layer.scaling[route.adapter] * update
@@ -180,16 +182,16 @@ def test_dropout_masks_the_adapters_input_and_only_that(family, name):
     route = Route("default", dropout=DropoutStream(threshold_of(0.4), 0, 3, (0, 2), (12, 8)))
     inputs = [x, layer.lora_A["default"].weight, layer.lora_B["default"].weight]
     with base.router.following((route,)):
-        ours = layer(x)
-    theirs = masked_reference(layer, x, route)
-    torch.testing.assert_close(ours, theirs)
-    weights = torch.randn_like(ours)
-    for got, wanted in zip(
-        torch.autograd.grad((ours * weights).sum(), inputs),
-        torch.autograd.grad((theirs * weights).sum(), inputs),
+        candidate = layer(x)
+    reference = masked_reference(layer, x, route)
+    torch.testing.assert_close(candidate, reference)
+    weights = torch.randn_like(candidate)
+    for got, expected in zip(
+        torch.autograd.grad((candidate * weights).sum(), inputs),
+        torch.autograd.grad((reference * weights).sum(), inputs),
         strict=True,
     ):
-        torch.testing.assert_close(got, wanted)
+        torch.testing.assert_close(got, expected)
 
 
 def test_the_written_gradient_is_the_numerical_one():
@@ -248,11 +250,11 @@ def test_half_precision_is_what_autocast_does():
     layer = base.model.get_submodule("model.layers.0.mlp.up_proj")
     x = torch.randn(6, 32, dtype=torch.bfloat16)
     with base.router.following((Route("default"),)):
-        ours = layer(x)
+        candidate = layer(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        theirs = layer(x)
-    assert ours.dtype == torch.bfloat16
-    torch.testing.assert_close(ours, theirs.bfloat16(), rtol=2**-7, atol=2**-7)
+        reference = layer(x)
+    assert candidate.dtype == torch.bfloat16
+    torch.testing.assert_close(candidate, reference.bfloat16(), rtol=2**-7, atol=2**-7)
 
 
 def test_scores_without_a_gradient_are_in_pefts_own_precision():
@@ -261,14 +263,14 @@ def test_scores_without_a_gradient_are_in_pefts_own_precision():
     attach(base, tiny_plan(), spread_b=0.3)
     x = torch.randn(7, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
     layers = [layer for layer in base.model.modules() if isinstance(layer, RoutedLinear)]
-    ours, pefts = [], []
+    candidate, pefts = [], []
     with torch.no_grad():
         for layer in (layer for layer in layers if layer.in_features == 32):
             pefts.append(layer(x))
             with base.router.following([Route("default")]):
-                ours.append(layer(x))
-    assert len(ours) > 3
-    assert all(torch.equal(one, other) for one, other in zip(ours, pefts, strict=True))
+                candidate.append(layer(x))
+    assert len(candidate) > 3
+    assert all(torch.equal(one, other) for one, other in zip(candidate, pefts, strict=True))
 
 
 def test_routes_end_with_their_block_even_after_an_error():

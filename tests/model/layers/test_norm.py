@@ -30,11 +30,11 @@ def outcome(norm: nn.Module, x: torch.Tensor, grad: torch.Tensor) -> list[torch.
 def test_output_and_gradient_are_the_models_own(dtype, within):
     norm = drawn_norm(dtype=dtype)
     x, grad = (torch.randn(3, 7, 48).to(dtype) for _ in range(2))
-    theirs = outcome(norm, x, grad)
+    reference = outcome(norm, x, grad)
     assert install_fast_norms(norm) == 1
-    for ours, wanted in zip(outcome(norm, x, grad), theirs, strict=True):
-        assert ours.dtype == dtype
-        assert (ours.float() - wanted.float()).norm() <= within * wanted.float().norm()
+    for candidate, expected in zip(outcome(norm, x, grad), reference, strict=True):
+        assert candidate.dtype == dtype
+        assert (candidate.float() - expected.float()).norm() <= within * expected.float().norm()
 
 
 def test_the_written_gradient_is_the_numerical_one():

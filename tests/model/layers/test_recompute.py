@@ -29,9 +29,9 @@ def gradients(
     else:
         adapter = attach(base, tiny_plan(placement, family=family))
     run = tiny_run(base, adapter, EXAMPLES, dropout=0.1, batch_size=5, max_grad_norm=None)
-    found = {}
+    result = {}
     run.optimizer.register_step_pre_hook(
-        lambda *_: found.update(
+        lambda *_: result.update(
             {name: p.grad.clone() for name, p in adapter.parameters.items() if p.grad is not None}
         )
     )
@@ -43,7 +43,7 @@ def gradients(
     (record,) = next(
         train_bundle(base, [run], micro_batch_tokens=33, checkpointing=checkpointing, trunk=store)
     )
-    return record.loss_nats_per_token, found
+    return record.loss_nats_per_token, result
 
 
 def assert_same_bits(one, other):

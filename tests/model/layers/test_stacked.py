@@ -53,8 +53,8 @@ def outcome(product, routes, *, dtype=torch.float64) -> list[Tensor]:
 def test_output_and_every_gradient_are_those_of_run_by_run(routes):
     together, alone = outcome(stacked_product, routes), outcome(routed_product, routes)
     assert len(together) == 2 + 2 * len(RANKS)
-    for ours, wanted in zip(together, alone, strict=True):
-        torch.testing.assert_close(ours, wanted, rtol=1e-6, atol=1e-6)
+    for candidate, expected in zip(together, alone, strict=True):
+        torch.testing.assert_close(candidate, expected, rtol=1e-6, atol=1e-6)
 
 
 def test_in_bf16_only_the_rounding_differs():
@@ -63,9 +63,9 @@ def test_in_bf16_only_the_rounding_differs():
         for product in (stacked_product, routed_product)
     )
     exact = outcome(routed_product, DROPPING)
-    for ours, theirs, wanted in zip(together, alone, exact, strict=True):
-        rounding = (theirs.double() - wanted).norm()
-        assert (ours.double() - wanted).norm() <= 1.5 * rounding + 0.005 * wanted.norm()
+    for candidate, reference, expected in zip(together, alone, exact, strict=True):
+        rounding = (reference.double() - expected).norm()
+        assert (candidate.double() - expected).norm() <= 1.5 * rounding + 0.005 * expected.norm()
     assert [grad.dtype for grad in together[2:]] == [torch.float32] * 2 * len(RANKS)
 
 
@@ -111,7 +111,7 @@ def test_each_run_of_a_stacked_bundle_trains_as_it_does_alone(monkeypatch):
     """Different modules, ranks, dropouts, rates and lengths; the runs alone are not stacked."""
     monkeypatch.setattr(lora, "stacks_runs", lambda _: True)
     bundle = members("llama", down="down_proj", attention="v_proj")
-    found = bundle_and_alone(bundle, base_of_run=tiny_base, micro_batch_tokens=100_000)
-    for mine, adapter, alone, alone_adapter in found:
+    result = bundle_and_alone(bundle, base_of_run=tiny_base, micro_batch_tokens=100_000)
+    for mine, adapter, alone, alone_adapter in result:
         assert losses(mine) == pytest.approx(losses(alone), rel=1e-5)
         assert_same(adapter, alone_adapter, to=1e-3)

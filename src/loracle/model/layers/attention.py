@@ -1,9 +1,9 @@
-"""Attention inside each sequence of a packed row, and nowhere else.
+"""Attention within each sequence of a packed row.
 
 Registered with Transformers as an attention implementation, so it serves every architecture that
-takes its attention from there. Each sequence is its own causal call: a mask over the whole row
-would cost T x T and was measured seven times slower on a CPU (LOG.md). GPUs that have PyTorch's
-variable-length kernel do all sequences in one launch.
+uses that interface. Each sequence is a separate causal call: a mask over the whole row would cost
+T x T and was measured seven times slower on a CPU (LOG.md). GPUs with PyTorch's variable-length
+kernel process all sequences in one launch.
 
 Shapes: B = 1, H query heads, K key-value heads, T tokens, D head size.
 """
@@ -21,10 +21,7 @@ from transformers import AttentionInterface
 
 from loracle.errors import ModelError
 from loracle.model.layers.cpu_attention import attend_on_cpu
-from loracle.model.layers.varlen_attention import (
-    attend_variable_length,
-    attends_variable_length,
-)
+from loracle.model.layers.varlen_attention import attend_variable_length, attends_variable_length
 
 PACKED = "loracle_packed"
 
@@ -46,13 +43,13 @@ def packed_attention(
     """Returns causal attention within each of ``lengths``, and no weights.
 
     Raises:
-        ModelError: If the model asks for what a packed row does not do here: attention dropout,
-            soft-capped scores, attention sinks, or a window shorter than a sequence; or if its
-            architecture does not pass on where the sequences end.
+        ModelError: If the model needs something unsupported: attention dropout, soft-capped
+            scores, attention sinks, or a window shorter than a sequence; or if its architecture
+            does not pass on the lengths.
     """
     if lengths is None:
         raise ModelError(
-            f"{type(module).__name__}: is not told where the sequences of a packed row end; "
+            f"{type(module).__name__}: does not receive the lengths of packed sequences; "
             "this architecture cannot be used"
         )
     if dropout or softcap or kwargs.get("s_aux") is not None:
@@ -71,11 +68,11 @@ def packed_attention(
         return attend_variable_length(query, key, value, lengths=lengths, scale=scale), None
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return attend_on_cpu(query, key, value, lengths=lengths, scale=scale), None
-    return _attend_each(query, key, value, lengths=lengths, scale=scale), None
+    return _attend_by_sequence(query, key, value, lengths=lengths, scale=scale), None
 
 
 def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
-    """Yields the tensors as autocast would hand them to PyTorch's attention."""
+    """Yields the tensors cast as autocast does for PyTorch's attention."""
     device = tensors[0].device.type
     on = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if on else None
@@ -83,7 +80,7 @@ def _autocast(*tensors: Tensor) -> Iterator[Tensor]:
         yield tensor if dtype is None else tensor.to(dtype)
 
 
-def _attend_each(
+def _attend_by_sequence(
     query: Float[Tensor, "1 H T D"],
     key: Float[Tensor, "1 K T D"],
     value: Float[Tensor, "1 K T D"],
@@ -91,11 +88,11 @@ def _attend_each(
     lengths: tuple[int, ...],
     scale: float,
 ) -> Float[Tensor, "1 T H D"]:
-    """Returns what PyTorch's own attention gives for one sequence after another."""
+    """Returns the result of PyTorch's own attention, one sequence after another."""
     grouped = query.shape[1] != key.shape[1]
     if grouped and query.device.type != "cpu":
-        # A GPU that gets here has no kernel but the memory-efficient one, which takes no groups;
-        # with groups PyTorch would write out the whole table of scores.
+        # Such a GPU has only the memory-efficient kernel, which does not support groups; with
+        # groups PyTorch would materialise all scores.
         copies = query.shape[1] // key.shape[1]
         key, value = (tensor.repeat_interleave(copies, dim=1) for tensor in (key, value))
         grouped = False
@@ -108,5 +105,5 @@ def _attend_each(
 
 
 def register_packed_attention() -> None:
-    """Makes ``attn_implementation="loracle_packed"`` known to Transformers."""
+    """Registers ``attn_implementation="loracle_packed"`` with Transformers."""
     AttentionInterface.register(PACKED, packed_attention)

@@ -1,7 +1,7 @@
-"""Causal attention of packed sequences in bf16 on a CPU, with a backward pass that is worth having.
+"""Causal attention of packed sequences in bf16 on a CPU, with a fast backward pass.
 
 The forward pass is PyTorch's flash kernel. Its backward kernel takes about four times as long as
-its forward on sequences of a few hundred tokens; batched products that rebuild the probabilities
+its forward on sequences of a few hundred tokens; batched products that recompute the probabilities
 from the saved log-normaliser take less than half of that (LOG.md).
 
     P = exp(scale (Q K^T - lse / scale))      dV = P^T dO
@@ -91,10 +91,7 @@ def _sequence_grads(
     *,
     scale: float,
 ) -> tuple[Float[Tensor, "H t D"], Float[Tensor, "K t D"], Float[Tensor, "K t D"]]:
-    """Returns the gradients of one sequence.
-
-    The query heads of a group stand below each other, so a product sums over them by itself.
-    """
+    """Returns the gradients of one sequence; stacked query heads let a product sum over a group."""
     (heads, length, columns), groups = query.shape, key.shape[0]
     size = columns - _EXTRA
     query, grad = (t.reshape(groups, -1, columns) for t in (query, grad))

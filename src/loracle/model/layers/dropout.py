@@ -1,15 +1,14 @@
-"""LoRA dropout whose mask is a function of its name.
+"""LoRA dropout whose mask is a function of run seed, step, module and slot.
 
-Each (run seed, step, module, slot) names a stream, where the slot is the place of a sequence in its
-run's batch. So a mask is the same however the step was cut into micro-batches, whatever shared the
-row and whichever device computes it; it is recomputed in the backward pass instead of being kept,
-and nothing needs saving to resume.
+The slot is the place of a sequence in its run's batch. So a mask does not depend on micro-batches,
+on other sequences in the row or on the device; it is recomputed in the backward pass instead of
+being stored, and resuming needs no saved state.
 
 Words come from a counter, not from a generator: word j of token t is SplitMix64's mixing function
-of key(t) + key(module) + j * gamma. Integer arithmetic alone, so it runs on all cores and gives the
-same bits everywhere. A 64-bit word serves four features. An element is dropped when the 15 low bits
-of its 16-bit lane are below a threshold: ``round(p * 32768) / 32768`` is the probability that is
-realised (0.1 becomes 0.100006) and the one the scale is computed from, so the expectation is exact.
+of key(t) + key(module) + j * gamma. This is integer arithmetic, so it runs on all cores and gives
+the same bits everywhere. A 64-bit word serves four features. An element is dropped when the 15 low
+bits of its 16-bit lane are below a threshold: ``round(p * 32768) / 32768`` is the realised
+probability (0.1 becomes 0.100006), from which the scale is computed, so the expectation is exact.
 
 A mask is held as 16-bit lanes of all ones (kept) or all zeros (dropped) and applied by AND-ing it
 to the bits of the numbers: measured ten times as fast as ``torch.where`` (LOG.md).
@@ -38,7 +37,7 @@ _SIGN = -(1 << 15)
 
 
 def _signed(word: int) -> int:
-    """Returns the 64-bit word as the signed number torch calls by the same bits."""
+    """Returns the signed 64-bit integer with the same bits, as torch uses it."""
     return word - (1 << 64) if word >= 1 << 63 else word
 
 
@@ -49,7 +48,7 @@ _FIRST, _SECOND = _signed(0xBF58476D1CE4E5B9), _signed(0x94D049BB133111EB)
 
 @dataclass(frozen=True)
 class DropoutStream:
-    """Names the masks of one run in one packed row."""
+    """Identifies the masks of one run in one packed row."""
 
     threshold: int
     """15-bit words below it are dropped."""
@@ -64,12 +63,12 @@ class DropoutStream:
 
     @classmethod
     def keeping(cls, tokens: int) -> DropoutStream:
-        """Returns a stream that drops nothing, for tokens that only stand in between."""
+        """Returns a stream that drops nothing, for tokens without dropout."""
         return cls(threshold=0, seed=0, step=0, slots=(0,), lengths=(tokens,))
 
     @property
     def scale(self) -> float:
-        """1 / (1 - p) for the probability that is realised."""
+        """1 / (1 - p) for the realised probability p."""
         return _LEVELS / (_LEVELS - self.threshold)
 
 
@@ -79,35 +78,40 @@ def threshold_of(probability: float) -> int:
 
 
 def keep_bits(
-    stream: DropoutStream, *, module: str, features: int, device: torch.device
-) -> Int16[Tensor, "T {features}"]:
-    """Returns -1 (all ones) where an element of a module's input is kept, 0 where it is dropped."""
-    words = _words(_token_keys(stream, device), module=module, features=features)
-    return _lanes(words, features=features, threshold=stream.threshold)
-
-
-def keep_bits_of(
     streams: tuple[DropoutStream, ...], *, module: str, features: int, device: torch.device
 ) -> Int16[Tensor, "T {features}"]:
-    """Returns the bits of many runs below each other, in as many kernels as one run takes."""
-    words = _words(_stacked_keys(streams, device), module=module, features=features)
-    return _lanes(words, features=features, threshold=_stacked_thresholds(streams, device))
+    """Returns -1 (all ones) where an element of a module's input is kept, 0 where it is dropped.
 
-
-def _words(keys: Int64[Tensor, " T"], *, module: str, features: int) -> Int64[Tensor, "T W"]:
-    counters = _counters((features + _LANES - 1) // _LANES, keys.device)
-    return _mixed((keys + _module_key(module))[:, None] + counters)
-
-
-def _lanes(words: Int64[Tensor, "T W"], *, features: int, threshold: Any) -> Int16[Tensor, "T I"]:
-    """Turns words into lanes of ones or zeros, in place.
-
-    Forcing the lane's top bit on makes it negative; adding the threshold makes exactly the dropped
-    ones non-negative; the arithmetic shift spreads the sign over the lane.
+    The tokens of several runs are consecutive and take as many kernels as those of one run.
     """
-    lanes = words.view(torch.int16)
+    threshold: Any
+    if len(streams) == 1:
+        keys, threshold = _token_keys(streams[0], device), streams[0].threshold
+    else:
+        keys, threshold = _stacked_keys(streams, device), _stacked_thresholds(streams, device)
+    counters = _counters((features + _LANES - 1) // _LANES, keys.device)
+    lanes = _mixed((keys + _module_key(module))[:, None] + counters).view(torch.int16)
+    # Setting the lane's top bit makes it negative; adding the threshold makes exactly the dropped
+    # ones non-negative; the arithmetic shift copies the sign over the lane.
     lanes.bitwise_or_(_SIGN).add_(threshold).bitwise_right_shift_(15)
     return lanes[:, :features]
+
+
+def input_bits(
+    x: Float[Tensor, "T I"], streams: tuple[DropoutStream, ...], module: str
+) -> Int16[Tensor, "T I"] | None:
+    """Returns the bits of a module's input ``x``; None without dropout."""
+    if not streams:
+        return None
+    return keep_bits(streams, module=module, features=x.shape[1], device=x.device)
+
+
+def dropped(
+    x: Float[Tensor, "T I"], streams: tuple[DropoutStream, ...], module: str
+) -> Float[Tensor, "T I"]:
+    """Returns ``x`` with zeros where it is dropped."""
+    bits = input_bits(x, streams, module)
+    return x if bits is None else zero_dropped(x, bits)
 
 
 def zero_dropped(x: Float[Tensor, "T I"], bits: Int16[Tensor, "T I"]) -> Float[Tensor, "T I"]:
@@ -126,7 +130,7 @@ def zero_dropped_(x: Float[Tensor, "T I"], bits: Int16[Tensor, "T I"]) -> Float[
 _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-# Enough for the runs of a bundle; every module of a pass, and its gradient, asks for the same ones.
+# Enough for the runs of a bundle; every module of a pass, and its gradient, uses the same ones.
 @lru_cache(maxsize=64)
 def _token_keys(stream: DropoutStream, device: torch.device) -> Int64[Tensor, " T"]:
     """Returns a key per token: the mixed counter of its place in its sequence."""
@@ -146,8 +150,8 @@ def _stacked_keys(streams: tuple[DropoutStream, ...], device: torch.device) -> I
 def _stacked_thresholds(
     streams: tuple[DropoutStream, ...], device: torch.device
 ) -> Int16[Tensor, "T 1"]:
-    each = [torch.full((sum(s.lengths), 1), s.threshold, dtype=torch.int16) for s in streams]
-    return to_device(torch.cat(each), device=device)
+    parts = [torch.full((sum(s.lengths), 1), s.threshold, dtype=torch.int16) for s in streams]
+    return to_device(torch.cat(parts), device=device)
 
 
 @lru_cache(maxsize=4096)
@@ -169,6 +173,6 @@ def _mixed(z: Int64[Tensor, ...]) -> Int64[Tensor, ...]:
 
 
 def _xor_shifted(z: Tensor, bits: int, shifted: Tensor) -> Tensor:
-    """Does z ^= z >> bits. Torch's shift repeats the sign, splitmix64's fills with zeros."""
+    """Computes z ^= z >> bits with a logical shift; torch's own is arithmetic."""
     torch.bitwise_right_shift(z, bits, out=shifted)
     return z.bitwise_xor_(shifted.bitwise_and_((1 << (64 - bits)) - 1))

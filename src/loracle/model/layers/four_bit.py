@@ -1,9 +1,8 @@
-"""A base in 4 bits: weights are kept packed as NF4 and unpacked for each product.
+"""A base in 4 bits: weights are stored packed as NF4 and unpacked for each product.
 
 bitsandbytes packs and unpacks. Its own layer is not used for computing: on a CPU it rewrites its
-weights in place when it first answers without a gradient, and a LoRA layer of ours needs the weight
-and not the product. Unpacked weights live for one product, in the forward pass and again in the
-backward pass, so that no whole weight is ever kept.
+weights in place at the first pass without a gradient, and RoutedLinear needs the weight and not the
+product. Unpacked weights exist for one product, in the forward pass and again in the backward pass.
 
 Shapes: T tokens in the row, I input and O output features.
 Source: Dettmers et al. 2023 arXiv:2305.14314 section 3, NF4 with double quantisation.
@@ -34,9 +33,9 @@ class PackedWeight:
     """A weight of a linear layer in 4 bits."""
 
     packed: Tensor
-    """uint8, two numbers each."""
+    """uint8, two values each."""
     state: Any
-    """bitsandbytes' ``QuantState``: shape, block scales, and how they are packed themselves."""
+    """bitsandbytes' ``QuantState``: shape, block scales, and the packing of these scales."""
 
     def whole(self, dtype: torch.dtype) -> Float[Tensor, "O I"]:
         """Returns the weight, unpacked."""
@@ -46,7 +45,7 @@ class PackedWeight:
         return unpacked.to(dtype)
 
     def parts(self) -> Iterator[Tensor]:
-        """Yields every tensor that the weight is made of."""
+        """Yields every tensor of the packed weight."""
         yield self.packed
         for state in (self.state, self.state.state2):
             if state is not None:
@@ -56,7 +55,7 @@ class PackedWeight:
 
 
 Weight = Tensor | PackedWeight
-"""Of a frozen linear layer, (O, I) once it is whole."""
+"""Weight of a frozen linear layer, (O, I) when unpacked."""
 
 
 def weight_of(layer: nn.Module) -> Weight:
@@ -70,12 +69,12 @@ def weight_of(layer: nn.Module) -> Weight:
 
 
 def whole(weight: Weight, dtype: torch.dtype) -> Float[Tensor, "O I"]:
-    """Returns the weight to multiply by: the one that is kept, or an unpacked one."""
+    """Returns the weight to multiply by, unpacked if it is packed."""
     return weight if isinstance(weight, Tensor) else weight.whole(dtype)
 
 
 def num_numbers(parameter: Tensor) -> int:
-    """Returns how many numbers a parameter stands for, packed or not."""
+    """Returns the number of values of a parameter, packed or not."""
     state: Any = getattr(parameter, "quant_state", None)
     return parameter.numel() if state is None else math.prod(state.shape)
 
@@ -83,8 +82,7 @@ def num_numbers(parameter: Tensor) -> int:
 def four_bit_config(dtype: torch.dtype) -> Any:
     """Returns the Transformers configuration that packs every linear layer but the head.
 
-    Args:
-        dtype: Of products and unpacked weights.
+    Products and unpacked weights are in ``dtype``.
 
     Raises:
         ModelError: If bitsandbytes is not installed.
@@ -105,7 +103,7 @@ def four_bit_config(dtype: torch.dtype) -> Any:
 
 
 def install_unpacked_products(model: nn.Module) -> int:
-    """Lets every layer in 4 bits multiply by its unpacked weight; returns how many there are."""
+    """Makes every layer in 4 bits multiply by its unpacked weight; returns their number."""
     packed = [
         module
         for module in model.modules()
@@ -127,13 +125,13 @@ def _forward(layer: nn.Module, x: Float[Tensor, "*T I"]) -> Float[Tensor, "*T O"
 def frozen_linear(
     x: Float[Tensor, "*T I"], weight: Weight, bias: Float[Tensor, " O"] | None
 ) -> Float[Tensor, "*T O"]:
-    """Returns the layer's product."""
+    """Returns the product of a frozen layer, its weight unpacked if necessary."""
     bias = bias if bias is None else bias.to(x.dtype)
     return nn.functional.linear(x, whole(weight, x.dtype), bias)
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """The product of a frozen weight, which is unpacked again for the gradient."""
+    """Product with a frozen weight, which is unpacked again for the gradient."""
 
     @staticmethod
     def forward(

@@ -1,8 +1,8 @@
 """Negative log-likelihood of targets under a frozen output head, in chunks.
 
-The logits of a whole step are the largest tensor a small model ever makes: V numbers per target.
-Here a chunk of them is made, turned into a loss and into the gradient of the hidden states, and
-thrown away. The head itself is frozen, so no gradient of V x H is ever formed.
+The logits of a step are the largest tensor of a small model: V numbers per target. Here they are
+computed in chunks, each of which gives a loss and the gradient of the hidden states and is then
+discarded. The head itself is frozen, so no gradient of V x H is ever computed.
 
 Shapes: N targets, H hidden size, V vocabulary.
 """
@@ -43,9 +43,9 @@ def trained_target_nll(
     bias: Float[Tensor, " V"] | None,
     targets: Int64[Tensor, " N"],
 ) -> Float[Tensor, " N"]:
-    """Returns what `target_nll` does, for a head that trains too.
+    """Returns the result of `target_nll` for a head that trains too.
 
-    Its gradient is autograd's; the logits of a chunk are made again for it rather than kept.
+    Its gradient is autograd's; the logits of a chunk are recomputed for it instead of stored.
     """
     chunks = [
         checkpoint(_chunk_nll, hidden[rows], weight, bias, targets[rows], use_reentrant=False)
@@ -65,7 +65,7 @@ def _chunk_nll(
 
 
 class _TargetNll(torch.autograd.Function):
-    """The gradient of row i is (softmax_i - onehot_i) W, formed while the logits are at hand."""
+    """The gradient of row i is (softmax_i - onehot_i) W, computed with the loss."""
 
     @staticmethod
     def forward(

@@ -12,7 +12,7 @@ Source: Hu et al. 2021 arXiv:2106.09685 section 4.1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,21 +23,27 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from loracle.model.layers.dropout import keep_bits, zero_dropped, zero_dropped_
+from loracle.model.layers.dropout import (
+    DropoutStream,
+    dropped,
+    input_bits,
+    zero_dropped,
+    zero_dropped_,
+)
 from loracle.model.layers.four_bit import Weight, frozen_linear, weight_of, whole
 from loracle.model.layers.routing import Route, Router
 from loracle.model.layers.stacked import stacked_product
 
 
 class RoutedLinear(PeftLinear):  # type: ignore[misc]
-    """PEFT's LoRA layer that can also follow a router."""
+    """PEFT's LoRA layer that also follows a router."""
 
     router: Router | None = None
     module_name: str = ""
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, **kwargs: Any) -> None:
         super().__init__(base_layer, adapter_name, **kwargs)
-        # One config serves every layer. PEFT corrects it per layer where it builds its own class.
+        # One config serves every layer; PEFT corrects this field per layer only for its own class.
         self.fan_in_fan_out = isinstance(base_layer, Conv1D)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -48,27 +54,27 @@ class RoutedLinear(PeftLinear):  # type: ignore[misc]
         base = self.get_base_layer()
         weight = weight_of(base)
         bias = getattr(base, "bias", None)
-        mine = [route for route in routes if route.adapter in self.lora_A]
+        routes = tuple(route for route in routes if route.adapter in self.lora_A)
         factors = [
             factor
-            for route in mine
+            for route in routes
             for factor in (self.lora_A[route.adapter].weight, self.lora_B[route.adapter].weight)
         ]
-        scales = tuple(float(self.scaling[route.adapter]) for route in mine)
-        flat = x.reshape(-1, x.shape[-1])
+        scales = tuple(float(self.scaling[route.adapter]) for route in routes)
+        product: Callable[..., Tensor]
         if not torch.is_grad_enabled():
-            exact = _product_as_peft(
-                flat, weight, bias, self.module_name, tuple(mine), scales, *factors
-            )
-            return exact.view(*x.shape[:-1], -1)
-        together = len(mine) > 1 and stacks_runs(x.device)
-        product = stacked_product if together else routed_product
-        out = product(flat, weight, bias, self.module_name, tuple(mine), scales, *factors)
+            product = _product_as_peft
+        elif len(routes) > 1 and stacks_runs(x.device):
+            product = stacked_product
+        else:
+            product = routed_product
+        flat = x.reshape(-1, x.shape[-1])
+        out = product(flat, weight, bias, self.module_name, routes, scales, *factors)
         return out.view(*x.shape[:-1], -1)
 
 
 def stacks_runs(device: torch.device) -> bool:
-    """Returns True where many runs are multiplied at once rather than one after another."""
+    """Returns True where runs are multiplied together rather than one after another."""
     return device.type == "cuda"
 
 
@@ -83,14 +89,14 @@ def _product_as_peft(
 ) -> Float[Tensor, "T O"]:
     """Returns the layer's output without a gradient, in PEFT's own precision.
 
-    PEFT multiplies by the factors in their fp32. Scores and answers do the same, so that a saved
-    adapter says to others what its run recorded: with factors in bf16, losses of single examples
-    differed by 0.5 % (one standard deviation, SmolLM2-135M, measured).
+    PEFT multiplies by the factors in fp32. Scores and answers do the same, so that a saved adapter
+    reproduces what its run recorded: with factors in bf16, losses of single examples differed by
+    0.5 % (one standard deviation, SmolLM2-135M, measured).
     """
     out = frozen_linear(x, weight, bias)
     for route, scale, a, b in zip(routes, scales, factors[::2], factors[1::2], strict=True):
         rows = slice(route.start, route.stop)
-        z = _dropped(x[rows], route, module).to(a.dtype) @ a.T
+        z = dropped(x[rows], _streams(route), module).to(a.dtype) @ a.T
         out[rows] += (z @ b.T).mul_(scale * _inverse_keep(route))
     return out
 
@@ -104,8 +110,8 @@ def routed_product(x: Float[Tensor, "T I"], *rest: Any) -> Float[Tensor, "T O"]:
 class _RoutedProduct(torch.autograd.Function):
     """The layer's arithmetic with a hand-written gradient.
 
-    Kept for the backward pass: the shared input and the r-wide product of each run, nothing else.
-    The factors are kept in fp32 by PEFT and used in the dtype of the activations, as autocast does.
+    Saves only the shared input and the r-wide product of each run. PEFT stores the factors in fp32;
+    they are used in the dtype of the activations, as with autocast.
     """
 
     @staticmethod
@@ -123,11 +129,11 @@ class _RoutedProduct(torch.autograd.Function):
         narrow = []
         for route, scale, a, b in zip(routes, scales, factors[::2], factors[1::2], strict=True):
             rows = slice(route.start, route.stop)
-            z = _dropped(x[rows], route, module) @ a.to(x.dtype).T
+            z = dropped(x[rows], _streams(route), module) @ a.to(x.dtype).T
             out[rows].addmm_(z, b.to(x.dtype).T, alpha=scale * _inverse_keep(route))
             narrow.append(z)
         ctx.module, ctx.routes, ctx.scales, ctx.weight = module, routes, scales, weight
-        # A layer that no run of the row has an adapter on needs its weight and nothing else.
+        # A layer without an adapter of any run in the row needs only its weight.
         ctx.save_for_backward(*((x, *factors, *narrow) if routes else ()))
         return out
 
@@ -135,32 +141,17 @@ class _RoutedProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         (grad,) = grads
-        count = len(ctx.routes)
-        x, factors, narrow = _kept(ctx.saved_tensors, count=count)
+        count, saved = len(ctx.routes), ctx.saved_tensors
+        factors, narrow = saved[1 : 1 + 2 * count], saved[1 + 2 * count :]
         grad_x = grad @ whole(ctx.weight, grad.dtype) if ctx.needs_input_grad[0] else None
         grad_factors: list[Tensor] = []
-        for index, (route, scale) in enumerate(zip(ctx.routes, ctx.scales, strict=True)):
-            a, b = factors[2 * index], factors[2 * index + 1]
+        for route, scale, a, b, z in zip(
+            ctx.routes, ctx.scales, factors[::2], factors[1::2], narrow, strict=True
+        ):
             grad_factors += _factor_grads(
-                ctx.module,
-                route,
-                scale * _inverse_keep(route),
-                x,
-                grad,
-                grad_x,
-                a,
-                b,
-                narrow[index],
+                ctx.module, route, scale * _inverse_keep(route), saved[0], grad, grad_x, a, b, z
             )
         return (grad_x, None, None, None, None, None, *grad_factors)
-
-
-def _kept(
-    saved: Sequence[Tensor], *, count: int
-) -> tuple[Tensor, Sequence[Tensor], Sequence[Tensor]]:
-    """Returns input, factors and narrow products of as many runs; nothing of none."""
-    x = saved[0] if count else torch.empty(0)
-    return x, saved[1 : 1 + 2 * count], saved[1 + 2 * count :]
 
 
 def _factor_grads(
@@ -176,15 +167,15 @@ def _factor_grads(
 ) -> tuple[Tensor, Tensor]:
     """Returns the gradients of A and B of one run, and adds its share to ``grad_x`` in place."""
     rows = slice(route.start, route.stop)
-    mine = grad[rows]
-    grad_z = (mine @ b.to(mine.dtype)).mul_(scale)
-    bits = _bits(x[rows], route, module)
+    grad_out = grad[rows]
+    grad_z = (grad_out @ b.to(grad_out.dtype)).mul_(scale)
+    bits = input_bits(x[rows], _streams(route), module)
     inputs = x[rows] if bits is None else zero_dropped(x[rows], bits)
     if grad_x is not None:
-        update = grad_z @ a.to(mine.dtype)
+        update = grad_z @ a.to(grad_out.dtype)
         grad_x[rows] += update if bits is None else zero_dropped_(update, bits)
     grad_a = (grad_z.T @ inputs).to(a.dtype)
-    grad_b = (mine.T @ z).to(b.dtype).mul_(scale)
+    grad_b = (grad_out.T @ z).to(b.dtype).mul_(scale)
     return grad_a, grad_b
 
 
@@ -192,27 +183,20 @@ def _inverse_keep(route: Route) -> float:
     return route.dropout.scale if route.dropout else 1.0
 
 
-def _bits(x: Tensor, route: Route, module: str) -> Tensor | None:
-    if route.dropout is None:
-        return None
-    return keep_bits(route.dropout, module=module, features=x.shape[1], device=x.device)
-
-
-def _dropped(x: Tensor, route: Route, module: str) -> Tensor:
-    bits = _bits(x, route, module)
-    return x if bits is None else zero_dropped(x, bits)
+def _streams(route: Route) -> tuple[DropoutStream, ...]:
+    return () if route.dropout is None else (route.dropout,)
 
 
 def install_routed_layers(config: LoraConfig) -> LoraConfig:
-    """Returns ``config`` told to build our layer wherever PEFT would build its linear one."""
+    """Makes PEFT build RoutedLinear in place of its linear layer; returns ``config``."""
     config._register_custom_module({nn.Linear: RoutedLinear, Conv1D: RoutedLinear})
     return config
 
 
 def connect_router(model: nn.Module, *, router: Router, prefix: str) -> None:
-    """Gives every adapted layer of ``model`` the router and its own name without ``prefix``.
+    """Sets the router and the name, without ``prefix``, of every adapted layer of ``model``.
 
-    The name keys the layer's dropout, so it must be the placement's name for the module and not
+    The name determines the layer's dropout, so it must be the placement's name of the module, not
     PEFT's, which depends on how the model is wrapped.
     """
     for name, module in model.named_modules():

@@ -1,8 +1,7 @@
-"""RMSNorm with a hand-written gradient that keeps its 16-bit input and one number per token.
+"""RMSNorm with a hand-written gradient that saves its 16-bit input and one number per token.
 
-Autograd keeps the input in fp32 and walks back through every step of it. Models whose norm is
-Llama's get this one instead; which models those are is decided by comparing the numbers, not by
-a list of names.
+Autograd saves the input in fp32 and differentiates every step of it. This one replaces norms that
+compute the same as Llama's, which is decided by comparing numbers, not by a list of names.
 
     y = w * x / rms(x),    rms(x) = sqrt(mean(x^2) + eps)
 
@@ -23,8 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from loracle.model.layers.head import as_float
 
-# assumed: the reciprocal root may differ in its last bits, which rounds a few 16-bit results the
-# other way; a norm of another kind (an offset weight, another order of casts) differs far more
+# assumed: the reciprocal root may differ in its last bits, so a few 16-bit results round
+# differently; a norm of another kind (an offset weight, another order of casts) differs far more
 _LARGEST_SHARE_ROUNDED_OTHERWISE = 0.001
 _TOLERANCE = 1e-5
 
@@ -43,7 +42,7 @@ class _RmsNorm(torch.autograd.Function):
         ctx: Any, x: Float[Tensor, "*T H"], weight: Float[Tensor, " H"], epsilon: float
     ) -> Float[Tensor, "*T H"]:
         wide = as_float(x)
-        # A norm is one pass over x where a mean of squares would write the squares out.
+        # A norm is one pass over x; a mean of squares would materialise the squares.
         length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
         inverse = length.square_().div_(x.shape[-1]).add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, weight, inverse)
@@ -61,7 +60,7 @@ class _RmsNorm(torch.autograd.Function):
 
 
 def install_fast_norms(model: nn.Module) -> int:
-    """Replaces the forward of every frozen RMSNorm that this one equals; returns how many."""
+    """Replaces the forward of every frozen RMSNorm equal to this one; returns their number."""
     norms: list[Any] = [module for module in model.modules() if _looks_like_rms_norm(module)]
     kinds = {(type(norm), norm.weight.shape): norm for norm in norms}
     same = {kind for kind, norm in kinds.items() if _gives_the_same(norm)}
@@ -72,7 +71,7 @@ def install_fast_norms(model: nn.Module) -> int:
 
 
 def _forward(norm: Any, stock: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Without a gradient there is nothing to save, and a model answers with its own norm."""
+    """Uses the model's own norm where there is no gradient."""
     if not torch.is_grad_enabled():
         return stock(x)
     return rms_norm(x, weight=norm.weight, epsilon=_epsilon(norm))
@@ -99,9 +98,9 @@ def _gives_the_same(norm: Any) -> bool:
     weight: Tensor = norm.weight
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(64, len(weight), generator=draw).to(weight.device, weight.dtype) * 3
-    ours, theirs = rms_norm(x, weight=weight, epsilon=_epsilon(norm)), norm(x)
-    if ours.dtype != theirs.dtype:
+    candidate, reference = rms_norm(x, weight=weight, epsilon=_epsilon(norm)), norm(x)
+    if candidate.dtype != reference.dtype:
         return False
     if weight.dtype in (torch.float32, torch.float64):
-        return torch.allclose(ours, theirs, rtol=_TOLERANCE, atol=0)
-    return bool((ours != theirs).float().mean() <= _LARGEST_SHARE_ROUNDED_OTHERWISE)
+        return torch.allclose(candidate, reference, rtol=_TOLERANCE, atol=0)
+    return bool((candidate != reference).float().mean() <= _LARGEST_SHARE_ROUNDED_OTHERWISE)

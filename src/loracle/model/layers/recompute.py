@@ -1,7 +1,7 @@
-"""Gradient checkpointing: of a decoder block only its input is kept until its gradient is wanted.
+"""Gradient checkpointing: a decoder block saves only its input for the backward pass.
 
-What lies inside is then computed again, through the same routes and with the same masks, so the
-gradients have the same bits. Blocks below the lowest adapter have no gradient and are left alone.
+Its activations are then recomputed through the same routes and with the same masks, so the
+gradients have the same bits. Blocks below the lowest adapter have no gradient and are not changed.
 
 Source: Chen et al. 2016 arXiv:1604.06174.
 """
@@ -21,12 +21,7 @@ from loracle.model.layers.routing import Router
 
 @contextmanager
 def recomputing(blocks: Sequence[nn.Module], *, router: Router) -> Iterator[None]:
-    """Lets ``blocks`` keep nothing but their input in passes inside the block.
-
-    Args:
-        blocks: Decoder layers.
-        router: Of their adapted layers; what they follow now, they follow again.
-    """
+    """Makes ``blocks`` save only their input inside the context; ``router`` is replayed."""
     for block in blocks:
         block.forward = partial(_recomputed, block.forward, router)
     try:
@@ -40,10 +35,10 @@ def _recomputed(forward: Callable[..., Any], router: Router, *args: Any, **kwarg
     routes = router.routes
     assert routes is not None, "a pass that trains follows routes"
 
-    def again(*args: Any, **kwargs: Any) -> Any:
-        # The second time the pass is over, and nothing is followed any more.
+    def compute(*args: Any, **kwargs: Any) -> Any:
+        # At the second time the pass is over, and the router follows nothing any more.
         with router.following(routes):
             return forward(*args, **kwargs)
 
-    # Masks are functions of their names and nothing else is drawn, so no state is put back.
-    return checkpoint(again, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+    # Masks are functions of their names and nothing else is random, so no state is restored.
+    return checkpoint(compute, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

@@ -20,12 +20,12 @@ class Route:
     stop: int | None = None
     """One past the last token; None: the end of the row."""
     dropout: DropoutStream | None = None
-    """Names the masks; None: no dropout."""
+    """Identifies the masks; None: no dropout."""
 
 
 @dataclass
 class Router:
-    """Shared by every adapted layer of one base; holds the routes of the pass in progress."""
+    """Holds the routes of the current pass for all adapted layers of one base."""
 
     routes: tuple[Route, ...] | None = field(default=None)
     """None: PEFT's own forward. Empty: the base alone."""

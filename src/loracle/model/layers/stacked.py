@@ -1,7 +1,7 @@
 """The routed product of many runs at once, for devices where launches cost more than arithmetic.
 
-The factors of all runs stand below each other, so a layer takes the same number of kernels for
-sixteen runs as for one. A block mask on the narrow product keeps the runs apart:
+The factors of all runs are concatenated, so a layer takes the same number of kernels for sixteen
+runs as for one. A block mask on the narrow product separates the runs:
 
     Z = (drop(X) [A1; A2; ...]^T) * block        out = X W^T + Z [s1 B1, s2 B2, ...]^T
 
@@ -28,7 +28,8 @@ from torch.autograd.function import once_differentiable
 
 from loracle.model.layers.dropout import (
     DropoutStream,
-    keep_bits_of,
+    dropped,
+    input_bits,
     zero_dropped,
     zero_dropped_,
 )
@@ -37,10 +38,7 @@ from loracle.model.layers.routing import Route
 
 
 def stacked_product(x: Float[Tensor, "T I"], *rest: Any) -> Float[Tensor, "T O"]:
-    """Returns what ``lora.routed_product`` does, from the same arguments.
-
-    Runs stand in the row in the order of their routes; tokens between them get the base.
-    """
+    """Returns the result of ``lora.routed_product`` for routes in the order of their tokens."""
     out: Tensor = _StackedProduct.apply(x, *rest)  # type: ignore[no-untyped-call]
     return out
 
@@ -58,7 +56,8 @@ class _StackedProduct(torch.autograd.Function):
         *factors: Float[Tensor, ...],
     ) -> Float[Tensor, "T O"]:
         out = frozen_linear(x, weight, bias)
-        bounds = _bounds(routes, tokens=len(x))
+        bounds = tuple((r.start, len(x) if r.stop is None else r.stop) for r in routes)
+        assert all(stop <= start for (_, stop), (start, _) in pairwise(bounds)), "runs overlap"
         rows = slice(bounds[0][0], bounds[-1][1])
         ranks = tuple(len(a) for a in factors[::2])
         block = _block(bounds, ranks, x.device, x.dtype)
@@ -66,7 +65,7 @@ class _StackedProduct(torch.autograd.Function):
         a = torch.cat(factors[::2]).to(x.dtype)
         b = (torch.cat(factors[1::2], dim=1) * scale).to(x.dtype)
         streams = _streams(routes, bounds)
-        z = (_dropped(x[rows], streams, module) @ a.T).mul_(block)
+        z = (dropped(x[rows], streams, module) @ a.T).mul_(block)
         out[rows].addmm_(z, b.T)
         ctx.module, ctx.rows, ctx.streams, ctx.ranks = module, rows, streams, ranks
         ctx.factor_dtype = factors[0].dtype
@@ -81,24 +80,17 @@ class _StackedProduct(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = grads[0] @ whole(ctx.weight, grads[0].dtype)
-        mine, inputs = grads[0][ctx.rows], x[ctx.rows]
-        grad_z = (mine @ b).mul_(block)
-        bits = _bits(inputs, ctx.streams, ctx.module)
+        grad_out, inputs = grads[0][ctx.rows], x[ctx.rows]
+        grad_z = (grad_out @ b).mul_(block)
+        bits = input_bits(inputs, ctx.streams, ctx.module)
         if grad_x is not None:
             update = grad_z @ a
             grad_x[ctx.rows] += update if bits is None else zero_dropped_(update, bits)
-        kept = inputs if bits is None else zero_dropped(inputs, bits)
-        grad_a = (grad_z.T @ kept).to(ctx.factor_dtype).split(ctx.ranks)
-        grad_b = ((mine.T @ z).to(ctx.factor_dtype) * scale).split(ctx.ranks, dim=1)
-        each = (grad for pair in zip(grad_a, grad_b, strict=True) for grad in pair)
-        return (grad_x, None, None, None, None, None, *each)
-
-
-def _bounds(routes: Sequence[Route], *, tokens: int) -> tuple[tuple[int, int], ...]:
-    """Returns the first token of each run and one past its last."""
-    bounds = tuple((r.start, tokens if r.stop is None else r.stop) for r in routes)
-    assert all(stop <= start for (_, stop), (start, _) in pairwise(bounds)), "runs overlap"
-    return bounds
+        masked = inputs if bits is None else zero_dropped(inputs, bits)
+        grad_a = (grad_z.T @ masked).to(ctx.factor_dtype).split(ctx.ranks)
+        grad_b = ((grad_out.T @ z).to(ctx.factor_dtype) * scale).split(ctx.ranks, dim=1)
+        grad_factors = (grad for pair in zip(grad_a, grad_b, strict=True) for grad in pair)
+        return (grad_x, None, None, None, None, None, *grad_factors)
 
 
 @lru_cache(maxsize=256)
@@ -124,25 +116,25 @@ def _column_scales(
     ranks: tuple[int, ...],
     device: torch.device,
 ) -> Float[Tensor, " R"]:
-    kept = tuple(
+    with_dropout = tuple(
         scale * (route.dropout.scale if route.dropout else 1.0)
         for route, scale in zip(routes, scales, strict=True)
     )
-    return _repeated(kept, ranks, device)
+    return _repeated(with_dropout, ranks, device)
 
 
 @lru_cache(maxsize=256)
 def _repeated(
     numbers: tuple[float, ...], ranks: tuple[int, ...], device: torch.device
 ) -> Float[Tensor, " R"]:
-    each = [number for number, rank in zip(numbers, ranks, strict=True) for _ in range(rank)]
-    return torch.tensor(each, device=device)
+    columns = [number for number, rank in zip(numbers, ranks, strict=True) for _ in range(rank)]
+    return torch.tensor(columns, device=device)
 
 
 def _streams(
     routes: Sequence[Route], bounds: Sequence[tuple[int, int]]
 ) -> tuple[DropoutStream, ...]:
-    """Returns the streams of all tokens from the first run's to the last's; () without dropout."""
+    """Returns the streams of all tokens from the first run to the last; () without dropout."""
     if not any(route.dropout for route in routes):
         return ()
     streams, end = [], bounds[0][0]
@@ -153,14 +145,3 @@ def _streams(
             streams.append(route.dropout or DropoutStream.keeping(stop - start))
         end = stop
     return tuple(streams)
-
-
-def _bits(x: Tensor, streams: tuple[DropoutStream, ...], module: str) -> Tensor | None:
-    if not streams:
-        return None
-    return keep_bits_of(streams, module=module, features=x.shape[1], device=x.device)
-
-
-def _dropped(x: Tensor, streams: tuple[DropoutStream, ...], module: str) -> Tensor:
-    bits = _bits(x, streams, module)
-    return x if bits is None else zero_dropped(x, bits)

@@ -1,7 +1,7 @@
-"""Causal attention inside every sequence of a packed row in one launch, on GPUs that have it.
+"""Causal attention within all sequences of a packed row in one launch, where PyTorch offers it.
 
-PyTorch ships it for compute capability 8.0 and above, in 16-bit; its signature changed between
-releases, so it is asked what it takes. Older GPUs attend one sequence after another.
+PyTorch ships the kernel for compute capability 8.0 and above, in 16 bits; its signature changed
+between releases, so it is inspected. Older GPUs process one sequence after another.
 
 Shapes: H query heads, K key-value heads, T tokens, D head size, S sequences.
 Source: torch.nn.attention.varlen (PyTorch 2.10 and later).
@@ -21,7 +21,7 @@ from torch import Tensor
 
 
 def attends_variable_length(device: torch.device, dtype: torch.dtype) -> bool:
-    """Returns True if this device has the kernel for numbers of this dtype."""
+    """Returns True if the device has the kernel for this dtype."""
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return False
     return torch.cuda.get_device_capability(device)[0] >= 8 and _kernel() is not None
@@ -33,7 +33,7 @@ def _kernel() -> Callable[..., Any] | None:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    # Without a scale of the caller's, models that set their own could not be served.
+    # A kernel without this argument would ignore the scale that some models set.
     return varlen_attn if "scale" in inspect.signature(varlen_attn).parameters else None
 
 
@@ -46,25 +46,16 @@ def attend_variable_length(
     scale: float,
     kernel: Callable[..., Any] | None = None,
 ) -> Float[Tensor, "1 T H D"]:
-    """Returns causal attention within each of ``lengths``.
-
-    Args:
-        query: Queries.
-        key: Keys, of as many heads or fewer.
-        value: Values, as the keys.
-        lengths: Tokens of each sequence; they sum to T.
-        scale: Factor of the scores.
-        kernel: Called in place of PyTorch's, with its arguments.
-    """
+    """Returns causal attention within each of ``lengths``; tests replace PyTorch's ``kernel``."""
     kernel = kernel or _kernel()
     assert kernel is not None
-    takes = inspect.signature(kernel).parameters
+    parameters = inspect.signature(kernel).parameters
     groups = query.shape[1] // key.shape[1]
-    if groups > 1 and "enable_gqa" not in takes:
+    if groups > 1 and "enable_gqa" not in parameters:
         key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
     options: dict[str, Any] = {"scale": scale}
-    options |= {"is_causal": True} if "is_causal" in takes else {"window_size": (-1, 0)}
-    if "enable_gqa" in takes:
+    options |= {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
+    if "enable_gqa" in parameters:
         options["enable_gqa"] = groups > 1
     ends, longest = _ends(lengths, query.device), max(lengths)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -74,5 +65,5 @@ def attend_variable_length(
 
 @lru_cache(maxsize=16)
 def _ends(lengths: tuple[int, ...], device: torch.device) -> Int[Tensor, " ends"]:
-    """Returns where each sequence ends; every layer of a pass asks for the same."""
+    """Returns the ends of the sequences, cached because every layer of a pass needs the same."""
     return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
