@@ -1,1 +1,1 @@
-"""What a user asks for: YAML and overrides to one validated, immutable Config. No torch."""
+"""Configuration: YAML and overrides to one validated, immutable Config. No torch."""
