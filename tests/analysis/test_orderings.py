@@ -6,6 +6,7 @@ import pytest
 
 from analysis.stats.simulated import ARMS, SimulatedArm, simulated_study
 from loracle.analysis.orderings import published_orderings
+from loracle.analysis.rate_search import shared_rate
 from loracle.analysis.verdicts import judge
 
 
@@ -85,3 +86,29 @@ def test_an_ordering_without_a_completed_run_is_not_tested(tmp_path):
     arms = with_effects(attention=0.0, feed_forward=0.0)
     missing = [("feed-forward", seed) for seed in (0, 1, 2)]
     assert outcomes_of(tmp_path, *arms, unfinished=missing)["O1"] == "not tested"
+
+
+def test_orderings_found_at_searched_rates_are_not_tested_at_one_rate(tmp_path):
+    study = simulated_study(tmp_path, num_examples=150, searched=False)
+    found = {o.id: o for o in published_orderings(study, judge(study))}
+    assert {found[key].outcome for key in ("O1", "O2")} == {"not tested"}
+    assert [c.arm for c in found["O1"].comparisons] == ["feed-forward"]
+    assert (
+        "all arms with adapters ran at 0.0003. At that rate: feed-forward: Loss"
+        in found["O1"].evidence
+    )
+    assert found["O5"].outcome == "reproduced"
+
+
+def test_a_shared_rate_counts_ranks_of_modules_and_arms_that_ran(tmp_path):
+    study = simulated_study(tmp_path, arms=ARMS[:2], num_answers=0, searched=False)
+    rate = shared_rate(study)
+    assert rate is not None
+    assert (rate.learning_rate, rate.lowest_rank) == (3e-4, 16)
+    first, second = study.arms
+    mixed = [dict(module, rank=16) for module in second.modules]
+    assert shared_rate(replace(study, arms=(first, replace(second, modules=tuple(mixed))))) is None
+    mixed[0]["rank"] = 32
+    assert shared_rate(replace(study, arms=(first, replace(second, modules=tuple(mixed)))))
+    ran = tuple(run for run in study.runs if run.arm == first.name)
+    assert shared_rate(replace(study, runs=ran)) is None

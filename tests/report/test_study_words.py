@@ -38,13 +38,16 @@ def test_one_seed_establishes_nothing(bare_contents):
 
 def test_a_lone_reference_has_nothing_to_compare_with(tmp_path):
     study = simulated_study(tmp_path, arms=ARMS[:1], seeds=(0, 1), num_answers=0)
-    assert answer(judge(study))[0] == "No placement has a completed run to compare with all-linear."
+    assert (
+        answer(study, judge(study))[0]
+        == "No placement has a completed run to compare with all-linear."
+    )
 
 
 def test_an_arm_that_did_not_learn_is_not_said_to_have(tmp_path):
     lost = replace(ARMS[1], effect_nats=0.2)
     study = simulated_study(tmp_path, arms=(ARMS[0], lost), num_answers=0)
-    assert "1 of 2 arms can be told" in answer(judge(study))[-1]
+    assert "1 of 2 arms can be told" in answer(study, judge(study))[-1]
 
 
 def test_noise_is_told_with_its_n(tmp_path, bare_contents, contents):
@@ -66,6 +69,32 @@ def test_advice_sets_limits_that_keep_some_arms_out(study, contents):
     assert free == contents.advice[0]
     assert memory.startswith("Within 3.9 GiB: ")
     assert re.match(r"Within (2.9|3) s per step: ", time)
+
+
+@pytest.fixture(scope="module")
+def unsearched(tmp_path_factory):
+    """Nine arms of ranks 16 to 86 at one rate, which was not searched."""
+    return simulated_study(tmp_path_factory.mktemp("one-rate"), searched=False, num_examples=150)
+
+
+def test_unequal_ranks_at_one_rate_are_not_ranked_as_places(unsearched, study):
+    verdicts = judge(unsearched)
+    assert [c.verdict for c in verdicts.comparisons].count("worse") >= 3
+    caveat, *findings = answer(unsearched, verdicts)
+    assert "All arms with adapters ran at one learning rate, 0.0003, with ranks of 16 to" in caveat
+    assert "they do not rank places" in caveat
+    assert findings[0].startswith("By validation loss")
+    (sentence,) = advice(unsearched, verdicts)
+    assert sentence.startswith("No placement is recommended")
+    assert "take " not in sentence
+    assert not any("do not rank" in words for words in answer(study, judge(study)))
+
+
+def test_equal_ranks_at_one_rate_are(tmp_path):
+    arms = tuple(replace(arm, rank=16) for arm in ARMS[:3])
+    equal = simulated_study(tmp_path, arms=arms, searched=False)
+    assert answer(equal, judge(equal))[0].startswith("By validation loss")
+    assert "take all-linear" in advice(equal, judge(equal))[0]
 
 
 def test_without_a_difference_in_cost_there_is_no_limit_to_advise(bare_contents):
@@ -105,11 +134,16 @@ def test_limits_follow_from_the_size_of_the_study(study, contents):
     assert "3 seeds: the spread between seeds" in text
     assert "BLEU rests on 20 short answers" in text
     assert f"{largest_smallest_effect(contents.verdicts):.4f} nats per token" in text
-    assert "One learning rate for all arms" in text
     large = replace(study.inventory, total_params=7_000_000_000)
     other = limits(replace(study, inventory=large), contents.provenance, smallest_effect_nats=None)
     assert not any("million parameters" in sentence for sentence in other)
     assert not any("often go unseen" in sentence for sentence in other)
+
+
+def test_one_rate_for_all_arms_is_a_limit(unsearched, study, contents):
+    found = limits(unsearched, contents.provenance, smallest_effect_nats=None)
+    assert any("One learning rate for all arms" in sentence for sentence in found)
+    assert not any("One learning rate for all arms" in sentence for sentence in contents.limits)
 
 
 def test_without_answers_nothing_is_said_of_bleu(bare_contents):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loracle.analysis.comparison import Comparison, judged
 from loracle.analysis.costs import Cost, amount_words, arm_costs, costs_more, ratio_range
+from loracle.analysis.rate_search import SharedRate, shared_rate
 from loracle.errors import PlacementError
 from loracle.placement.presets import (
     Selector,
@@ -59,6 +60,8 @@ class _Claim:
     id: str
     claim: str
     source: str
+    searched_rates: bool = False
+    """Whether a source of it gave each condition a learning rate of its own."""
 
 
 @dataclass(frozen=True)
@@ -74,22 +77,26 @@ _FEED_FORWARD_BEFORE_ATTENTION = _Claim(
     "Schulman et al. 2025, LoRA Without Regret (Thinking Machines); He et al. 2022, "
     "arXiv:2110.04366, except at the smallest budgets; Zhang et al. 2023, arXiv:2303.10512; "
     "Biderman et al. 2024, arXiv:2405.09673, at equal rank",
+    searched_rates=True,
 )
 _ALL_BEFORE_QUERY_VALUE = _Claim(
     "O2",
     "All linear layers at a low rank are at least as good as query and value at a high rank.",
     "Dettmers et al. 2023, arXiv:2305.14314; Raschka 2023, Ahead of AI",
+    searched_rates=True,
 )
 _VALUE_AND_OUTPUT_FIRST = _Claim(
     "O3",
     "Of the attention projections alone, value and output learn more than query and key.",
     "Hu et al. 2021, arXiv:2106.09685, table 5; Hayou et al. 2025, arXiv:2506.20629",
+    searched_rates=True,
 )
 _RANK_HELPS_TO_A_POINT = _Claim(
     "O4",
     "The validation loss does not rise with the rank: it falls and then stays.",
     "Hu et al. 2021, arXiv:2106.09685, table 18; Schulman et al. 2025, LoRA Without Regret "
     "(Thinking Machines)",
+    searched_rates=True,
 )
 _MEMORY_IS_IN_THE_PLACE = _Claim(
     "O5",
@@ -114,7 +121,8 @@ def published_orderings(study: StudyRecord, verdicts: Verdicts) -> list[Ordering
         (_MEMORY_IS_IN_THE_PLACE, lambda study, _: _memory_is_in_the_place(study)),
         (_RANK_FORGETS, lambda *_: _not_tested("Forgetting of other text is not measured.")),
     ]
-    found = [(claim, test(study, verdicts)) for claim, test in tests]
+    rate = shared_rate(study)
+    found = [(claim, _at_rate(rate, claim, test(study, verdicts))) for claim, test in tests]
     return [
         Ordering(
             claim.id,
@@ -126,6 +134,17 @@ def published_orderings(study: StudyRecord, verdicts: Verdicts) -> list[Ordering
         )
         for claim, finding in found
     ]
+
+
+def _at_rate(rate: SharedRate | None, claim: _Claim, finding: _Finding) -> _Finding:
+    """Returns the finding; of a claim at searched rates, not tested at a shared one."""
+    if rate is None or not claim.searched_rates or finding.outcome == "not tested":
+        return finding
+    evidence = (
+        f"A source searched the learning rate; here all arms with adapters ran at "
+        f"{rate.learning_rate:g}. At that rate: {finding.evidence}"
+    )
+    return _Finding("not tested", evidence, finding.comparisons)
 
 
 def _feed_forward_before_attention(study: StudyRecord, verdicts: Verdicts) -> _Finding:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from loracle.analysis.costs import Axis, Cost, amount_words, arm_costs, costs_more
+from loracle.analysis.rate_search import SharedRate, shared_rate
 from loracle.records.study_folder import StudyRecord
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Recommendation:
     """An arm to take, and why."""
 
     arm: str | None
-    """Its name; None: no arm meets the constraint."""
+    """Its name; None: no arm meets the constraint, or the arms' rates allow no advice."""
     words: str
     """The recommendation, with its figures."""
 
@@ -48,6 +49,8 @@ def recommend(
         max_trainable_params: Trainable parameters allowed.
         max_step_time_s: Median step time that the slowest run may take.
     """
+    if rate := shared_rate(study):
+        return Recommendation(None, _no_advice(rate))
     asked: dict[Axis, float | None] = {
         "peak_memory_gib": max_memory_gib,
         "trainable_params": max_trainable_params,
@@ -119,6 +122,14 @@ def _cheapest_on(
 
 def _fits(costs: Mapping[Axis, Cost], limits: Mapping[Axis, float]) -> bool:
     return all(axis in costs and costs[axis].high <= limit for axis, limit in limits.items())
+
+
+def _no_advice(rate: SharedRate) -> str:
+    return (
+        f"No placement is recommended: arms of rank {rate.lowest_rank} to {rate.highest_rank} ran "
+        f"at one learning rate, {rate.learning_rate:g}, and another rate can reverse their order. "
+        f"Search a rate for each arm: search.learning_rates in the study's file."
+    )
 
 
 def _words(found: _Choice) -> str:

@@ -210,12 +210,13 @@ def report(
         report_study(folder, console=Console())
         return
     from loracle.records.find_runs import read_results
+    from loracle.records.lone_runs import study_of_runs
     from loracle.report.tables.baseline import baseline_table
     from loracle.report.terminal.run import result_view
 
     results = read_results(folder)
     if markdown or len(results) > 1:
-        sys.stdout.write(baseline_table(results) + "\n")
+        sys.stdout.write(baseline_table(study_of_runs(folder)) + "\n")
     else:
         Console().print(result_view(results[0]))
 

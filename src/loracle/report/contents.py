@@ -164,7 +164,7 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
         study=study,
         verdicts=verdicts,
         provenance=provenance,
-        answer=tuple(answer(verdicts)),
+        answer=tuple(answer(study, verdicts)),
         advice=tuple(advice(study, verdicts)),
         noise=tuple(noise_words(verdicts)),
         methods=tuple(methods_paragraphs(study, provenance)),

@@ -24,8 +24,7 @@ def tables_of(study: StudyRecord) -> list[str]:
     """Returns the tables as Markdown; of a lone arm, its runs beside the untuned model."""
     line = provenance_of(study).line
     if len(study.arms) == 1:
-        results = [run.result for run in study.runs]
-        return [baseline_table(results), markdown_of(criteria_table(study))]
+        return [baseline_table(study), markdown_of(criteria_table(study))]
     verdicts = judge(study)
     tables = (
         verdict_table(study, verdicts, provenance=line),

@@ -79,6 +79,7 @@ def write_study(
     unfinished: Sequence[tuple[str, int]] = (),
     noise: Noise | None = None,
     scores: bool = True,
+    searched: bool = True,
     draw_seed: int = 0,
 ) -> Path:
     """Writes a study whose first arm is the reference; same arguments, same bytes.
@@ -96,6 +97,7 @@ def write_study(
         unfinished: Arms and seeds whose run failed.
         noise: Standard deviations; None: those of ``Noise``.
         scores: Whether modules were scored.
+        searched: Whether a rate was searched for each arm; all took the same one.
         draw_seed: Another one, another world.
     """
     inventory = _inventory(num_layers)
@@ -115,6 +117,7 @@ def write_study(
             "seeds": list(seeds),
             "arms": {arm.name: {"placement": arm.name} for arm in arms},
             "noise": {"repeats": repeats, "extra_seeds": list(extra_seeds)},
+            "search": {"learning_rates": [1e-4, 3e-4, 1e-3], "seed": 99} if searched else None,
             "config": dict(world.config),
         },
     )

@@ -8,23 +8,37 @@ from functools import reduce
 from operator import getitem
 from typing import Any
 
+from loracle.analysis.comparison import Comparison
+from loracle.analysis.verdicts import judge
 from loracle.records.find_runs import without_seed
+from loracle.records.study_folder import StudyRecord
+from loracle.report.text.numbers import NOT_MEASURED
+from loracle.text import plural
 
 Result = Mapping[str, Any]
 
 
-def baseline_table(results: Sequence[Result]) -> str:
-    """Returns quality and cost over seeds: mean, and lowest to highest, with provenance.
+def baseline_table(study: StudyRecord) -> str:
+    """Returns the quality and cost of one configuration over its seeds, with provenance.
+
+    Changes in loss, perplexity and BLEU carry 95 % intervals over seeds and examples, as a study's
+    comparisons do; with one seed there is no interval.
 
     Args:
-        results: Results of one configuration with different seeds.
+        study: Runs of one arm, see `records.lone_runs`.
     """
+    results = [run.result for run in study.runs]
+    changes = _changes(study, results)
     lines = [
-        "| | untuned | tuned | change |",
+        "| | untuned | tuned | change [95 % interval] |",
         "|---|---:|---:|---:|",
-        *(_quality_row(results, name, key, spec) for name, key, spec in _QUALITY),
+        *(
+            f"| {name} | {_mean(results, ('quality', 'base', key), spec)} | "
+            f"{_mean(results, ('quality', 'tuned', key), spec)} | {changes[key]} |"
+            for name, key, spec in _QUALITY
+        ),
         "",
-        "| | |",
+        "| | mean [lowest to highest run] |",
         "|---|---:|",
         *(
             f"| {name} | {_spread(results, ('efficiency', *path), spec)} |"
@@ -38,38 +52,75 @@ def baseline_table(results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def _changes(study: StudyRecord, results: Sequence[Result]) -> dict[str, str]:
+    """Returns tuned minus untuned by metric, in words."""
+    verdicts = judge(study)
+    loss = verdicts.against_untuned(study.reference)
+    bleu = verdicts.against_untuned(study.reference, metric="bleu")
+    return {
+        "perplexity": _change(
+            loss.effect_percent if loss else None,
+            loss.effect_percent_interval if loss else None,
+            "+.1f",
+            " %",
+        ),
+        "loss_nats_per_token": _of(loss, "+.3f"),
+        "bleu": _of(bleu, "+.2f"),
+        # No interval: chrF's counts per answer are not recorded.
+        "chrf": _change(_mean_change(results, "chrf"), None, "+.2f"),
+    }
+
+
+def _of(comparison: Comparison | None, spec: str) -> str:
+    if comparison is None:
+        return NOT_MEASURED
+    return _change(comparison.difference, comparison.interval, spec)
+
+
+def _mean_change(results: Sequence[Result], key: str) -> float | None:
+    pairs = [(r["quality"]["base"][key], r["quality"]["tuned"][key]) for r in results]
+    if any(None in pair for pair in pairs):
+        return None
+    return statistics.fmean(after - before for before, after in pairs)
+
+
+def _change(
+    value: float | None, interval: tuple[float, float] | None, spec: str, unit: str = ""
+) -> str:
+    if value is None:
+        return NOT_MEASURED
+    if interval is None:
+        return f"{value:{spec}}{unit} (no interval)"
+    return f"{value:{spec}}{unit} [{interval[0]:{spec}}, {interval[1]:{spec}}]"
+
+
 def _measured_on(results: Sequence[Result]) -> str:
     first = results[0]
     tuned = first["quality"]["tuned"]
     seeds = ", ".join(str(result["seed"]) for result in results)
     return (
-        f"n = {len(results)} seed(s) ({seeds}); mean, and lowest to highest in brackets. "
+        f"{plural(len(results), 'seed')} ({seeds}). {_means_and_intervals(len(results))} "
         f"Perplexity and loss on {tuned['num_examples']:,} held-out examples "
         f"({tuned['num_targets']:,} tokens), BLEU and chrF on {tuned['num_answers'] or 0:,} greedy "
         f"answers. {first['device']}, {first['finished_at'][:10]}."
     )
 
 
-def _quality_row(results: Sequence[Result], name: str, key: str, spec: str) -> str:
-    before, after = (_spread(results, ("quality", model, key), spec) for model in ("base", "tuned"))
-    return f"| {name} | {before} | {after} | {_change(results, key)} |"
+def _means_and_intervals(num_seeds: int) -> str:
+    if num_seeds < 2:
+        return "Without a second seed there is no interval."
+    return "Untuned and tuned: means over seeds; intervals: 95 %, over seeds and examples."
 
 
-def _change(results: Sequence[Result], key: str) -> str:
-    pairs = [(r["quality"]["base"][key], r["quality"]["tuned"][key]) for r in results]
-    if any(value is None for pair in pairs for value in pair):
-        return "n/a"
-    if key == "perplexity":
-        return _range([after / before - 1 for before, after in pairs], "+.1%")
-    return _range([after - before for before, after in pairs], "+.2f")
+def _mean(results: Sequence[Result], path: Sequence[str], spec: str) -> str:
+    values: list[Any] = [reduce(getitem, path, result) for result in results]
+    return NOT_MEASURED if None in values else format(statistics.fmean(values), spec)
 
 
 def _spread(results: Sequence[Result], path: Sequence[str], spec: str) -> str:
-    found: list[Any] = [reduce(getitem, path, result) for result in results]
-    return "n/a" if None in found else _range(found, spec)
-
-
-def _range(values: Sequence[float], spec: str) -> str:
+    values: list[Any] = [reduce(getitem, path, result) for result in results]
+    if None in values:
+        return NOT_MEASURED
     low, high = format(min(values), spec), format(max(values), spec)
     mean = format(statistics.fmean(values), spec)
     return mean if low == high else f"{mean} [{low} to {high}]"
@@ -81,7 +132,6 @@ _QUALITY = (
     ("BLEU", "bleu", ".2f"),
     ("chrF", "chrf", ".2f"),
 )
-
 
 _COST = (
     ("trainable parameters", ("trainable_params",), ",.0f"),

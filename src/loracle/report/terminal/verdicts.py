@@ -33,7 +33,7 @@ def verdict_view(study: StudyRecord, verdicts: Verdicts, *, width: int) -> Rende
     return Group(
         Text(str(study.study["question"]), style="bold"),
         _table(study, verdicts, wide=width >= _WIDE_COLUMNS),
-        Text(" ".join(answer(verdicts))),
+        Text(" ".join(answer(study, verdicts))),
         Text(_basis(study, verdicts), style="dim"),
     )
 

@@ -23,7 +23,7 @@ def advice(study: StudyRecord, verdicts: Verdicts) -> list[str]:
         sentences.append(_sentence(recommend(study, verdicts, max_memory_gib=memory).words))
     if time is not None:
         sentences.append(_sentence(recommend(study, verdicts, max_step_time_s=time).words))
-    return sentences
+    return list(dict.fromkeys(sentences))
 
 
 def _half_way(study: StudyRecord, axis: Axis) -> float | None:

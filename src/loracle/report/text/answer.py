@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loracle.analysis.comparison import Comparison, Metric
+from loracle.analysis.rate_search import shared_rate
 from loracle.analysis.summaries import NoiseFloor
 from loracle.analysis.verdicts import Verdicts
+from loracle.records.study_folder import StudyRecord
 from loracle.report.text.numbers import BLEU_DECIMALS, LOSS_DECIMALS
 from loracle.text import plural
 
@@ -16,8 +18,31 @@ _UNITS: dict[Metric, tuple[str, int]] = {
 }
 
 
-def answer(verdicts: Verdicts) -> list[str]:
-    """Returns what the study found, in up to three sentences."""
+def answer(study: StudyRecord, verdicts: Verdicts) -> list[str]:
+    """Returns what the study found, a paragraph per statement."""
+    caveat = rate_caveat(study)
+    return [caveat, *_findings(verdicts)] if caveat else _findings(verdicts)
+
+
+def rate_caveat(study: StudyRecord) -> str:
+    """Returns that one unsearched rate does not rank places, or nothing where that is not so."""
+    rate = shared_rate(study)
+    if rate is None:
+        return ""
+    return (
+        f"All arms with adapters ran at one learning rate, {rate.learning_rate:g}, with ranks of "
+        f"{rate.lowest_rank} to {rate.highest_rank}, and no arm's rate was searched. The "
+        f"differences hold at this rate only; they do not rank places."
+    )
+
+
+def at_one_rate(study: StudyRecord) -> str:
+    """Returns a caption's short form of `rate_caveat`, with a space before it."""
+    rate = shared_rate(study)
+    return f" At one unsearched learning rate ({rate.learning_rate:g})." if rate else ""
+
+
+def _findings(verdicts: Verdicts) -> list[str]:
     losses = of_metric(verdicts.comparisons, "loss_nats_per_token")
     sentences = [_found(losses, reference=verdicts.reference, by="validation loss")]
     bleu = of_metric(verdicts.comparisons, "bleu")

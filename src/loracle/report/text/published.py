@@ -17,6 +17,11 @@ def why_it_may_differ(
     """Returns why an ordering may come out otherwise here, without claiming to know."""
     outcomes = {found.outcome for found in orderings}
     setting = _setting(study, provenance)
+    if any(o.outcome == "not tested" and o.comparisons for o in orderings):
+        return (
+            f"An ordering whose source searched the learning rate is not tested by arms of unequal "
+            f"rank at one rate, whichever way they differ there: {setting}."
+        )
     if "contradicted" in outcomes:
         return (
             f"A contradiction here need not speak against the source: {setting}; most sources "
