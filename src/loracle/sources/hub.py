@@ -27,10 +27,9 @@ def resolve_hub_model(source: HubSource, *, progress: Progress) -> ResolvedSourc
         SourceError: No route, no access, not found, or not a model in safetensors.
     """
     progress(f"looking up {_named(source)}")
-    _require_disk(source)
-    folder = _snapshot(
-        source, kind="model", allowed=folders.MODEL_PATTERNS, ignored=folders.MODEL_IGNORED
-    )
+    with _hub_faults(source, kind="model"):
+        _require_disk(source)
+        folder = Path(_snapshot(source, kind="model"))
     folders.require_model_folder(folder, name=_named(source))
     return ResolvedSource(folder, source.canonical, folder.name)
 
@@ -42,9 +41,8 @@ def resolve_hub_data(source: HubSource, *, progress: Progress) -> ResolvedSource
         SourceError: No route, no access, not found, or no data file.
     """
     progress(f"looking up {_named(source)}")
-    folder = _snapshot(
-        source, kind="data", allowed=folders.DATA_PATTERNS, ignored=folders.DATA_IGNORED
-    )
+    with _hub_faults(source, kind="data"):
+        folder = Path(_snapshot(source, kind="data"))
     files = folders.require_data_files(folder, name=_named(source))
     path = files[0] if len(files) == 1 else folder
     return ResolvedSource(path, source.canonical, folder.name)
@@ -69,22 +67,14 @@ def _require_disk(source: HubSource) -> None:
     Checks nothing if the hub cannot be reached: the download reports that.
 
     Raises:
-        SourceError: No access, not found, or not enough room.
+        SourceError: If there is not enough room.
     """
-    import huggingface_hub
     from huggingface_hub import constants, errors
 
-    with _hub_faults(source, kind="model"):
-        try:
-            files = huggingface_hub.snapshot_download(
-                source.repo,
-                revision=source.revision,
-                allow_patterns=list(folders.MODEL_PATTERNS),
-                ignore_patterns=list(folders.MODEL_IGNORED),
-                dry_run=True,
-            )
-        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.DryRunError):
-            return
+    try:
+        files = _snapshot(source, kind="model", dry_run=True)
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.DryRunError):
+        return
     needed = sum(file.file_size or 0 for file in files if file.will_download)
     cache = Path(constants.HF_HUB_CACHE)
     existing = next(path for path in (cache, *cache.parents) if path.exists())
@@ -96,24 +86,22 @@ def _require_disk(source: HubSource) -> None:
         )
 
 
-def _snapshot(
-    source: HubSource, *, kind: Kind, allowed: tuple[str, ...], ignored: tuple[str, ...]
-) -> Path:
-    """Returns the snapshot folder, named after its commit.
+def _snapshot(source: HubSource, *, kind: Kind, **options: Any) -> Any:
+    """Returns the snapshot folder, named after its commit; with ``dry_run`` a list of its files.
 
     Without a route the client returns its cached snapshot, and raises if that is partial.
     """
     import huggingface_hub
 
-    with _hub_faults(source, kind=kind):
-        folder = huggingface_hub.snapshot_download(
-            source.repo,
-            repo_type="dataset" if kind == "data" else "model",
-            revision=source.revision,
-            allow_patterns=list(allowed),
-            ignore_patterns=list(ignored),
-        )
-    return Path(folder)
+    is_model = kind == "model"
+    return huggingface_hub.snapshot_download(
+        source.repo,
+        repo_type="model" if is_model else "dataset",
+        revision=source.revision,
+        allow_patterns=list(folders.MODEL_PATTERNS if is_model else folders.DATA_PATTERNS),
+        ignore_patterns=list(folders.MODEL_IGNORED if is_model else folders.DATA_IGNORED),
+        **options,
+    )
 
 
 def _named(source: HubSource) -> str:

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -20,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from loracle.config.run import Config, Fraction, Natural, PlacementConfig, Positive
+from loracle.config.run import Config, Fraction, Natural, PlacementConfig, Positive, Section
 from loracle.errors import did_you_mean
 from loracle.placement.budget import Budget
 from loracle.placement.plan import FULL
@@ -30,13 +29,7 @@ from loracle.text import slug_of
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+@-]{0,39}")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class StrategicConfig(_Section):
+class StrategicConfig(Section):
     """The modules that score best on a few training batches of the frozen base."""
 
     strategic: Score
@@ -45,7 +38,7 @@ class StrategicConfig(_Section):
     """Fraction of the linear layers that get an adapter."""
 
 
-class RandomConfig(_Section):
+class RandomConfig(Section):
     """Modules drawn at random: the control that tells a good choice from a lucky one."""
 
     random: Natural
@@ -54,7 +47,7 @@ class RandomConfig(_Section):
     """Fraction of the linear layers that get an adapter."""
 
 
-class NoiseConfig(_Section):
+class NoiseConfig(Section):
     """Runs of the reference arm that measure noise and count in no comparison."""
 
     repeats: Natural = 0
@@ -63,7 +56,7 @@ class NoiseConfig(_Section):
     """Seeds that only it has."""
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """A grid of learning rates, tried for every arm before the comparison."""
 
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)]
@@ -72,7 +65,7 @@ class SearchConfig(_Section):
     """Seed of the trial runs; none of the study's."""
 
 
-class FullConfig(_Section):
+class FullConfig(Section):
     """Full fine-tuning, a reference beside the arms."""
 
     learning_rate: Annotated[float, Field(gt=0)]
@@ -90,7 +83,7 @@ def _kind_of_placement(given: Any) -> str:
     return "RandomConfig" if "random" in given else "PlacementConfig"
 
 
-class ArmConfig(_Section):
+class ArmConfig(Section):
     """A placement under test."""
 
     placement: Annotated[
@@ -107,7 +100,7 @@ class ArmConfig(_Section):
     """Anything else that it would change, as dotted keys; refused if it changes something."""
 
 
-class StudyConfig(_Section):
+class StudyConfig(Section):
     """A study as its file states it."""
 
     question: Annotated[str, Field(min_length=1)]
