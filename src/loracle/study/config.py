@@ -52,7 +52,7 @@ class NoiseConfig(Section):
 
     repeats: Natural = 0
     """Times that its first seed is run again."""
-    extra_seeds: list[Natural] = []
+    extra_seeds: list[Natural] = Field(default_factory=list)
     """Seeds that only it has."""
 
 
@@ -96,7 +96,7 @@ class ArmConfig(Section):
     """A preset, modules and layers, or how they are chosen."""
     rank: Positive | None = None
     """r, where the budget is not to decide it; null: the budget decides."""
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """Anything else that it would change, as dotted keys; refused if it changes something."""
 
 
@@ -107,7 +107,7 @@ class StudyConfig(Section):
     """What it is to answer, in one sentence."""
     base: str = "base_config"
     """A configuration file beside the study's or anywhere, or the name of a shipped one."""
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field(default_factory=dict)
     """What all runs have different from the base, as a configuration file would say it."""
     reference: str
     """The arm that the others are compared with."""
