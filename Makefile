@@ -6,13 +6,29 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test check fix bench clean
+FAST    := -m "real_quick or not (real or slow)" -n $(WORKERS) --dist loadgroup
+SHAPES  := --jaxtyping-packages=loracle.model,loracle.data.packing,beartype.beartype
+
+.PHONY: demo test test-all test-real coverage types-at-runtime check fix bench clean
 
 demo: $(VENV)/.ready            ## fine-tune a real model on real Alpaca, measured (minutes)
 	$(BIN)/loracle baseline demo
 
-test: $(VENV)/.ready-dev check  ## format, lint, types, and every test
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --durations=20 --cov --cov-report=term
+test: $(VENV)/.ready-dev check  ## format, lint, types, and the suite with one run of the real model
+	@echo 'Left out: the other tests of the real model and data (make test-real), tests marked slow,'
+	@echo 'coverage and shapes at run time. make test-all leaves nothing out.'
+	$(BIN)/python -m pytest $(FAST) --durations=20
+
+test-all: check coverage types-at-runtime test-real  ## before a release: everything
+
+test-real: $(VENV)/.ready-dev   ## every test of the real model and data, and those marked slow
+	$(BIN)/python -m pytest -m "real or slow"
+
+coverage: $(VENV)/.ready-dev    ## the suite of make test; fails below 90 %
+	$(BIN)/python -m pytest $(FAST) --cov --cov-report=term --cov-fail-under=90
+
+types-at-runtime: $(VENV)/.ready-dev  ## every call of a tensor function against its annotated shapes
+	$(BIN)/python -m pytest tests/model tests/data $(SHAPES)
 
 check: $(VENV)/.ready-dev       ## never writes
 	$(BIN)/ruff format --check .

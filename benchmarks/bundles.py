@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import loracle
 from figures import Row, block_of, counted, step_figures
 from floor import base_products, flops_of, head_products, lora_products
 from geometry import random_base, random_examples
 from loracle.engine.device import keep_large_blocks
+from loracle.engine.train_state import TrainState
 from loracle.model.base import FrozenBase
 from loracle.model.trunk import TrunkStore
 from loracle.placement import ModulePlan
@@ -81,7 +81,7 @@ def measure_point(point: Point) -> Row:
 
 def _run(
     base: FrozenBase, point: Point, *, plan: ModulePlan, config: loracle.Config, seed: int
-) -> Any:
+) -> TrainState:
     count = point.batch * point.steps
     run = start_run(
         base,

@@ -86,7 +86,9 @@ def run_ours(spec: Row) -> Row:
     """Runs the rest of the study, and returns the seconds of all its parts."""
     import loracle
     from figures import block_of
-    from loracle.runner.run_many import RunSpec, run_many
+    from loracle.records.files import to_json
+    from loracle.runner.run_many import run_many
+    from loracle.runner.run_spec import RunSpec
 
     folder = _FOLDER / spec["sources"]
     _use_cache_without_results(folder / "cache")
@@ -107,7 +109,7 @@ def run_ours(spec: Row) -> Row:
         dtype=dtype,
         error=f"failed: {', '.join(failed)}" if failed else None,
         seconds=seconds_of(folder / "clock"),
-        results={outcome.out.name: outcome.result for outcome in outcomes},
+        results={o.out.name: o.result and to_json(o.result) for o in outcomes},
     )
 
 

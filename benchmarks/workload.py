@@ -22,6 +22,7 @@ from geometry import bare_tokenizer, random_base, random_examples, random_model
 from loracle.config.run import Config
 from loracle.data import Example, PreparedData
 from loracle.engine.schedule import DataOrder
+from loracle.engine.train_state import TrainState
 from loracle.model.adapters import initial_a
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
@@ -157,7 +158,7 @@ def start_run(
     plan: ModulePlan,
     examples: Sequence[Example],
     name: str = "default",
-) -> Any:
+) -> TrainState:
     """Returns the training state of a run with a new adapter on the base."""
     dropout, seed = config.lora.dropout, config.seed
     adapter = loracle.attach_adapter(

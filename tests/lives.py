@@ -9,7 +9,9 @@ for the signal that ended it, and how many events there were.
 Ends: ``{"events": n}`` is SIGKILL before the n-th time that the life opens, renames, makes or
 removes something in the run folder; ``{"step": n, "delay_s": s}`` is SIGKILL so long after the
 life's n-th step, whatever it does then; ``{"half": n}`` writes half of the n-th file that belongs
-to a checkpoint and then is SIGKILL. ``{"offline": true}`` ends nothing: it shuts every way out.
+to a checkpoint and then is SIGKILL; ``{"touching": name}`` is SIGKILL before the life first touches
+a path with that name in it. ``{"offline": true}`` ends nothing: it shuts every way out.
+``{"only_runs": true}`` leaves a study at its runs.
 """
 
 import errno
@@ -47,7 +49,8 @@ def watch(folder: str, *, end: dict, counted: list[int]) -> None:
     def hook(event: str, args: tuple) -> None:
         if event in TOUCHING and folder in str(args[0]):
             counted[0] += 1
-            if counted[0] == end.get("events"):
+            touched = end.get("touching", "/") in Path(str(args[0])).name
+            if touched or counted[0] == end.get("events"):
                 die()
 
     sys.addaudithook(hook)
@@ -98,6 +101,13 @@ def shut_every_way_out() -> None:
     sys.addaudithook(hook)
 
 
+def leave_out_what_follows_runs() -> None:
+    from loracle.cli import study
+
+    for name in ("keep_clock", "_predict", "report_study"):
+        setattr(study, name, lambda *_, **__: None)
+
+
 def live(life: dict) -> int:
     from loracle.cli.main import app, run
 
@@ -110,6 +120,8 @@ def live(life: dict) -> int:
         die_after_step(end["step"], delay_s=end["delay_s"])
     if "half" in end:
         die_in_checkpoint(end["half"])
+    if "only_runs" in end:
+        leave_out_what_follows_runs()
     if "offline" in end:
         shut_every_way_out()
     watch(life["folder"], end=end, counted=counted)
@@ -125,7 +137,8 @@ def live(life: dict) -> int:
 def run_runs(given: str, *, standalone_mode: bool) -> int:
     """Runs many; ``given`` is JSON: ``config``, ``runs`` (folder: overrides), ``bundle_size``."""
     from loracle.config.files import load_config
-    from loracle.runner.run_many import RunSpec, run_many
+    from loracle.runner.run_many import run_many
+    from loracle.runner.run_spec import RunSpec
 
     study = json.loads(given)
     specs = [

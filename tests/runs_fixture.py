@@ -142,6 +142,13 @@ def finished(place) -> Path:
     return folder
 
 
+@pytest.fixture
+def only_runs(monkeypatch) -> None:
+    """Leaves a study at its runs: what follows them takes longer than tiny runs do."""
+    for name in ("keep_clock", "_predict", "report_study"):
+        monkeypatch.setattr(f"loracle.cli.study.{name}", lambda *_, **__: None)
+
+
 def rows(path: Path) -> list[dict]:
     """The rows of a file of JSON lines."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -203,7 +210,7 @@ class Nursery:
             env=place.environment | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         )
 
-    def live(self, argv: Sequence[object], *, folder: Path, **end: float) -> Outcome:
+    def live(self, argv: Sequence[object], *, folder: Path, **end: float | str) -> Outcome:
         """Runs one command to its end, or to the end that is asked for."""
         log = folder.parent / f"{folder.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from loracle.config.files import load_config
 from loracle.config.run import PlacementConfig, TrainConfig
 from loracle.data import Example, Record
 from loracle.data.packing import PackedRow
-from loracle.engine.train_state import TrainingRun, new_run
+from loracle.engine.train_state import TrainState, new_run
 from loracle.model.adapters import Adapter, attach_adapter, peft_config_of
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
@@ -160,7 +160,7 @@ def tiny_run(
     dropout: float = 0.0,
     seed: int = 0,
     **changes: object,
-) -> TrainingRun:
+) -> TrainState:
     """A run at step 0 with a short schedule."""
     return new_run(
         base,

@@ -32,13 +32,14 @@ if TYPE_CHECKING:
     from loracle.model.inventory import inventory_of
     from loracle.model.load import load_base
     from loracle.placement import resolve_placement
-    from loracle.runner.run_many import RunSpec, run_baseline, run_many
+    from loracle.runner.run_many import run_baseline, run_many
+    from loracle.runner.run_spec import RunSpec
     from loracle.runner.sample import sample_run
     from loracle.sources import resolve_data, resolve_model
 
 _HOMES = {
     "Config": "loracle.config.run",
-    "RunSpec": "loracle.runner.run_many",
+    "RunSpec": "loracle.runner.run_spec",
     "answer_prompts": "loracle.engine.evaluate",
     "attach_adapter": "loracle.model.adapters",
     "choose_device": "loracle.engine.device",

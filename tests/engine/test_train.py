@@ -14,7 +14,7 @@ from transformers import get_scheduler
 from loracle.config.run import PlacementConfig
 from loracle.data import Example, Record
 from loracle.engine.train import StepRecord, train_bundle
-from loracle.engine.train_state import TrainingRun, capture_state, restore_state
+from loracle.engine.train_state import TrainState, capture_state, restore_state
 from loracle.errors import NonFiniteError
 from loracle.model.adapters import Adapter
 from loracle.model.base import FrozenBase
@@ -45,7 +45,7 @@ def start(
     dropout: float = 0.1,
     examples: Sequence[Example] = EXAMPLES,
     **changes: object,
-) -> tuple[FrozenBase, TrainingRun]:
+) -> tuple[FrozenBase, TrainState]:
     """A run at step 0 whose B starts at zero, as in earnest."""
     base = base or tiny_base()
     adapter = attach(base, plan or tiny_plan(), name=name, seed=seed, spread_b=None)
@@ -53,7 +53,7 @@ def start(
 
 
 def take(
-    base: FrozenBase, run: TrainingRun, *, micro_batch_tokens: int = 64, steps: int | None = None
+    base: FrozenBase, run: TrainState, *, micro_batch_tokens: int = 64, steps: int | None = None
 ) -> list[StepRecord]:
     """The records of the run's next steps, alone."""
     records = []
@@ -148,7 +148,7 @@ def padded_step(peft: torch.nn.Module, batch: Sequence[Example]) -> Tensor:
     )
 
 
-def plain_loop(peft: torch.nn.Module, run: TrainingRun) -> list[float]:
+def plain_loop(peft: torch.nn.Module, run: TrainState) -> list[float]:
     """Trains stock PEFT by hand: torch's AdamW, Transformers' schedule, torch's clipping."""
     train, parameters = run.train, list(peft_tensors(peft).values())
     optimizer = torch.optim.AdamW(
@@ -234,7 +234,7 @@ class Member:
     dropout: float
     changes: dict[str, object]
 
-    def on(self, base: FrozenBase) -> TrainingRun:
+    def on(self, base: FrozenBase) -> TrainState:
         seed = ord(self.name)
         _, run = start(
             base,
@@ -431,7 +431,7 @@ def test_a_gradient_that_breaks_is_found_in_its_tensor(value, where):
     assert run.step == 0
 
 
-def broken_at(step: int, run: TrainingRun) -> None:
+def broken_at(step: int, run: TrainState) -> None:
     """Lets the run's first gradient tensor become NaN in that step."""
     parameter = next(iter(run.adapter.parameters.values()))
 
@@ -441,7 +441,7 @@ def broken_at(step: int, run: TrainingRun) -> None:
     parameter.register_hook(spoil)
 
 
-def pair(*, with_third: bool) -> tuple[FrozenBase, list[TrainingRun]]:
+def pair(*, with_third: bool) -> tuple[FrozenBase, list[TrainState]]:
     """Two runs, and between them a third that breaks in its third step if it is there."""
     base = tiny_base()
     runs = [start(base, name=name, seed=ord(name), max_steps=6)[1] for name in "ab"]
@@ -549,7 +549,7 @@ def test_a_step_waits_for_the_device_once(monkeypatch):
     assert set(waits) == {"tolist"}
 
 
-def half_run(scale: float) -> tuple[FrozenBase, TrainingRun]:
+def half_run(scale: float) -> tuple[FrozenBase, TrainState]:
     base, run = start(tiny_base(dtype=torch.float16), max_steps=30, warmup_frac=0.0)
     run.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     return base, run

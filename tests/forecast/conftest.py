@@ -16,3 +16,26 @@ def shallow(monkeypatch):
         )
 
     return cut
+
+
+STUDY = """\
+question: Does it matter where?
+base: demo
+config:
+  eval: {generate_batch_size: 2, max_new_tokens: 4, generate_examples: 8}
+reference: all-linear
+budget: equal-parameters
+seeds: [0, 1]
+arms:
+  all-linear:
+  last-third:
+  strategic: {placement: {strategic: gradient-energy, keep_frac: 0.3333}}
+"""
+
+
+@pytest.fixture
+def study(tmp_path):
+    """The file of a study of three arms, one of which is chosen only when it runs."""
+    file = tmp_path / "three.yaml"
+    file.write_text(STUDY, encoding="utf-8")
+    return str(file)

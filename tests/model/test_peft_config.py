@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from budgets import planned_under
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -14,6 +13,7 @@ from loracle.config.run import PlacementConfig
 from loracle.model.adapters import peft_config_of
 from loracle.model.inventory import inventory_of
 from loracle.placement import PRESETS, ModulePlan, resolve_placement
+from placement.budgets import planned_under
 
 QWEN3 = {"qwen3": TINY["qwen2"] | {"model_type": "qwen3", "head_dim": 8}}
 SPLIT = ["llama", "qwen2", "qwen3", "mistral", "gemma", "phi"]

@@ -1,8 +1,6 @@
 """Budgets: the published ranks at equal parameters, and never more than half a rank step beside."""
 
 import pytest
-from budgets import planned_under
-from drawn import KINDS, inventories, prove
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +21,8 @@ from loracle.placement import (
     resolve_placement,
     select_modules,
 )
+from placement.budgets import planned_under
+from placement.drawn import KINDS, inventories, prove
 
 LLAMA = inventory_from_architecture(LLAMA_2_7B)
 SMOLLM2 = inventory_from_architecture(SMOLLM2_135M)

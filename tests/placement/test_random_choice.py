@@ -5,7 +5,6 @@ from collections import Counter
 from itertools import combinations
 
 import pytest
-from drawn import inventories, prove
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from geometries import TINY
 from loracle.errors import PlacementError
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import Inventory, random_share
+from placement.drawn import inventories, prove
 
 SMALL = inventory_from_architecture(TINY["llama"])
 NAMES = [module.name for module in SMALL.modules if module.role != "head"]

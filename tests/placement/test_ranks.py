@@ -1,7 +1,6 @@
 """Ranks of single modules: the narrowest key decides, and a key that decides nothing is refused."""
 
 import pytest
-from drawn import prove
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -12,6 +11,7 @@ from loracle.config.run import PlacementConfig, config_digest, identity
 from loracle.errors import PlacementError
 from loracle.model.inventory import inventory_from_architecture
 from loracle.placement import ModulePlan, placement_label, resolve_placement
+from placement.drawn import prove
 
 INVENTORY = inventory_from_architecture(TINY["llama"])
 Q0, Q1, UP1 = (

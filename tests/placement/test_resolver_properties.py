@@ -4,7 +4,6 @@ import json
 from fnmatch import fnmatchcase
 
 import pytest
-from drawn import KINDS, inventories, prove
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from loracle.placement import (
     resolve_placement,
     select_modules,
 )
+from placement.drawn import KINDS, inventories, prove
 
 entries = st.one_of(
     st.sampled_from([*KINDS, "lm_head", "*", "*mlp*", "*.[0-3].*", "*.1.*", "fake_proj", "*.fake"]),

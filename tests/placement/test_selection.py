@@ -3,8 +3,6 @@
 import math
 
 import pytest
-from budgets import planned_under
-from drawn import inventories, prove
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +17,8 @@ from loracle.placement import (
     select_modules,
     select_modules_by_score,
 )
+from placement.budgets import planned_under
+from placement.drawn import inventories, prove
 
 SMALL = inventory_from_architecture(TINY["llama"])
 NAMES = [module.name for module in SMALL.modules if module.role != "head"]

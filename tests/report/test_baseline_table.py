@@ -13,6 +13,7 @@ import pytest
 from loracle.analysis.stats.paired import paired_difference
 from loracle.cli.main import app, run
 from loracle.errors import RunFolderError
+from loracle.records.files import to_json
 from loracle.records.find_runs import read_results, without_seed
 from loracle.records.lone_runs import study_of_runs
 from loracle.report import study_markdown
@@ -29,7 +30,7 @@ def recorded():
 
 @pytest.fixture(scope="module")
 def results():
-    return read_results(RECORDED)
+    return [to_json(result) for result in read_results(RECORDED)]
 
 
 @pytest.fixture
@@ -98,7 +99,8 @@ def test_the_recorded_runs_follow_from_their_own_examples(recorded):
         tokens = sum(row["tokens"] for row in rows)
         for model, key in (("tuned", "nll_sum_nats"), ("base", "base_nll_sum_nats")):
             loss = sum(row[key] for row in rows) / tokens
-            assert result["quality"][model]["loss_nats_per_token"] == pytest.approx(loss, rel=1e-12)
+            recorded_loss = getattr(result.quality, model).loss_nats_per_token
+            assert recorded_loss == pytest.approx(loss, rel=1e-12)
 
 
 def test_seeds_become_a_mean_and_a_range(results, place):

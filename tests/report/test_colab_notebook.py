@@ -7,6 +7,7 @@ import pytest
 from test_notebook import outputs_of, run_notebook
 
 from runs_fixture import load
+from tiny import save_tiny_model
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "experiments" / "notebooks" / "colab_baseline.ipynb"
@@ -48,11 +49,13 @@ def test_every_cell_says_what_it_does_in_a_sentence(notebook):
     assert all(text.count(". ") == 0 for text in told)
 
 
-@pytest.mark.slow
 def test_it_trains_compares_and_goes_on(notebook, place, monkeypatch, tmp_path):
-    settings = f"{SHORT} data.max_tokens=128 dtype=float32"
+    settings = (
+        f"{SHORT} data.max_tokens=128 dtype=float32 lora.dropout=0 train.batch_size=2 "
+        "eval.generate_batch_size=1"
+    )
     given = {
-        "LORACLE_MODEL": f"path:{place.model}",
+        "LORACLE_MODEL": f"path:{save_tiny_model(tmp_path / 'inputs' / 'model', layers=1)}",
         "LORACLE_DATA": f"path:{place.data}",
         "LORACLE_STEPS": 3,
         "LORACLE_STUDY_STEPS": 2,
@@ -72,7 +75,6 @@ def test_it_trains_compares_and_goes_on(notebook, place, monkeypatch, tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.slow
 def test_it_runs_on_the_demo_s_model_and_data(notebook, place, monkeypatch, tmp_path):
     given = {
         "LORACLE_MODEL": "smollm2-135m",

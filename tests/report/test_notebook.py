@@ -70,7 +70,6 @@ def test_every_piece_of_code_is_introduced_by_a_sentence(notebook):
     assert all(cell.source.rstrip().endswith(".") for cell in notebook.cells[::2])
 
 
-@pytest.mark.slow
 def test_it_runs_on_the_recorded_run(notebook, monkeypatch):
     monkeypatch.delenv("LORACLE_STUDY", raising=False)
     types, texts = outputs(run(notebook))
@@ -79,7 +78,6 @@ def test_it_runs_on_the_recorded_run(notebook, monkeypatch):
     assert types.count("image/svg+xml") >= 5
 
 
-@pytest.mark.slow
 def test_it_runs_on_a_study(notebook, monkeypatch, tmp_path):
     monkeypatch.setenv("LORACLE_STUDY", str(write_study(tmp_path, arms=ARMS[:3])))
     types, texts = outputs(run(notebook))

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loracle.engine import throughput
 from loracle.engine.throughput import saturation_tokens, token_rates
 from loracle.errors import UsageError
-from loracle.runner import bundle_size as bundle
 from loracle.runner.bundle_size import (
     StepMemory,
     bundle_budget,
@@ -28,7 +28,7 @@ def never():
 def chosen(**changes):
     settings = {
         "num_runs": 12,
-        "asked": None,
+        "requested": None,
         "device_type": "cuda",
         "tokens_per_step": 1000.0,
         "rates": lambda: RATES,
@@ -72,16 +72,16 @@ def test_no_more_than_there_are():
 def test_one_run_and_what_was_asked_need_no_measurement():
     assert chosen(num_runs=1, rates=never, memory=never).size == 1
     on_cpu = {"device_type": "cpu", "rates": never, "memory": never}
-    assert chosen(asked=4, **on_cpu).size == 4
-    assert chosen(asked=40, **on_cpu).size == 12
-    assert chosen(asked=4, **on_cpu).reason == "as asked"
+    assert chosen(requested=4, **on_cpu).size == 4
+    assert chosen(requested=40, **on_cpu).size == 12
+    assert chosen(requested=4, **on_cpu).reason == "as asked"
 
 
 def test_on_a_cpu_runs_train_in_turn_unless_asked_otherwise():
     alone = chosen(device_type="cpu", rates=never, memory=never)
     assert alone.size == 1
     assert alone.reason == "one run's 1000 tokens per step fill a CPU"
-    assert chosen(device_type="cpu", asked=3).size == 3
+    assert chosen(device_type="cpu", requested=3).size == 3
 
 
 def test_the_choice_is_plain_json_with_its_reasons():
@@ -107,7 +107,7 @@ def test_rates_end_where_memory_does(monkeypatch):
             raise torch.OutOfMemoryError
         return 0.5 * repeats
 
-    monkeypatch.setattr(bundle, "_fastest_s", fastest)
+    monkeypatch.setattr(throughput, "_fastest_s", fastest)
     rates = token_rates(torch.ones(2, 2), counts=(256, 512, 1024, 2048), repeats=1)
     assert rates == [(256, 512.0), (512, 1024.0)]
 
@@ -147,8 +147,8 @@ def test_a_gpu_takes_all_members_tokens_at_once_and_a_cpu_one_members():
 
 def test_more_runs_than_memory_holds_are_refused():
     memory = StepMemory(base_gib=1.0, step_gib=2.0, free_gib=5.0)
-    assert chosen(asked=4, memory=lambda: memory).size == 4
+    assert chosen(requested=4, memory=lambda: memory).size == 4
     with pytest.raises(UsageError, match=r"^bundle_size: 8 runs of 1.0 GiB each .* at most 4 do$"):
-        chosen(asked=8, memory=lambda: memory)
-    assert chosen(asked=8, device_type="cpu", memory=never).size == 8
-    assert chosen(asked=8, memory=lambda: None).size == 8
+        chosen(requested=8, memory=lambda: memory)
+    assert chosen(requested=8, device_type="cpu", memory=never).size == 8
+    assert chosen(requested=8, memory=lambda: None).size == 8

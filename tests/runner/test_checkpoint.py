@@ -241,7 +241,7 @@ import itertools, os, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_checkpoint import assert_equal, snapshot
-from loracle.checkpoint import load_latest, save_checkpoint
+from loracle.runner.checkpoint import load_latest, save_checkpoint
 
 folder, moments, resumed = Path(sys.argv[1]), random.Random(0), 0
 for _ in range(8):

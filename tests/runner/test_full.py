@@ -19,7 +19,8 @@ from loracle.model.load import load_base
 from loracle.model.whole import moved_weights, stored_weights, whole_model
 from loracle.placement import ModulePlan, resolve_placement, select_modules
 from loracle.records.study_folder import read_study
-from loracle.runner.run_many import RunSpec, run_many
+from loracle.runner.run_many import run_many
+from loracle.runner.run_spec import RunSpec
 from runs_fixture import contents, facts, load, rows, settings
 
 SHORT = settings(train__max_steps=4, eval__every_steps=2, measure__latency_trials=0)
@@ -233,11 +234,11 @@ full: {{learning_rate: 1.0e-4}}
 arms:
   full:
   all-linear:
-  attention:
 """
 
 
-def test_in_a_study_it_is_judged_and_reported_beside_the_arms(place, tmp_path):
+def test_in_a_study_it_is_judged_and_reported_beside_the_arms(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("loracle.cli.study._predict", lambda _: None)
     file = tmp_path / "reference.yaml"
     file.write_text(STUDY.format(base=place.config), encoding="utf-8")
     folder = tmp_path / "study"
@@ -247,8 +248,8 @@ def test_in_a_study_it_is_judged_and_reported_beside_the_arms(place, tmp_path):
     study = read_study(folder)
     assert study.unfinished == ()
     results = [run.result for run in study.runs if run.arm == "full"]
-    assert [result["placement"] for result in results] == ["full", "full"]
-    base = {run.result["quality"]["base"]["loss_nats_per_token"] for run in study.runs}
+    assert [result.placement for result in results] == ["full", "full"]
+    base = {run.result.quality.base.loss_nats_per_token for run in study.runs}
     assert len(base) == 1
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "full" in page

@@ -6,26 +6,26 @@ import re
 import pytest
 from rich.console import Console
 
-from loracle.runner import progress as screen_module
-from loracle.runner.progress import Screen
+from loracle.runner import progress as progress_module
+from loracle.runner.progress import Progress
 
 
-def screen_of(*, terminal: bool) -> tuple[Screen, io.StringIO]:
+def progress_of(*, terminal: bool) -> tuple[Progress, io.StringIO]:
     file = io.StringIO()
-    return Screen(Console(file=file, force_terminal=terminal, width=100)), file
+    return Progress(Console(file=file, force_terminal=terminal, width=100)), file
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """A clock that a test moves."""
     now = [1000.0]
-    monkeypatch.setattr(screen_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: now[0])
     return now
 
 
 def test_without_a_terminal_a_phase_is_a_line_now_and_then(clock):
-    screen, file = screen_of(terminal=False)
-    with screen.phase("train", total=100) as advance:
+    progress, file = progress_of(terminal=False)
+    with progress.phase("train", total=100) as advance:
         for _ in range(40):
             clock[0] += 1
             advance(detail="loss 1.5")
@@ -38,45 +38,45 @@ def test_without_a_terminal_a_phase_is_a_line_now_and_then(clock):
 
 
 def test_the_rate_counts_only_what_was_done_this_time(clock):
-    screen, file = screen_of(terminal=False)
-    with screen.phase("train", total=100, done=60) as advance:
+    progress, file = progress_of(terminal=False)
+    with progress.phase("train", total=100, done=60) as advance:
         clock[0] += 20
         advance(10)
     assert "train: 70/100    ETA 60 s" in file.getvalue().splitlines()[0]
 
 
 def test_a_short_phase_is_one_line(clock):
-    screen, file = screen_of(terminal=False)
-    with screen.phase("answer", total=3) as advance:
+    progress, file = progress_of(terminal=False)
+    with progress.phase("answer", total=3) as advance:
         advance(3)
     assert file.getvalue() == "answer: 3/3  done in 0 s\n"
 
 
 def test_a_phase_that_fails_does_not_say_done():
-    screen, file = screen_of(terminal=False)
-    with pytest.raises(ZeroDivisionError), screen.phase("train", total=3):
+    progress, file = progress_of(terminal=False)
+    with pytest.raises(ZeroDivisionError), progress.phase("train", total=3):
         raise ZeroDivisionError
     assert "done" not in file.getvalue()
 
 
 def test_lines_of_a_log_hold_no_escape_codes(clock):
-    screen, file = screen_of(terminal=False)
-    screen.notice("resuming after step 3 of 8")
-    with screen.phase("train", total=1) as advance:
+    progress, file = progress_of(terminal=False)
+    progress.notice("resuming after step 3 of 8")
+    with progress.phase("train", total=1) as advance:
         advance()
     assert "\x1b" not in file.getvalue()
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_brackets_and_colons_are_text_and_not_markup(terminal):
-    screen, file = screen_of(terminal=terminal)
-    screen.notice("model [/tmp/x] has [red] and [/] and :x:")
+    progress, file = progress_of(terminal=terminal)
+    progress.notice("model [/tmp/x] has [red] and [/] and :x:")
     assert "model [/tmp/x] has [red] and [/] and :x:" in file.getvalue()
 
 
 def test_on_a_terminal_there_is_a_bar_that_reaches_its_end():
-    screen, file = screen_of(terminal=True)
-    with screen.phase("train [3]", total=4, done=1) as advance:
+    progress, file = progress_of(terminal=True)
+    with progress.phase("train [3]", total=4, done=1) as advance:
         advance(detail="loss 2.000")
         advance(2, "loss 1.000")
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
@@ -87,17 +87,17 @@ def test_on_a_terminal_there_is_a_bar_that_reaches_its_end():
 
 
 def test_a_detail_with_brackets_does_not_break_the_bar():
-    screen, file = screen_of(terminal=True)
-    with screen.phase("train", total=1) as advance:
+    progress, file = progress_of(terminal=True)
+    with progress.phase("train", total=1) as advance:
         advance(detail="[/] loss [nan]")
     assert "[/] loss [nan]" in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", file.getvalue())
 
 
 def test_a_notice_is_one_line_however_long():
-    screen, file = screen_of(terminal=False)
-    screen.notice("word " * 100)
+    progress, file = progress_of(terminal=False)
+    progress.notice("word " * 100)
     assert file.getvalue().count("\n") == 1
 
 
 def test_the_default_console_is_standard_error():
-    assert Screen().console.stderr
+    assert Progress().console.stderr

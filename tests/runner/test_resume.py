@@ -15,9 +15,11 @@ from runs_fixture import contents, copied, facts, load, rows, settings
 
 # Checkpoints and validations often enough that something of each is always in the making.
 LONG = {
-    "train__max_steps": 20,
-    "eval__every_steps": 5,
-    "eval__generate_examples": 3,
+    "train__max_steps": 12,
+    "eval__every_steps": 4,
+    "eval__generate_examples": 2,
+    "measure__latency_trials": 0,
+    "audit__reload_examples": 2,
     "checkpoint__every_steps": 2,
 }
 
@@ -54,21 +56,24 @@ def steps_in_checkpoints(folder):
 def test_killed_again_and_again_and_resumed_it_ends_with_the_same_bits(
     nursery, argv, uninterrupted, tmp_path
 ):
-    """Each life is killed at a moment drawn by lot: at a touch of its folder, or inside a step."""
+    """One life for each kind of moment; the next test has those inside a checkpoint."""
     expected, events = uninterrupted
     draw = random.Random(0)
-    folder, kills, resume = tmp_path / "run", 0, []
-    while True:
-        if kills % 3 == 2:
-            end = {"step": draw.randint(1, 3), "delay_s": draw.uniform(0, 0.03)}
-        else:
-            end = {"events": draw.randint(25, events // 3)}
-        outcome = nursery.live([*argv, folder, *resume], folder=folder, **end)
-        if outcome.code != -9:
-            break
-        kills, resume = kills + 1, ["--resume"]
+    folder, resume = tmp_path / "run", []
+    moments = (
+        {"step": 1, "delay_s": draw.uniform(0, 0.03)},  # before the first checkpoint
+        {"events": draw.randint(events // 4, events // 3)},  # at a touch of its folder
+        {"step": 3, "delay_s": draw.uniform(0, 0.03)},  # inside a step, or a validation
+        {"touching": "adapter_model"},  # in saving
+        {"touching": "result.json"},  # in writing the result
+    )
+    for moment in moments:
+        outcome = nursery.live([*argv, folder, *resume], folder=folder, **moment)
+        assert outcome.code == -9, (moment, outcome.err)
+        assert not (folder / "result.json").exists()
+        resume = ["--resume"]
+    outcome = nursery.live([*argv, folder, *resume], folder=folder)
     assert outcome.code == 0, outcome.err
-    assert kills >= 5
     assert facts(folder) == expected
 
 
@@ -85,7 +90,7 @@ def test_killed_in_a_half_written_checkpoint_the_one_before_it_is_used(
     assert outcome.code == 0
     said = outcome.err.splitlines()
     assert f"{half.name}: half-written checkpoint, ignored" in said
-    assert "resuming after step 2 of 20" in said
+    assert "resuming after step 2 of 12" in said
     assert not half.exists()
     assert facts(folder) == uninterrupted[0]
 
@@ -107,7 +112,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line_and_the_one_before_it_used(
         f"step-{newest:08d}: damaged checkpoint (state.safetensors is not what was written), "
         "the one before it is used"
     )
-    assert f"resuming after step {before} of 20" in said
+    assert f"resuming after step {before} of 12" in said
     assert facts(folder) == uninterrupted[0]
 
 
@@ -152,12 +157,12 @@ def test_sigint_and_sigterm_end_the_command_with_130_after_a_checkpoint_of_the_c
         assert status["status"] == "interrupted"
         assert status["error"] == f"interrupted by {number.name}"
         done = len(rows(folder / "steps.jsonl"))
-        assert 1 <= done < 20
+        assert 1 <= done < 12
         assert steps_in_checkpoints(folder) == [done]
         assert not (folder / "result.json").exists()
         outcome = nursery.live([*words(argv, folder), "--resume"], folder=folder)
         assert outcome.code == 0
-        assert f"resuming after step {done} of 20" in outcome.err.splitlines()
+        assert f"resuming after step {done} of 12" in outcome.err.splitlines()
         assert facts(folder) == uninterrupted[0]
 
 
@@ -197,18 +202,18 @@ def rows_so_far(folder):
     ("stage", "step"),
     [
         ("untuned.score_examples", 0),
-        ("stages.score_adapters", 4),
+        ("evaluation.score_adapters", 4),
         ("untuned.answer_prompts", 8),
-        ("stages.answer_with_adapters", 8),
-        ("isolated.measure_latency", 8),
-        ("stages.audit_run", 8),
+        ("evaluation.answer_with_adapters", 8),
+        ("probe.measure_latency", 8),
+        ("finish.audit_run", 8),
     ],
 )
 def test_a_signal_is_honoured_in_every_stage_and_costs_nothing(
     place, finished, tmp_path, monkeypatch, stage, step
 ):
     home, _, name = stage.partition(".")
-    module = importlib.import_module(f"loracle.{home}")
+    module = importlib.import_module(f"loracle.runner.{home}")
     whole, calls = getattr(module, name), []
 
     def signalled(*args, **kwargs):
@@ -267,7 +272,7 @@ def test_a_folder_of_something_else_is_left_alone(place, tmp_path):
     assert contents(tmp_path) == untouched
     outcome = place.baseline("--out", tmp_path, "--resume")
     assert outcome.code == 2
-    assert outcome.line.endswith("no run here to go on with (it has no config.yaml)")
+    assert outcome.line.endswith("no run here to resume (it has no config.yaml)")
     assert contents(tmp_path) == untouched
 
 

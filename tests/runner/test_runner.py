@@ -12,28 +12,14 @@ from safetensors.torch import load_file
 
 from loracle.config.files import load_config
 from loracle.errors import Interrupted, ModelError, NonFiniteError, UsageError
+from loracle.records.result import read_result
 from loracle.records.run_folder import RunFolder
-from loracle.runner import (
-    active_run as session,
-)
-from loracle.runner import (
-    bundle as lockstep,
-)
-from loracle.runner import (
-    bundle_size as bundle,
-)
-from loracle.runner import (
-    probe,
-    untuned,
-)
-from loracle.runner import (
-    run_many as runner,
-)
-from loracle.runner import (
-    shared_base as workbench,
-)
+from loracle.runner import active_run, bundle, bundle_size, probe, shared_base, untuned
+from loracle.runner import run_many as runner
+from loracle.runner import trunk as runner_trunk
 from loracle.runner.bundle_size import StepMemory
-from loracle.runner.run_many import RunSpec, require_agreement, run_many
+from loracle.runner.run_many import require_agreement, run_many
+from loracle.runner.run_spec import RunSpec
 from runs_fixture import contents, facts, load, rows
 
 SHORT = [
@@ -95,17 +81,21 @@ def assert_alike(run, other, *, relative=1e-5):
 
 @pytest.fixture(scope="module")
 def studies(place, tmp_path_factory):
-    """The six arms in turn, and in bundles of 2, 3 and 6; nobody writes in them."""
+    """The six arms in turn and in full bundles of 3, two in a bundle for 6; nobody writes here."""
     root = tmp_path_factory.mktemp("studies")
     with place.entered():
-        for size in (1, 2, 3, 6):
-            outcomes = run_many(specs_of(place, root / str(size)), bundle_size=size)
-            assert [outcome.error for outcome in outcomes] == [None] * 6
+        for size, arms in ((1, ARMS), (3, ARMS), (6, {name: ARMS[name] for name in ROOMY})):
+            outcomes = run_many(specs_of(place, root / str(size), arms), bundle_size=size)
+            assert [outcome.error for outcome in outcomes] == [None] * len(arms)
     return root
 
 
-@pytest.mark.parametrize("size", [2, 3, 6])
-@pytest.mark.parametrize("arm", ARMS)
+ROOMY = ("everything", "shorter")
+
+
+@pytest.mark.parametrize(
+    ("arm", "size"), [*((arm, 3) for arm in ARMS), *((arm, 6) for arm in ROOMY)]
+)
 def test_a_run_of_a_bundle_is_the_run_alone(studies, arm, size):
     alone, bundled = studies / "1" / arm, studies / str(size) / arm
     assert_alike(bundled, alone)
@@ -127,13 +117,13 @@ def test_a_study_in_turn_is_the_runs_by_themselves(studies, place, tmp_path):
 def test_what_an_arm_costs_is_measured_alone_and_says_how(studies):
     for arm in ARMS:
         alone = load(studies / "1" / arm / "result.json")["efficiency"]
-        bundled = load(studies / "6" / arm / "result.json")["efficiency"]
+        bundled = load(studies / "3" / arm / "result.json")["efficiency"]
         assert alone["measured"] == "whole run, alone"
         assert bundled["measured"] == "probe of 2 steps, alone"
         assert bundled["step_time_s"]["num_steps"] == 2
         assert bundled["peak_memory_gib"]["train"] > 0
         assert bundled["trainable_params"] == alone["trainable_params"]
-        shared = rows(studies / "6" / arm / "steps.jsonl")
+        shared = rows(studies / "3" / arm / "steps.jsonl")
         assert not any(row["clocked"] for row in shared)
 
 
@@ -172,11 +162,10 @@ def test_the_second_call_skips_what_is_done_and_computes_nothing(
 ):
     root = shutil.copytree(studies / "3", tmp_path / "study")
     untouched = contents(root)
-    monkeypatch.setattr(runner, "open_workbench", lambda *_, **__: pytest.fail("loaded a base"))
+    monkeypatch.setattr(runner, "open_shared_base", lambda *_, **__: pytest.fail("loaded a base"))
     outcomes = run_many(specs_of(here, root), bundle_size=3)
-    assert [outcome.skipped for outcome in outcomes] == [True] * 6
     assert [outcome.out.name for outcome in outcomes] == list(ARMS)
-    assert outcomes[2].result == load(root / "top" / "result.json")
+    assert outcomes[2].result == read_result(root / "top")
     assert contents(root) == untouched
 
 
@@ -185,12 +174,11 @@ def test_only_what_is_missing_is_done(studies, here, tmp_path):
     shutil.rmtree(root / "top")
     untouched = contents(root)
     outcomes = run_many(specs_of(here, root), bundle_size=3)
-    assert [outcome.skipped for outcome in outcomes] == [name != "top" for name in ARMS]
     assert_alike(root / "top", studies / "1" / "top")
     after = contents(root)
     assert {key: after[key] for key in untouched if key != "."} == untouched
     # Its bundle is gone, but had it been there it would have shared the steps.
-    assert outcomes[2].result["efficiency"]["measured"].startswith("probe")
+    assert outcomes[2].result.efficiency.measured.startswith("probe")
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -206,9 +194,11 @@ def test_a_poisoned_run_fails_alone(studies, here, tmp_path, size):
     for name in ("everything", "top"):
         assert load(tmp_path / name / "status.json")["status"] == "completed"
         assert_alike(tmp_path / name, studies / "1" / name, relative=1e-6)
+    untouched = contents(tmp_path / "top")
     again = run_many(specs_of(here, tmp_path, arms), bundle_size=size)
-    assert [outcome.skipped for outcome in again] == [True, False, True]
+    assert [outcome.error is None for outcome in again] == [True, False, True]
     assert isinstance(again[1].error, NonFiniteError)
+    assert contents(tmp_path / "top") == untouched
 
 
 def test_a_run_that_breaks_in_its_last_step_fails_in_validation_and_alone(studies, here, tmp_path):
@@ -225,14 +215,14 @@ def test_a_run_that_breaks_in_its_last_step_fails_in_validation_and_alone(studie
 
 
 def test_a_run_whose_folder_fails_it_fails_alone(here, tmp_path, monkeypatch):
-    save = lockstep.save_checkpoint
+    save = bundle.save_checkpoint
 
     def full(folder, snapshot, *, keep):
         if folder.parent.name == "top":
             raise UsageError(f"{folder.parent}: the disk is full")
         return save(folder, snapshot, keep=keep)
 
-    monkeypatch.setattr(lockstep, "save_checkpoint", full)
+    monkeypatch.setattr(bundle, "save_checkpoint", full)
     arms = {name: ARMS[name] for name in ("everything", "top")}
     outcomes = run_many(specs_of(here, tmp_path, arms), bundle_size=2)
     assert outcomes[0].error is None
@@ -244,14 +234,14 @@ def test_a_run_whose_folder_fails_it_fails_alone(here, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_run_that_cannot_take_its_adapter_fails_alone(here, tmp_path, monkeypatch, size):
-    attach = workbench.attach_adapter
+    attach = shared_base.attach_adapter
 
     def refuse(base, *, seed, **kwargs):
         if seed == 1:
             raise ModelError("PEFT put no adapter on it")
         return attach(base, seed=seed, **kwargs)
 
-    monkeypatch.setattr(workbench, "attach_adapter", refuse)
+    monkeypatch.setattr(shared_base, "attach_adapter", refuse)
     arms = {name: ARMS[name] for name in ("everything", "top", "attention")}
     outcomes = run_many(specs_of(here, tmp_path, arms), bundle_size=size)
     assert outcomes[0].error is None
@@ -297,30 +287,30 @@ def test_one_arm_that_is_not_of_this_model_stops_the_study_before_it_begins(here
 
 
 def test_a_bundle_leaves_the_base_as_it_was_loaded(here, tmp_path, monkeypatch):
-    benches = []
+    bases = []
 
     def watch(*args, **kwargs):
-        benches.append(workbench.open_workbench(*args, **kwargs))
-        names.append([name for name, _ in benches[0].base.model.named_modules()])
-        return benches[0]
+        bases.append(shared_base.open_shared_base(*args, **kwargs))
+        names.append([name for name, _ in bases[0].base.model.named_modules()])
+        return bases[0]
 
     names = []
-    monkeypatch.setattr(runner, "open_workbench", watch)
+    monkeypatch.setattr(runner, "open_shared_base", watch)
     arms = {name: ARMS[name] for name in ("everything", "top", "attention")}
     run_many(specs_of(here, tmp_path, arms), bundle_size=2)
-    base = benches[0].base
+    base = bases[0].base
     assert base.peft is None
     assert [name for name, _ in base.model.named_modules()] == names[0]
-    assert base.weights_digest() == benches[0].weights_digest
+    assert base.weights_digest() == bases[0].weights_digest
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
 def test_an_arm_is_probed_once_for_all_its_seeds(here, tmp_path, monkeypatch):
     measured, whole = [], probe.measure_alone
 
-    def counting(bench, **kwargs):
+    def counting(shared, **kwargs):
         measured.append(kwargs["plan"].placement)
-        return whole(bench, **kwargs)
+        return whole(shared, **kwargs)
 
     monkeypatch.setattr(probe, "measure_alone", counting)
     arms = {
@@ -331,17 +321,21 @@ def test_an_arm_is_probed_once_for_all_its_seeds(here, tmp_path, monkeypatch):
     specs = specs_of(here, tmp_path, arms, common=["measure.latency_trials=1"])
     outcomes = run_many(specs, bundle_size=2)
     assert sorted(measured) == ["all-linear", "attention"]
-    one, other = (outcomes[index].result["efficiency"] for index in (0, 2))
-    assert one["latency_ms_per_token"]["merged"] > 0
-    assert one["step_time_s"] == other["step_time_s"]
-    assert one["latency_ms_per_token"] == other["latency_ms_per_token"]
+    one, other = (outcomes[index].result.efficiency for index in (0, 2))
+    assert one.latency_ms_per_token.merged > 0
+    assert one.step_time_s == other.step_time_s
+    assert one.latency_ms_per_token == other.latency_ms_per_token
+
+
+# Three epochs, in few steps.
+EPOCHS = ["train.max_steps=12", "train.batch_size=12", "eval.every_steps=6"]
 
 
 @pytest.fixture(scope="module")
 def trunk_studies(place, tmp_path_factory):
     """Two seeds of an arm at the top, for three epochs: with and without kept states."""
     root = tmp_path_factory.mktemp("trunk")
-    top = ["lora.placement={modules: [q_proj, down_proj], layers: [2]}", "train.max_steps=36"]
+    top = ["lora.placement={modules: [q_proj, down_proj], layers: [2]}", *EPOCHS]
     with place.entered():
         for trunk, size in (("auto", 1), ("off", 1), ("auto", 2)):
             arms = {f"seed{seed}": [*top, f"seed={seed}"] for seed in (0, 1)}
@@ -367,12 +361,12 @@ def test_states_that_fit_into_memory_are_kept_there_else_on_disk_else_not(
     here, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("LORACLE_CACHE", str(tmp_path / "cache"))
-    top = {"top": [*ARMS["top"], "train.max_steps=36"]}
+    top = {"top": [*ARMS["top"], *EPOCHS]}
 
     def no_memory():
         return SimpleNamespace(available=0, total=2**33)
 
-    monkeypatch.setattr(workbench.psutil, "virtual_memory", no_memory)
+    monkeypatch.setattr(runner_trunk.psutil, "virtual_memory", no_memory)
     run_many(specs_of(here, tmp_path / "disk", top))
     kept = sum(path.stat().st_size for path in (tmp_path / "cache" / "trunk").rglob("*.contents"))
     stated = load(tmp_path / "disk" / "top" / "result.json")["efficiency"]["trunk"]
@@ -383,7 +377,7 @@ def test_states_that_fit_into_memory_are_kept_there_else_on_disk_else_not(
         "fill_time_s": None,
     }
     assert facts(tmp_path / "again" / "top") == facts(tmp_path / "disk" / "top")
-    monkeypatch.setattr(workbench.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    monkeypatch.setattr(runner_trunk.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     run_many(specs_of(here, tmp_path / "nowhere", top))
     found = load(tmp_path / "nowhere" / "top" / "result.json")["efficiency"]["trunk"]
     assert found is None
@@ -400,7 +394,7 @@ def test_where_more_tokens_are_faster_the_probe_of_the_first_arm_decides(
         assert found.step_gib > 0
         assert found.free_gib > 0
         seen.append(given["tokens_per_step"])
-        return bundle.choose_bundle_size(
+        return bundle_size.choose_bundle_size(
             rates=lambda: [(256, 1.0), (1024, 2.0)],
             memory=lambda: StepMemory(base_gib=1.0, step_gib=2.0, free_gib=2.6),
             device_type="cuda",
@@ -444,9 +438,9 @@ def test_a_checkpoint_of_another_configuration_fails_its_run_and_no_other(
         patch.setattr(RunFolder, "append_eval", interrupted)
         with pytest.raises(Interrupted):
             run_many(specs_of(here, tmp_path, arms), bundle_size=2)
-    digest = session.config_digest
+    digest = active_run.config_digest
     monkeypatch.setattr(
-        session, "config_digest", lambda config: "0" * 12 if config.seed == 1 else digest(config)
+        active_run, "config_digest", lambda config: "0" * 12 if config.seed == 1 else digest(config)
     )
     outcomes = run_many(specs_of(here, tmp_path, arms), bundle_size=2)
     assert outcomes[0].error is None

@@ -13,7 +13,7 @@ from loracle.config.run import PlacementConfig
 from loracle.data import Example
 from loracle.data.packing import pack
 from loracle.engine.train import train_bundle
-from loracle.engine.train_state import TrainingRun
+from loracle.engine.train_state import TrainState
 from loracle.model import trunk as trunk_module
 from loracle.model.base import FrozenBase
 from loracle.model.blocks import Trunk
@@ -216,13 +216,13 @@ def test_states_do_not_depend_on_what_shares_the_row_nor_on_adapters(family, dty
     assert torch.equal(store_of(base).states(EXAMPLES, layer=2).states, together.states)
 
 
-def run_on(base: FrozenBase, *, plan: ModulePlan | None = None, **changes: object) -> TrainingRun:
+def run_on(base: FrozenBase, *, plan: ModulePlan | None = None, **changes: object) -> TrainState:
     adapter = attach(base, plan or top_plan(), spread_b=None)
     return tiny_run(base, adapter, EXAMPLES, dropout=0.1, **changes)
 
 
 def losses_of(
-    base: FrozenBase, run: TrainingRun, store: TrunkStore | None, *, steps: int | None = None
+    base: FrozenBase, run: TrainState, store: TrunkStore | None, *, steps: int | None = None
 ) -> list[float]:
     bundle = train_bundle(base, [run], micro_batch_tokens=40, trunk=store)
     return [record.loss_nats_per_token for (record,) in itertools.islice(bundle, steps)]

@@ -1,4 +1,4 @@
-"""What is known is not computed again, and nothing else is taken for known."""
+"""What is cached is not computed again, and nothing else is taken for it."""
 
 import copy
 import json
@@ -14,10 +14,10 @@ from loracle.engine.evaluate import Answer, ExampleScore
 from loracle.errors import NonFiniteError
 from loracle.model.base import FrozenBase
 from loracle.runner.untuned_cache import (
-    Known,
+    UntunedCache,
     answer_key,
-    known_folder,
     score_key,
+    untuned_cache_folder,
 )
 from tiny_engine import examples_of, tiny_base
 
@@ -37,28 +37,28 @@ def notices() -> list[str]:
 
 
 @pytest.fixture
-def known(tmp_path, notices) -> Known:
-    return Known(tmp_path / "cache" / "known", notice=notices.append)
+def cache(tmp_path, notices) -> UntunedCache:
+    return UntunedCache(tmp_path / "cache" / "known", notice=notices.append)
 
 
-def entry_of(known: Known) -> Path:
-    (path,) = known.folder.glob("*.json")
+def entry_of(cache: UntunedCache) -> Path:
+    (path,) = cache.folder.glob("*.json")
     return path
 
 
-def test_results_are_computed_once_and_come_back_bit_for_bit(known, notices):
-    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
-    assert known.answers(KEY, lambda: ANSWERS) == (ANSWERS, False)
-    again = Known(known.folder)
+def test_results_are_computed_once_and_come_back_bit_for_bit(cache, notices):
+    assert cache.scores(KEY, lambda: SCORES) == (SCORES, False)
+    assert cache.answers(KEY, lambda: ANSWERS) == (ANSWERS, False)
+    again = UntunedCache(cache.folder)
     assert again.scores(KEY, never) == (SCORES, True)
     assert again.answers(KEY, never) == (ANSWERS, True)
     assert notices == []
 
 
-def test_another_key_knows_nothing(known):
-    known.scores(KEY, lambda: SCORES)
-    assert known.scores("cd34", lambda: SCORES[:1]) == (SCORES[:1], False)
-    assert known.scores(KEY, never) == (SCORES, True)
+def test_another_key_knows_nothing(cache):
+    cache.scores(KEY, lambda: SCORES)
+    assert cache.scores("cd34", lambda: SCORES[:1]) == (SCORES[:1], False)
+    assert cache.scores(KEY, never) == (SCORES, True)
 
 
 def changed_number(path: Path) -> None:
@@ -78,64 +78,66 @@ def of_another_schema(path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [changed_number, cut_short, without_items, of_another_schema])
-def test_a_damaged_entry_is_computed_again_with_a_notice(known, notices, damage):
-    known.scores(KEY, lambda: SCORES)
-    damage(entry_of(known))
-    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+def test_a_damaged_entry_is_computed_again_with_a_notice(cache, notices, damage):
+    cache.scores(KEY, lambda: SCORES)
+    damage(entry_of(cache))
+    assert cache.scores(KEY, lambda: SCORES) == (SCORES, False)
     assert len(notices) == 1
-    assert notices[0].startswith("known results: ")
+    assert notices[0].startswith("cached results: ")
     assert notices[0].endswith("; computing it again")
-    assert known.scores(KEY, never) == (SCORES, True)
+    assert cache.scores(KEY, never) == (SCORES, True)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_not_kept(known, value):
-    found, was_known = known.scores(KEY, lambda: [ExampleScore(1, value)])
+def test_what_is_not_finite_is_not_kept(cache, value):
+    found, was_known = cache.scores(KEY, lambda: [ExampleScore(1, value)])
     assert (str(found[0].nll_sum_nats), was_known) == (str(value), False)
-    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+    assert cache.scores(KEY, lambda: SCORES) == (SCORES, False)
 
 
-def test_a_failure_to_compute_leaves_nothing_behind(known):
+def test_a_failure_to_compute_leaves_nothing_behind(cache):
     def fail() -> list[ExampleScore]:
         raise NonFiniteError("validation: nan")
 
     with pytest.raises(NonFiniteError):
-        known.scores(KEY, fail)
-    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+        cache.scores(KEY, fail)
+    assert cache.scores(KEY, lambda: SCORES) == (SCORES, False)
 
 
 def test_a_store_that_cannot_be_written_costs_a_notice_and_not_the_result(tmp_path, notices):
     (tmp_path / "file").touch()
-    known = Known(tmp_path / "file" / "known", notice=notices.append)
-    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+    cache = UntunedCache(tmp_path / "file" / "known", notice=notices.append)
+    assert cache.scores(KEY, lambda: SCORES) == (SCORES, False)
     (notice,) = notices
-    assert notice.startswith("known results: cannot be kept: a file is where a folder should be; ")
+    assert notice.startswith(
+        "cached results: cannot be stored: a file is where a folder should be; "
+    )
     assert notice.endswith("LORACLE_CACHE names another folder")
 
 
-def test_a_full_disk_costs_a_notice_and_not_the_result(known, notices, monkeypatch):
+def test_a_full_disk_costs_a_notice_and_not_the_result(cache, notices, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("loracle.records.files.os.fsync", full)
-    assert known.scores(KEY, lambda: SCORES) == (SCORES, False)
+    assert cache.scores(KEY, lambda: SCORES) == (SCORES, False)
     assert "the disk is full" in notices[0]
-    assert list(known.folder.iterdir()) == []
+    assert list(cache.folder.iterdir()) == []
 
 
-def test_two_processes_that_compute_at_once_leave_one_whole_entry(known):
+def test_two_processes_that_compute_at_once_leave_one_whole_entry(cache):
     def slow() -> list[ExampleScore]:
-        assert Known(known.folder).scores(KEY, lambda: SCORES) == (SCORES, False)
+        assert UntunedCache(cache.folder).scores(KEY, lambda: SCORES) == (SCORES, False)
         return SCORES
 
-    assert known.scores(KEY, slow) == (SCORES, False)
-    assert known.scores(KEY, never) == (SCORES, True)
-    entry_of(known)
+    assert cache.scores(KEY, slow) == (SCORES, False)
+    assert cache.scores(KEY, never) == (SCORES, True)
+    entry_of(cache)
 
 
 def test_the_store_lies_in_the_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("LORACLE_CACHE", str(tmp_path))
-    assert known_folder() == tmp_path / "known"
+    assert untuned_cache_folder() == tmp_path / "known"
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +153,7 @@ def base(environment, monkeypatch) -> FrozenBase:
 
 
 def keyed(base: FrozenBase, **changes: object) -> str:
-    given = {"weights_digest": "w", "adapter": None, "batch_tokens": 4096} | changes
+    given = {"weights_digest": "w", "batch_tokens": 4096} | changes
     return score_key(base, given.pop("examples", EXAMPLES), **given)
 
 
@@ -172,10 +174,7 @@ def test_the_dtype_changes_the_key():
     "change",
     [
         {"weights_digest": "v"},
-        {"adapter": "a"},
         {"batch_tokens": 4097},
-        {"num_adapters": 2},
-        {"entry_layer": 1},
         {"examples": EXAMPLES[::-1]},
         {"examples": EXAMPLES[1:]},
         {"examples": [replace(EXAMPLES[0], num_prompt=2 + EXAMPLES[0].num_prompt), *EXAMPLES[1:]]},
@@ -208,7 +207,7 @@ PROMPTS = [(3, 4, 5), (6, 7)]
 
 
 def asked(base: FrozenBase, **changes: object) -> str:
-    given = {"weights_digest": "w", "adapter": None, "max_new_tokens": 8, "batch_size": 4}
+    given = {"weights_digest": "w", "max_new_tokens": 8, "batch_size": 4}
     given |= changes
     return answer_key(base, given.pop("prompts", PROMPTS), **given)
 
@@ -218,11 +217,8 @@ def asked(base: FrozenBase, **changes: object) -> str:
     [
         {"prompts": [(3, 4), (5, 6, 7)]},
         {"weights_digest": "v"},
-        {"adapter": "a"},
         {"max_new_tokens": 9},
         {"batch_size": None},
-        {"cache_tokens": 101},
-        {"num_adapters": 2},
     ],
     ids=str,
 )

@@ -25,7 +25,6 @@ def use_real_cache(cache, real_cache, monkeypatch):
     monkeypatch.setenv("LORACLE_CACHE", str(real_cache))
 
 
-@pytest.mark.slow
 def test_the_default_model_is_fetched_once_and_is_what_its_key_says(lines, offline, capfd):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from loracle.report.terminal.progress import StudyProgress, ended_line
-from loracle.runner.outcome import RunOutcome
-from loracle.runner.progress import Screen
+from loracle.runner.progress import Progress
+from loracle.runner.run_spec import RunOutcome
 from loracle.study.clock import keep_clock
 from loracle.study.plan import StudyPlan
 from loracle.study.run import run_study
@@ -28,18 +28,18 @@ def conduct_study(
         console: Where the verdicts are printed; progress goes to standard error.
         notes: Recorded with every run.
     """
-    progress = StudyProgress(plan, out)
-    screen = Screen(above=progress.view)
+    table = StudyProgress(plan, out)
+    progress = Progress(above=table.view)
 
     def ended(outcomes: Sequence[RunOutcome]) -> None:
         for outcome in outcomes:
-            screen.notice(ended_line(outcome, progress=progress))
+            progress.notice(ended_line(outcome, progress=table))
 
     outcome = run_study(
-        plan, out=out, screen=screen, ended=ended, decided=progress.follow, notes=notes
+        plan, out=out, progress=progress, ended=ended, decided=table.follow, notes=notes
     )
     if not outcome.failed:
-        keep_clock(outcome.plan, out=out, screen=screen)
+        keep_clock(outcome.plan, out=out, progress=progress)
     _predict(out)
     report_study(out, console=console)
     return outcome.failed

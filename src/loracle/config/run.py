@@ -242,6 +242,16 @@ class Config(Section):
     tracking: TrackingConfig
     """Weights & Biases."""
 
+    def validates_at(self, step: int) -> bool:
+        """Returns whether a validation is due after ``step`` steps; at 0, of the untuned model."""
+        every = self.eval.every_steps
+        return step in (0, self.train.max_steps) or (every > 0 and step % every == 0)
+
+    @property
+    def num_validations(self) -> int:
+        """Validations of the tuned weights: every ``eval.every_steps`` steps and at the end."""
+        return sum(map(self.validates_at, range(1, self.train.max_steps + 1)))
+
 
 # Fields that decide how a run is tracked, saved or timed, not what it computes.
 _HOUSEKEEPING: dict[str, Any] = {"checkpoint": True, "tracking": True, "measure": {"clock_rounds"}}

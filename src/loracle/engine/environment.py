@@ -11,6 +11,7 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ def capture_environment(
     }
 
 
+@cache
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loracle.data import Example
 from loracle.data.packing import batches_by_tokens, pack
-from loracle.engine.train_state import TrainingRun
+from loracle.engine.train_state import TrainState
 from loracle.model.base import FrozenBase
 from loracle.model.blocks import Trunk
 from loracle.model.layers.routing import Route
@@ -30,7 +30,7 @@ _SMALLEST_LOSS_SCALE = 1.0
 class _Item:
     """One example of one run in one step."""
 
-    run: TrainingRun
+    run: TrainState
     slot: int
     example: Example
 
@@ -39,7 +39,7 @@ class _Item:
 class Gradient:
     """What a step found for one run; the gradient itself is in the adapter, still scaled."""
 
-    run: TrainingRun
+    run: TrainState
     examples: Sequence[Example]
     nll: Tensor
     """-ln p of every target of the examples, in nats, on the device."""
@@ -56,7 +56,7 @@ class Gradient:
 
 def gradients_of(
     base: FrozenBase,
-    active: Sequence[TrainingRun],
+    active: Sequence[TrainState],
     *,
     micro_batch_tokens: int,
     trunk: TrunkStore | None,
@@ -131,7 +131,7 @@ def _routes(groups: Sequence[Sequence[_Item]]) -> list[Route]:
     return routes
 
 
-def _norm(run: TrainingRun) -> Tensor:
+def _norm(run: TrainState) -> Tensor:
     """Returns the norm of the run's unscaled gradient, on the device."""
     parameters = run.adapter.parameters.values()
     total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -150,7 +150,7 @@ def fault_of(gradient: Gradient) -> str | None:
     return None
 
 
-def _may_skip(run: TrainingRun) -> bool:
+def _may_skip(run: TrainState) -> bool:
     return run.scaler.is_enabled() and run.scaler.get_scale() > _SMALLEST_LOSS_SCALE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 from loracle.engine.measure import MemoryMeter
-from loracle.engine.train_state import TrainingRun
+from loracle.engine.train_state import TrainState
 from loracle.model.base import FrozenBase
 from loracle.model.live_bytes import LiveBytes
 from loracle.text import GIB
@@ -27,7 +27,7 @@ class StepTensors:
     """
 
     def __init__(
-        self, base: FrozenBase, run: TrainingRun, *, memory: MemoryMeter, num_steps: int
+        self, base: FrozenBase, run: TrainState, *, memory: MemoryMeter, num_steps: int
     ) -> None:
         self._base, self._run, self._memory = base, run, memory
         wanted = memory.device.type == "cpu" and _PHASE not in memory.tensors_gib

@@ -19,7 +19,7 @@ from loracle.engine.device import synchronize
 from loracle.engine.gradients import Gradient, fault_of, gradients_of
 from loracle.engine.out_of_memory import Halved, PassBudget, say_nothing
 from loracle.engine.schedule import learning_rate
-from loracle.engine.train_state import TrainingRun
+from loracle.engine.train_state import TrainState
 from loracle.errors import NonFiniteError
 from loracle.model.base import FrozenBase
 from loracle.model.live_bytes import computing
@@ -49,7 +49,7 @@ class StepRecord:
 
 def train_bundle(
     base: FrozenBase,
-    runs: Sequence[TrainingRun],
+    runs: Sequence[TrainState],
     *,
     micro_batch_tokens: int,
     trunk: TrunkStore | None = None,
@@ -96,12 +96,12 @@ def train_bundle(
 
 def _finite_gradients(
     base: FrozenBase,
-    active: Sequence[TrainingRun],
+    active: Sequence[TrainState],
     *,
     passes: PassBudget,
     trunk: TrunkStore | None,
     checkpointing: bool,
-    runs: Sequence[TrainingRun],
+    runs: Sequence[TrainState],
 ) -> list[Gradient]:
     """Returns the gradients of all runs that have one, after setting the others' ``failure``."""
     while active:
@@ -122,7 +122,7 @@ def _finite_gradients(
 
 def _gradients_that_fit(
     base: FrozenBase,
-    active: Sequence[TrainingRun],
+    active: Sequence[TrainState],
     *,
     passes: PassBudget,
     trunk: TrunkStore | None,
@@ -138,7 +138,7 @@ def _gradients_that_fit(
     )
 
 
-def _drop_gradients(runs: Sequence[TrainingRun]) -> None:
+def _drop_gradients(runs: Sequence[TrainState]) -> None:
     for run in runs:
         run.optimizer.zero_grad(set_to_none=True)
 

@@ -1,4 +1,4 @@
-"""A run while it trains: adapter, optimizer, data order, scaler, and the step it is at."""
+"""State of a run while it trains: adapter, optimizer, data order, scaler, and its step."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from loracle.model.layers.routing import Route
 
 
 @dataclass
-class TrainingRun:
-    """One member of a bundle: everything of a run that changes while it trains."""
+class TrainState:
+    """Everything of one run that the training loop reads and changes."""
 
     adapter: Adapter
     order: DataOrder[Example]
@@ -32,7 +32,7 @@ class TrainingRun:
     step: int = 0
     """Optimizer steps done."""
     failure: str | None = None
-    """Why it cannot go on; None: it can, or it is done."""
+    """Why it cannot continue; None: no failure."""
 
     @property
     def is_done(self) -> bool:
@@ -41,7 +41,7 @@ class TrainingRun:
 
     @property
     def is_active(self) -> bool:
-        """True while there are steps to take and nothing stands against them."""
+        """True while steps are left and it has not failed."""
         return not self.is_done and self.failure is None
 
     def route(self, *, slots: Sequence[int], lengths: Sequence[int], start: int) -> Route:
@@ -61,7 +61,7 @@ def new_run(
     train: TrainConfig,
     dropout: float,
     seed: int,
-) -> TrainingRun:
+) -> TrainState:
     """Returns a run at step 0: AdamW over the adapter, the data order of its seed."""
     optimizer = torch.optim.AdamW(
         adapter.parameters.values(),
@@ -72,7 +72,7 @@ def new_run(
         fused=True,
     )
     scaled = base.dtype == torch.float16
-    return TrainingRun(
+    return TrainState(
         adapter=adapter,
         order=DataOrder(examples, batch_size=train.batch_size, seed=seed),
         train=train,
@@ -83,7 +83,7 @@ def new_run(
     )
 
 
-def capture_state(run: TrainingRun) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def capture_state(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns the tensors and the plain data from which ``restore_state`` continues exactly.
 
     Random streams, schedule and position in the data are functions of seed and step, so the step
@@ -97,7 +97,7 @@ def capture_state(run: TrainingRun) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, {"step": run.step, "scaler": run.scaler.state_dict()}
 
 
-def restore_state(run: TrainingRun, *, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+def restore_state(run: TrainState, *, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
     """Puts a run back to the step whose state was captured."""
     for name, parameter in run.adapter.parameters.items():
         with torch.no_grad():

@@ -181,7 +181,7 @@ def candidates(arms: PlannedArms, *, device: Device) -> Iterator[Changes]:
     for packing in packings:
         for checkpointing in sorted({config.train.gradient_checkpointing, True}):
             for tokens in _passes(config):
-                yield _differences(
+                found = _differences(
                     config,
                     {
                         "quantization": packing,
@@ -190,6 +190,8 @@ def candidates(arms: PlannedArms, *, device: Device) -> Iterator[Changes]:
                         "eval.batch_tokens": min(config.eval.batch_tokens, 2 * tokens),
                     },
                 )
+                if found:
+                    yield found
 
 
 def profile_of(model: str, device: Device) -> Changes | None:

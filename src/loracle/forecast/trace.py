@@ -16,7 +16,7 @@ from loracle.data.records import Record
 from loracle.engine.decode import Answering
 from loracle.engine.evaluate import score_examples
 from loracle.engine.train import train_bundle
-from loracle.engine.train_state import TrainingRun, new_run
+from loracle.engine.train_state import TrainState, new_run
 from loracle.forecast.op_costs import Work
 from loracle.model.adapters import Adapter
 from loracle.model.base import FrozenBase
@@ -107,7 +107,7 @@ def trace_step(
     return _trace(live, work)
 
 
-def _make_moments(run: TrainingRun) -> list[torch.Tensor]:
+def _make_moments(run: TrainState) -> list[torch.Tensor]:
     """Gives the optimizer the state that it has after a step, and returns its tensors."""
     for parameter in run.adapter.parameters.values():
         run.optimizer.state[parameter] = {

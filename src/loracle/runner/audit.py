@@ -1,12 +1,10 @@
-"""A finished run's proof that it is what it claims to be."""
+"""Checks of a finished run: what trained, what stayed frozen, and whether it reloads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -22,77 +20,17 @@ from loracle.model.base import FrozenBase
 from loracle.model.layers.four_bit import four_bit_config
 from loracle.model.whole import moved_weights, stored_weights
 from loracle.quiet import quiet_transformers
+from loracle.records.names import ADAPTER_WEIGHTS
+from loracle.records.result import Audit
 
 # assumed: packed rows and single sequences may round differently in 16 bits; 0.1 % is the promise
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 
 
-@dataclass(frozen=True)
-class Audit:
-    """What was checked, and with what outcome."""
-
-    updated_modules: int
-    """Modules whose lora_B is nonzero and finite; of full fine-tuning, tensors that moved."""
-    planned_modules: int
-    frozen_weights_unchanged: bool | None
-    """None: nothing is frozen in full fine-tuning."""
-    trainable_params: int
-    planned_params: int
-    saved_tensors_exact: bool
-    """The file holds the adapter's tensors, bit for bit, and no others."""
-    reloaded_loss_nats_per_token: float
-    """Of the saved adapter on a fresh base through stock PEFT, one example at a time."""
-    recorded_loss_nats_per_token: float
-    """Of the run's final validation on the same examples."""
-    reloaded_examples: int
-    relative_tolerance: float
-
-    @property
-    def reload_difference(self) -> float:
-        """Relative difference between the reloaded and the recorded loss."""
-        recorded = self.recorded_loss_nats_per_token
-        return abs(self.reloaded_loss_nats_per_token - recorded) / recorded
-
-    @property
-    def is_full(self) -> bool:
-        """True of full fine-tuning."""
-        return self.frozen_weights_unchanged is None
-
-    def faults(self) -> list[str]:
-        """Returns one sentence for each claim that does not hold."""
-        what, library = ("model", "Transformers") if self.is_full else ("adapter", "PEFT")
-        parts, unit = ("weights", "tensors") if self.is_full else ("lora_B", "modules")
-        found = []
-        if self.updated_modules != self.planned_modules:
-            found.append(
-                f"{parts} moved in {self.updated_modules} of {self.planned_modules} {unit}"
-            )
-        if self.frozen_weights_unchanged is False:
-            found.append("frozen weights changed")
-        if self.trainable_params != self.planned_params:
-            found.append(f"{self.trainable_params} trainable, {self.planned_params} planned")
-        if not self.saved_tensors_exact:
-            found.append(f"the saved tensors are not the {what}'s")
-        if not self.reload_difference <= self.relative_tolerance:
-            found.append(
-                f"the saved {what} gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
-                f"through stock {library}, the run recorded {self.recorded_loss_nats_per_token:.6f}"
-            )
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the audit as plain data."""
-        return {
-            **asdict(self),
-            "reload_difference": self.reload_difference,
-            "faults": self.faults(),
-        }
-
-
 def audit_run(
     base: FrozenBase,
     *,
-    adapter: Adapter,
+    trained: Adapter,
     saved: Path,
     model_folder: Path,
     digest_before: str,
@@ -101,89 +39,57 @@ def audit_run(
     scores: Sequence[ExampleScore],
     progress: Callable[[int], None] = lambda _: None,
 ) -> Audit:
-    """Returns the audit of a finished run.
+    """Returns the audit of a finished run, of an adapter or of full fine-tuning.
 
     Args:
         base: The base it trained on.
-        adapter: Its adapter in memory.
-        saved: Folder of the saved adapter.
-        model_folder: Folder of the base's weights.
+        trained: Its adapter in memory, or all weights.
+        saved: Folder of the saved adapter or model.
+        model_folder: Folder of the weights that training began with.
         digest_before: ``base.weights_digest()`` from before training.
-        digest_after: The same from after the last step that anything on the base took.
+        digest_after: The same from after the last step that any run on the base took.
         examples: Validation examples to score again.
-        scores: The run's final scores of the same examples.
+        scores: The run's final scores of these examples.
         progress: Called after each example.
     """
+    plan = trained.plan
     reloaded = stock_nll_sums(
-        saved, model_folder=model_folder, examples=examples, like=base, progress=progress
+        None if plan.is_full else saved,
+        model_folder=saved if plan.is_full else model_folder,
+        examples=examples,
+        like=base,
+        progress=progress,
     )
     tokens = sum(score.num_targets for score in scores)
     return Audit(
-        updated_modules=sum(_moved(adapter, planned.name) for planned in adapter.plan.modules),
-        planned_modules=len(adapter.plan.modules),
-        frozen_weights_unchanged=digest_after == digest_before,
-        trainable_params=count_trainable(base, adapter=adapter.name),
-        planned_params=adapter.plan.trainable_params,
-        saved_tensors_exact=_saved_exactly(adapter, saved),
-        reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
-        recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
-        reloaded_examples=len(examples),
-        relative_tolerance=RELATIVE_TOLERANCE[base.dtype],
-    )
-
-
-def audit_whole(
-    base: FrozenBase,
-    *,
-    trained: Adapter,
-    saved: Path,
-    model_folder: Path,
-    examples: Sequence[Example],
-    scores: Sequence[ExampleScore],
-    progress: Callable[[int], None] = lambda _: None,
-) -> Audit:
-    """Returns the audit of a finished full fine-tuning; the arguments are `audit_run`'s.
-
-    Args:
-        base: The model that trained.
-        trained: Its weights.
-        saved: Folder of the saved model.
-        model_folder: Folder of the weights that it began with.
-        examples: Validation examples to score again.
-        scores: The run's final scores of the same examples.
-        progress: Called after each example.
-    """
-    stored = stored_weights(saved)
-    exact = all(
-        torch.equal(stored[name], value.detach().cpu()) if name in stored else False
-        for name, value in trained.parameters.items()
-    )
-    reloaded = stock_nll_sums(
-        None, model_folder=saved, examples=examples, like=base, progress=progress
-    )
-    tokens = sum(score.num_targets for score in scores)
-    return Audit(
-        updated_modules=moved_weights(trained, model_folder=model_folder),
-        planned_modules=len(trained.parameters),
-        frozen_weights_unchanged=None,
+        updated_modules=(
+            moved_weights(trained, model_folder=model_folder)
+            if plan.is_full
+            else sum(
+                bool(torch.isfinite(b).all() and b.any())
+                for b in (trained.parameters[f"{module.name}.lora_B"] for module in plan.modules)
+            )
+        ),
+        planned_modules=len(trained.parameters if plan.is_full else plan.modules),
+        frozen_weights_unchanged=None if plan.is_full else digest_after == digest_before,
         trainable_params=count_trainable(base, adapter=trained.name),
-        planned_params=trained.plan.trainable_params,
-        saved_tensors_exact=exact,
+        planned_params=plan.trainable_params,
+        saved_tensors_exact=_saved_exactly(trained, saved),
         reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
         recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
-        reloaded_examples=len(examples),
+        reloaded_examples=len(reloaded),
         relative_tolerance=RELATIVE_TOLERANCE[base.dtype],
     )
 
 
 def require_sound(audit: Audit) -> None:
     """Raises AuditError if any claim does not hold."""
-    if faults := audit.faults():
-        raise AuditError("audit: " + "; ".join(faults))
+    if audit.faults:
+        raise AuditError("audit: " + "; ".join(audit.faults))
 
 
 def count_trainable(base: FrozenBase, *, adapter: str) -> int:
-    """Returns how many parameters train in a run: its adapter's, and any that should be frozen."""
+    """Returns how many parameters train in a run, wrongly unfrozen ones included."""
     return sum(
         parameter.numel()
         for name, parameter in base.model.named_parameters()
@@ -191,17 +97,18 @@ def count_trainable(base: FrozenBase, *, adapter: str) -> int:
     )
 
 
-def _saved_exactly(adapter: Adapter, saved: Path) -> bool:
-    stored = load_file(saved / "adapter_model.safetensors")
-    kept = {f"{PEFT_PREFIX}{key}.weight": value for key, value in adapter.parameters.items()}
-    return stored.keys() == kept.keys() and all(
-        torch.equal(stored[key], value.detach().cpu()) for key, value in kept.items()
+def _saved_exactly(trained: Adapter, saved: Path) -> bool:
+    if trained.plan.is_full:
+        stored, expected = stored_weights(saved), trained.parameters
+    else:
+        stored = load_file(saved / ADAPTER_WEIGHTS)
+        expected = {f"{PEFT_PREFIX}{key}.weight": x for key, x in trained.parameters.items()}
+        if stored.keys() != expected.keys():
+            return False
+    return all(
+        name in stored and torch.equal(stored[name], value.detach().cpu())
+        for name, value in expected.items()
     )
-
-
-def _moved(adapter: Adapter, module: str) -> bool:
-    b = adapter.parameters[f"{module}.lora_B"]
-    return bool(torch.isfinite(b).all() and b.any())
 
 
 def stock_nll_sums(
@@ -212,17 +119,11 @@ def stock_nll_sums(
     like: FrozenBase,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
-    """Returns each example's NLL in nats through Transformers and PEFT as they come.
+    """Returns each example's NLL in nats through unmodified Transformers and PEFT.
 
     A fresh base, the adapter from its file, stock attention, PEFT's own forward, one example at a
-    time: nothing of ours but the token ids.
-
-    Args:
-        saved: Folder of the adapter; None: the model itself is what was trained.
-        model_folder: Folder of the model's weights.
-        examples: What is scored.
-        like: Whose dtype and device are used.
-        progress: Called after each example.
+    time; only the token ids are ours. Without ``saved``, the adapter's folder, the whole model was
+    trained. ``like`` gives dtype and device.
     """
     with quiet_transformers():
         model = _stock_model(model_folder, like=like)

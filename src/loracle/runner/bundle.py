@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from pathlib import Path
 
 from loracle.config.run import config_digest
 from loracle.engine.step_memory import StepTensors
@@ -17,214 +16,187 @@ from loracle.engine.train import StepRecord, train_bundle
 from loracle.engine.train_state import capture_state
 from loracle.errors import Interrupted, LoracleError, NonFiniteError, OutOfMemory
 from loracle.runner.active_run import (
-    Session,
-    fail_all,
-    guarded,
-    guarded_together,
-    keep_memory,
-    open_sessions,
+    ActiveRun,
+    isolate_failure,
+    open_only,
+    open_runs,
     record_failure,
 )
 from loracle.runner.bundle_size import BundleChoice, bundle_budget
 from loracle.runner.checkpoint import Snapshot, save_checkpoint
 from loracle.runner.evaluation import answer, entry_layer, validate_due
-from loracle.runner.finish import (
-    conclude,
-)
-from loracle.runner.outcome import RunOutcome
-from loracle.runner.prepare import Member, fill_for
-from loracle.runner.probe import Isolated
-from loracle.runner.shared_base import Workbench
+from loracle.runner.finish import audit_weights, finish_run, measure_arm_latency
+from loracle.runner.prepare import PreparedRun, fill_trunk
+from loracle.runner.probe import ProbeResult
+from loracle.runner.run_spec import RunOutcome
+from loracle.runner.shared_base import SharedBase
 
 # In the section ``engine`` of environment.json: when memory ran out, and the passes since.
 _HALVED = "micro_batch_halved"
 
 
 def run_bundle(
-    bench: Workbench,
-    members: Sequence[Member],
+    shared: SharedBase,
+    prepared: Sequence[PreparedRun],
     *,
     choice: BundleChoice,
-    isolated: Callable[[Member], Isolated] | None,
+    probe: Callable[[PreparedRun], ProbeResult] | None,
 ) -> list[RunOutcome]:
-    """Returns how each run of a bundle ended; the base is then as it was before.
+    """Takes the runs of a bundle to their ends; the base is then as it was before.
 
     Args:
-        bench: The base and its data.
-        members: The runs that train together.
-        choice: Why so many.
-        isolated: Measures an arm alone; None: the run itself is alone and is its own measure.
+        shared: The base and its data.
+        prepared: The runs that train together.
+        choice: Bundle size and the reason for it.
+        probe: Measures an arm alone; None: the run itself is alone and measures it.
 
     Raises:
         Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run.
     """
-    fill_for(bench, members)
-    alone = [isolated(member) if isolated else None for member in members]
-    failures: dict[Path, LoracleError] = {}
+    fill_trunk(shared, prepared)
+    probed = [probe(run) if probe else None for run in prepared]
+    runs: list[ActiveRun] = []
     try:
-        sessions = open_sessions(bench, members, choice=choice, isolated=alone, failures=failures)
-        _through(sessions)
-    finally:
-        bench.clear()
-    for path, error in failures.items():
-        record_failure(next(m.folder for m in members if m.folder.path == path), error)
-    ended = {session.folder.path: session for session in sessions}
-    return [
-        RunOutcome(path, ended[path].result, ended[path].error)
-        if path in ended
-        else RunOutcome(path, None, failures[path])
-        for path in (member.folder.path for member in members)
-    ]
-
-
-def _through(sessions: Sequence[Session]) -> None:
-    """Takes the runs to their ends; stopped, it leaves checkpoints from which they go on."""
-    try:
-        _complete(sessions)
+        opened = open_runs(shared, prepared, choice=choice, probed=probed)
+        runs = [run for run in opened if isinstance(run, ActiveRun)]
+        with isolate_failure(runs):
+            validate_due(runs)
+        _train(runs)
+        _enter(runs, phase="evaluate")
+        with isolate_failure(runs):
+            answer(runs)
+        for run in open_only(runs):
+            with isolate_failure(run):
+                run.write_memory()
+        _enter(runs, phase="measure")
+        trained = open_only(runs)
+        digest_after = shared.base.weights_digest() if trained else ""
+        for run in trained:
+            with isolate_failure(run):
+                latency = measure_arm_latency(run)
+                audit = audit_weights(run, digest_after=digest_after)
+                finish_run(run, latency=latency, audit=audit)
     except BaseException as error:
-        for session in sessions:
-            if session.is_open:
-                if isinstance(error, Interrupted):
-                    _checkpoint(session)
-                session.tracker.finish(1)
+        for run in open_only(runs):
+            if isinstance(error, Interrupted):
+                _checkpoint(run)
+            run.tracker.finish(1)
         raise
+    finally:
+        shared.clear()
+    outcomes = []
+    for folder, ended in zip([run.folder for run in prepared], opened, strict=True):
+        if isinstance(ended, LoracleError):
+            record_failure(folder, ended)
+            outcomes.append(RunOutcome(folder.path, None, ended))
+        else:
+            outcomes.append(RunOutcome(folder.path, ended.result, ended.error))
+    return outcomes
 
 
-def _complete(sessions: Sequence[Session]) -> None:
-    """Trains to the end, evaluates, measures, audits and writes the results."""
-    if not sessions:
-        return
-    with guarded_together(sessions):
-        validate_due(sessions)
-    _train(sessions)
-    _enter(sessions, phase="evaluate")
-    with guarded_together(sessions):
-        answer(sessions)
-    for session in sessions:
-        if session.is_open:
-            with guarded(session):
-                keep_memory(session)
-    _enter(sessions, phase="measure")
-    trained = [session for session in sessions if session.is_open]
-    digest_after = trained[0].bench.base.weights_digest() if trained else ""
-    for session in trained:
-        with guarded(session):
-            conclude(session, digest_after=digest_after)
+def _enter(runs: Sequence[ActiveRun], *, phase: str) -> None:
+    for run in open_only(runs):
+        with isolate_failure(run):
+            run.folder.set_status("running", phase=phase, step=run.state.step)
 
 
-def _enter(sessions: Sequence[Session], *, phase: str) -> None:
-    for session in sessions:
-        if session.is_open:
-            with guarded(session):
-                session.folder.set_status("running", phase=phase, step=session.run.step)
-
-
-def _train(sessions: Sequence[Session]) -> None:
+def _train(runs: Sequence[ActiveRun]) -> None:
     """Takes the remaining steps, with validations and checkpoints where they are due."""
-    bench, memory = sessions[0].bench, sessions[0].memory
+    if not runs:
+        return
+    shared, memory = runs[0].shared, runs[0].memory
     clocked_after = [
-        session.run.step + session.config.measure.skip_steps if not session.isolated else None
-        for session in sessions
+        run.state.step + run.config.measure.skip_steps if not run.probe else None for run in runs
     ]
-    _enter(sessions, phase="train")
-    device_type = bench.base.device.type
-    budgets = [session.config.train.micro_batch_tokens for session in sessions]
-    bundle = train_bundle(
-        bench.base,
-        [session.run for session in sessions],
-        micro_batch_tokens=_halved_before(
-            sessions, bundle_budget(budgets, device_type=device_type)
-        ),
-        trunk=bench.trunk if entry_layer(sessions) else None,
-        checkpointing=any(session.config.train.gradient_checkpointing for session in sessions),
-        halved=lambda before, after: _note_halved(sessions, before=before, after=after),
+    _enter(runs, phase="train")
+    steps = train_bundle(
+        shared.base,
+        [run.state for run in runs],
+        micro_batch_tokens=_pass_tokens(runs),
+        trunk=shared.trunk.store if shared.trunk and entry_layer(runs) else None,
+        checkpointing=any(run.config.train.gradient_checkpointing for run in runs),
+        halved=lambda before, after: _note_halved(runs, before=before, after=after),
     )
-    counted = _step_tensors(sessions)
-    total = sum(session.run.train.max_steps for session in sessions)
-    done = sum(session.run.step for session in sessions)
-    with bench.screen.phase("train", total=total, done=done) as advance:
-        while any(session.run.is_active for session in sessions):
+    counted = _step_tensors(runs)
+    total = sum(run.config.train.max_steps for run in runs)
+    done = sum(run.state.step for run in runs)
+    with shared.progress.phase("train", total=total, done=done) as advance:
+        while any(run.state.is_active for run in runs):
             with memory.phase("train"), counted():
-                records = _next_step(bundle, sessions)
-            stepped = _record_step(sessions, records, clocked_after=clocked_after)
+                records = _next_step(steps, runs)
+            stepped = _record_step(runs, records, clocked_after=clocked_after)
             advance(len(stepped), detail=_detail([record for record in records if record]))
-            bench.stop.check()
-            with guarded_together(stepped):
+            shared.stop.check()
+            with isolate_failure(stepped):
                 validate_due(stepped)
             _checkpoint_due(stepped)
 
 
-def _step_tensors(sessions: Sequence[Session]) -> Callable[[], AbstractContextManager[object]]:
-    """Returns what gives the block for each step: one that counts tensors, if a run is alone."""
-    if len(sessions) > 1 or sessions[0].isolated:
+def _step_tensors(runs: Sequence[ActiveRun]) -> Callable[[], AbstractContextManager[object]]:
+    """Returns the context of each step: it counts tensors if a run is alone."""
+    if len(runs) > 1 or runs[0].probe:
         return nullcontext
-    (session,) = sessions
-    return StepTensors(
-        session.bench.base,
-        session.run,
-        memory=session.memory,
-        num_steps=session.config.measure.skip_steps,
-    ).step
+    (run,) = runs
+    skipped = run.config.measure.skip_steps
+    return StepTensors(run.shared.base, run.state, memory=run.memory, num_steps=skipped).step
 
 
-def _halved_before(sessions: Sequence[Session], budget: int) -> int:
-    """Returns the tokens per pass that fitted when these runs were stopped, or ``budget``."""
+def _pass_tokens(runs: Sequence[ActiveRun]) -> int:
+    """Returns the tokens per pass: of the bundle, or those that fitted when it was stopped."""
+    budgets = [run.config.train.micro_batch_tokens for run in runs]
     fitted: list[int] = [
-        event["to_tokens"]
-        for session in sessions
-        for event in session.environment["engine"].get(_HALVED, [])
+        event["to_tokens"] for run in runs for event in run.environment["engine"].get(_HALVED, [])
     ]
-    return min([budget, *fitted])
+    device_type = runs[0].shared.base.device.type
+    return min([bundle_budget(budgets, device_type=device_type), *fitted])
 
 
-def _note_halved(sessions: Sequence[Session], *, before: int, after: int) -> None:
+def _note_halved(runs: Sequence[ActiveRun], *, before: int, after: int) -> None:
     """Records that passes are smaller from here on, because memory ran out."""
-    for session in sessions:
-        if session.is_open:
-            step = session.run.step + 1
-            event = {"step": step, "from_tokens": before, "to_tokens": after}
-            session.note(**{_HALVED: [*session.environment["engine"].get(_HALVED, []), event]})
-            session.bench.screen.notice(
-                f"{session.label}step {step}: out of memory; passes of {after} tokens from here on "
-                f"(train.micro_batch_tokens was {before})"
-            )
+    for run in open_only(runs):
+        step = run.state.step + 1
+        event = {"step": step, "from_tokens": before, "to_tokens": after}
+        run.note(**{_HALVED: [*run.environment["engine"].get(_HALVED, []), event]})
+        run.shared.progress.notice(
+            f"{run.label}step {step}: out of memory; passes of {after} tokens from here on "
+            f"(train.micro_batch_tokens was {before})"
+        )
 
 
 def _next_step(
-    bundle: Iterator[list[StepRecord | None]], sessions: Sequence[Session]
+    steps: Iterator[list[StepRecord | None]], runs: Sequence[ActiveRun]
 ) -> list[StepRecord | None]:
-    """Returns the records of the next step; of a single run that broke, None."""
+    """Returns the records of the next step; None for each run if it could not be taken."""
     try:
-        return next(bundle)
+        return next(steps)
     except NonFiniteError:
-        # Its ``failure`` says why, as that of one of several does.
-        return [None]
+        # Of a single run: its ``failure`` says why, as that of one of several does.
+        pass
     except OutOfMemory as error:
-        fail_all(sessions, error)
-        return [None] * len(sessions)
+        for run in open_only(runs):
+            run.fail(error)
+    return [None] * len(runs)
 
 
 def _record_step(
-    sessions: Sequence[Session],
+    runs: Sequence[ActiveRun],
     records: Sequence[StepRecord | None],
     *,
     clocked_after: Sequence[int | None],
-) -> list[Session]:
+) -> list[ActiveRun]:
     """Adds a row to ``steps.jsonl`` of each run that took the step, and returns those runs."""
     stepped = []
-    for session, record, first in zip(sessions, records, clocked_after, strict=True):
-        if session.is_open and session.run.failure is not None:
-            session.fail(NonFiniteError(session.run.failure))
+    for run, record, first in zip(runs, records, clocked_after, strict=True):
+        if run.is_open and run.state.failure is not None:
+            run.fail(NonFiniteError(run.state.failure))
         if record is None:
             continue
         # A step of a bundle takes the time of all its runs: it is not on the clock of any.
         row = {**asdict(record), "clocked": first is not None and record.step > first}
-        with guarded(session):
-            session.folder.append_step(row)
-            session.tracker.log(
-                {f"train/{key}": value for key, value in row.items()}, step=record.step
-            )
-            stepped.append(session)
+        with isolate_failure(run):
+            run.folder.append_step(row)
+            run.tracker.log({f"train/{key}": x for key, x in row.items()}, step=record.step)
+            stepped.append(run)
     return stepped
 
 
@@ -236,22 +208,19 @@ def _detail(records: Sequence[StepRecord]) -> str:
     return f"loss {span}  {records[0].step_time_s:.2f} s/step"
 
 
-def _checkpoint_due(sessions: Sequence[Session]) -> None:
-    for session in sessions:
-        every = session.config.checkpoint.every_steps
-        if session.is_open and (session.run.is_done or session.run.step % every == 0):
-            with guarded(session):
-                _checkpoint(session)
+def _checkpoint_due(runs: Sequence[ActiveRun]) -> None:
+    for run in open_only(runs):
+        if run.state.is_done or run.state.step % run.config.checkpoint.every_steps == 0:
+            with isolate_failure(run):
+                _checkpoint(run)
 
 
-def _checkpoint(session: Session) -> None:
-    keep_memory(session)
-    tensors, state = capture_state(session.run)
+def _checkpoint(run: ActiveRun) -> None:
+    run.write_memory()
+    tensors, state = capture_state(run.state)
     snapshot = Snapshot(
-        step=session.run.step,
+        step=run.state.step,
         tensors=tensors,
-        state={**state, "config_digest": config_digest(session.config)},
+        state={**state, "config_digest": config_digest(run.config)},
     )
-    save_checkpoint(
-        session.folder.path / "checkpoints", snapshot, keep=session.config.checkpoint.keep
-    )
+    save_checkpoint(run.folder.checkpoints, snapshot, keep=run.config.checkpoint.keep)

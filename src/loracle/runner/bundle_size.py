@@ -30,17 +30,17 @@ class StepMemory:
 
 @dataclass(frozen=True)
 class BundleChoice:
-    """How many runs train together, and what that was decided by."""
+    """Bundle size and the reason for it."""
 
     size: int
     reason: str
     """One line for a person."""
     tokens_per_step: float | None = None
-    """Of one run, on average; null: not asked for."""
+    """Mean tokens of one run's step; null: not needed."""
     saturation_tokens: int | None = None
-    """Tokens of a step from where more are no faster; null: not measured."""
+    """Tokens of a step above which throughput no longer rises; null: not measured."""
     tokens_per_s: tuple[tuple[int, float], ...] = ()
-    """Token counts and the rate of a linear layer at each; empty: not measured."""
+    """Throughput of a linear layer by token count; empty: not measured."""
     memory: StepMemory | None = None
     """null: not measured."""
 
@@ -52,7 +52,7 @@ class BundleChoice:
 def choose_bundle_size(
     *,
     num_runs: int,
-    asked: int | None,
+    requested: int | None,
     device_type: str,
     tokens_per_step: float,
     rates: Callable[[], Sequence[tuple[int, float]]],
@@ -61,20 +61,20 @@ def choose_bundle_size(
     """Returns the number of runs that train together.
 
     Args:
-        num_runs: Runs there are to do.
-        asked: The caller's choice; None: ours.
+        num_runs: Runs to do.
+        requested: The caller's choice; None chooses.
         device_type: ``cpu`` or ``cuda``.
-        tokens_per_step: Real tokens of one run's step, on average.
+        tokens_per_step: Mean real tokens of one run's step.
         rates: Measures ``token_rates``; called only where its answer matters.
-        memory: Measures one step; called only where its answer matters. None: it cannot tell.
+        memory: Measures one step; called only where its answer matters, None if it cannot.
 
     Raises:
-        UsageError: If the runs asked for do not fit together.
+        UsageError: If the requested runs do not fit together.
     """
     if num_runs == 1:
         return BundleChoice(1, "one run", tokens_per_step)
-    if asked is not None:
-        size = min(asked, num_runs)
+    if requested is not None:
+        size = min(requested, num_runs)
         if size > 1 and device_type == "cuda":
             _require_fitting(size, memory())
         return BundleChoice(size, "as asked", tokens_per_step)
@@ -84,42 +84,39 @@ def choose_bundle_size(
         )
     measured = tuple(rates())
     enough = saturation_tokens(measured)
-    wanted = max(1, min(num_runs, math.ceil(enough / tokens_per_step)))
-    found = memory() if wanted > 1 else None
-    fitting = _fitting(found) if found else wanted
-    size = max(1, min(wanted, fitting))
-    limit = "memory" if size < wanted else "the runs there are" if size == num_runs else "speed"
+    gaining = max(1, min(num_runs, math.ceil(enough / tokens_per_step)))
+    step = memory() if gaining > 1 else None
+    fitting = _fitting(step) if step else gaining
+    size = max(1, min(gaining, fitting))
+    limit = "memory" if size < gaining else "the runs there are" if size == num_runs else "speed"
     reason = (
         f"{tokens_per_step:.0f} tokens per step of a run, {enough} fill the device, memory for "
-        f"{fitting if found else 'n/a'} runs: limited by {limit}"
+        f"{fitting if step else 'n/a'} runs: limited by {limit}"
     )
-    return BundleChoice(size, reason, tokens_per_step, enough, measured, found)
+    return BundleChoice(size, reason, tokens_per_step, enough, measured, step)
 
 
 def _require_fitting(size: int, memory: StepMemory | None) -> None:
     if memory is not None and size > _fitting(memory):
-        each = memory.step_gib - memory.base_gib
+        run_gib = memory.step_gib - memory.base_gib
         raise UsageError(
-            f"bundle_size: {size} runs of {each:.1f} GiB each do not fit in the "
+            f"bundle_size: {size} runs of {run_gib:.1f} GiB each do not fit in the "
             f"{memory.free_gib:.1f} GiB that are free beside the base; at most "
             f"{max(1, _fitting(memory))} do"
         )
 
 
 def _fitting(memory: StepMemory) -> int:
-    each = max(memory.step_gib - memory.base_gib, 1e-6)
-    return int(USABLE_FRAC * memory.free_gib / each)
+    run_gib = max(memory.step_gib - memory.base_gib, 1e-6)
+    return int(USABLE_FRAC * memory.free_gib / run_gib)
 
 
 def group_runs(lowest_layers: Sequence[int], *, size: int) -> list[list[int]]:
     """Returns the runs of each bundle, as indices.
 
     The first run that is left opens a bundle; those whose lowest adapted layer is nearest to its
-    own join it, so that they can share the frozen trunk. So bundles keep the order of the runs.
-
-    Args:
-        lowest_layers: Lowest adapted layer of each run, in the order given.
-        size: Runs per bundle; the last may have fewer.
+    own join it, to share the frozen trunk. Bundles keep the order of the runs; the last may have
+    fewer than ``size``.
     """
     left = list(range(len(lowest_layers)))
     bundles = []
@@ -134,9 +131,9 @@ def group_runs(lowest_layers: Sequence[int], *, size: int) -> list[list[int]]:
 
 
 def bundle_budget(budgets: Sequence[int], *, device_type: str) -> int:
-    """Returns the tokens per forward pass of a bundle whose members allow ``budgets`` each.
+    """Returns the tokens per forward pass of a bundle whose runs allow ``budgets`` each.
 
-    A GPU is filled by the tokens of all of them at once, which is what a bundle is for; a CPU is
-    full at one run's, and more would cost memory only.
+    A GPU is filled by the tokens of all at once, which is what a bundle is for; a CPU is full at
+    one run's, and more would cost memory only.
     """
     return sum(budgets) if device_type == "cuda" else min(budgets)

@@ -3,7 +3,7 @@
 ::
 
     checkpoints/step-00000040/state.safetensors   adapter and optimizer tensors, to the bit
-                              state.json          step, and whatever else the run goes on from
+                              state.json          step, and what else the run resumes from
                               manifest.json       sizes and SHA-256 of the two, written last
     checkpoints/step-00000060.4242.tmp/           half-written; ignored, removed by the next save
 
@@ -36,21 +36,18 @@ _NAME = re.compile(r"step-(\d{8,})(\.old)?")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a run after a step.
-
-    Attributes:
-        step: Optimizer steps taken.
-        tensors: Adapter and optimizer tensors by name; each keeps its dtype and its bits.
-        state: Everything else, as JSON.
-    """
+    """The state of a run after a step."""
 
     step: int
+    """Optimizer steps taken."""
     tensors: dict[str, torch.Tensor]
+    """Adapter and optimizer tensors by name; each keeps its dtype and its bits."""
     state: dict[str, Any] = field(default_factory=dict)
+    """Everything else, as JSON."""
 
 
 class _Damaged(Exception):
-    """A checkpoint that is not what its manifest says; never leaves this module."""
+    """A checkpoint that differs from its manifest; never leaves this module."""
 
 
 def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
@@ -58,11 +55,6 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
 
     Only then are the others removed, but for the ``keep`` - 1 newest undamaged ones before it. A
     later step's goes too: it is damaged, or of a past that this run has left.
-
-    Args:
-        folder: ``checkpoints`` of the run folder.
-        snapshot: What to save.
-        keep: Checkpoints left, this one included.
 
     Raises:
         RunFolderError: If it cannot be written; what was there before is untouched.
@@ -76,7 +68,13 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
         except OSError:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _name(temporary, final=final)
+        # At no moment is there none of this step.
+        if final.exists():
+            old = final.with_name(f"{final.name}.old")
+            _remove(old)
+            final.rename(old)
+        temporary.rename(final)
+        sync_folder(folder)
         _prune(folder, newest=final, keep=keep)
     return final
 
@@ -84,12 +82,9 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
 def load_latest(
     folder: Path, *, notice: Callable[[str], None], up_to: int | None = None
 ) -> Snapshot | None:
-    """Returns the newest complete and undamaged checkpoint; None if there is none.
+    """Returns the newest complete and undamaged checkpoint, at most of step ``up_to``, or None.
 
-    Args:
-        folder: ``checkpoints`` of the run folder; it need not exist.
-        notice: Gets one line about each half-written or damaged checkpoint that is passed over.
-        up_to: Checkpoints of later steps are passed over; None: none are.
+    ``notice`` gets one line about each half-written or damaged checkpoint that is passed over.
     """
     for path in sorted(folder.glob("step-*.tmp")):
         notice(f"{path.name}: half-written checkpoint, ignored")
@@ -128,24 +123,14 @@ def _fingerprint(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _name(temporary: Path, *, final: Path) -> None:
-    """Gives a complete checkpoint its name; at no moment is there none of this step."""
-    if final.exists():
-        old = final.with_name(f"{final.name}.old")
-        _remove(old)
-        final.rename(old)
-    temporary.rename(final)
-    sync_folder(final.parent)
-
-
 def _prune(folder: Path, *, newest: Path, keep: int) -> None:
-    kept = [newest]
+    kept_paths = [newest]
     for path in _newest_first(folder):
         earlier = _order(path) < _order(newest) and not path.name.endswith(".old")
-        if len(kept) < keep and earlier and _is_undamaged(path):
-            kept.append(path)
+        if len(kept_paths) < keep and earlier and _is_undamaged(path):
+            kept_paths.append(path)
     for path in _newest_first(folder):
-        if path not in kept:
+        if path not in kept_paths:
             _remove(path)
     for path in folder.glob("step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
@@ -161,14 +146,14 @@ def _remove(path: Path) -> None:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=_order, reverse=True)
+    saved = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(saved, key=_order, reverse=True)
 
 
 def _order(path: Path) -> tuple[int, bool]:
-    named = _NAME.fullmatch(path.name)
-    assert named is not None
-    return int(named[1]), named[2] is None
+    name = _NAME.fullmatch(path.name)
+    assert name is not None
+    return int(name[1]), name[2] is None
 
 
 def _read(path: Path) -> Snapshot:
@@ -191,22 +176,17 @@ def _is_undamaged(path: Path) -> bool:
 
 def _verified(path: Path) -> dict[str, bytes]:
     """Returns the contents of a checkpoint's two files, if they are what its manifest says."""
-    manifest = _manifest(path)
-    contents = {name: _read_bytes(path / name) for name in (_TENSORS, _STATE)}
-    for name, content in contents.items():
-        if manifest.get(name) != _fingerprint(content):
-            raise _Damaged(f"{name} is not what was written")
-    return contents
-
-
-def _manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(_read_bytes(path / _MANIFEST))
     except ValueError:
         raise _Damaged(f"{_MANIFEST} is not JSON") from None
     if not isinstance(manifest, dict):
         raise _Damaged(f"{_MANIFEST} is not a JSON object")
-    return manifest
+    contents = {name: _read_bytes(path / name) for name in (_TENSORS, _STATE)}
+    for name, content in contents.items():
+        if manifest.get(name) != _fingerprint(content):
+            raise _Damaged(f"{name} is not what was written")
+    return contents
 
 
 def _read_bytes(path: Path) -> bytes:

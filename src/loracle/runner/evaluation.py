@@ -1,4 +1,4 @@
-"""The stages of a bundle besides training; each leaves its outcome in the runs' folders."""
+"""Evaluation of a bundle: validations and answers, each left in the runs' folders."""
 
 from __future__ import annotations
 
@@ -13,123 +13,120 @@ from loracle.engine.evaluate import (
     score_adapters,
 )
 from loracle.errors import NonFiniteError
+from loracle.records.names import ANSWERS
 from loracle.records.run_folder import RunFolder
-from loracle.runner.active_run import Session, guarded
+from loracle.runner.active_run import ActiveRun, isolate_failure, open_only
 from loracle.runner.bundle_size import bundle_budget
 from loracle.runner.untuned import untuned_answers, untuned_scores
 
 
-def validate_due(sessions: Sequence[Session]) -> None:
+def validate_due(runs: Sequence[ActiveRun]) -> None:
     """Scores the validation set for the runs that are due and have not recorded it yet."""
-    due = [session for session in sessions if session.is_open and _is_due(session)]
-    for session in due:
-        if session.run.step == 0:
-            with guarded(session):
-                _record_untuned(session)
-    tuned = [session for session in due if session.run.step > 0]
-    for session, scores in zip(tuned, _tuned_scores(tuned), strict=True):
+    due = [run for run in open_only(runs) if _is_due(run)]
+    for run in due:
+        if run.state.step == 0:
+            with isolate_failure(run):
+                untuned = untuned_scores(run.shared, memory=run.memory)
+                run.note(untuned_scores=untuned.origin)
+                _record_scores(run, untuned.items, model="base")
+    tuned = [run for run in due if run.state.step > 0]
+    for run, scores in zip(tuned, _tuned_scores(tuned), strict=True):
         if scores is not None:
-            with guarded(session):
-                _record_scores(session, scores, model="tuned")
+            with isolate_failure(run):
+                _record_scores(run, scores, model="tuned")
 
 
-def _is_due(session: Session) -> bool:
-    step, every = session.run.step, session.config.eval.every_steps
-    due = step == 0 or session.run.is_done or (every > 0 and step % every == 0)
-    model = "base" if step == 0 else "tuned"
-    return due and recorded_eval(session.folder, step=step, model=model) is None
+def _is_due(run: ActiveRun) -> bool:
+    step = run.state.step
+    if not run.config.validates_at(step):
+        return False
+    return recorded_eval(run.folder, step=step, model="tuned" if step else "base") is None
 
 
-def _record_untuned(session: Session) -> None:
-    scores, known = untuned_scores(session.bench, memory=session.memory)
-    session.note(untuned_scores="known" if known else "computed")
-    _record_scores(session, scores, model="base")
-
-
-def _tuned_scores(sessions: Sequence[Session]) -> list[list[ExampleScore] | None]:
+def _tuned_scores(runs: Sequence[ActiveRun]) -> list[list[ExampleScore] | None]:
     """Returns the scores of each run, in one pass for all; None for a run that failed here."""
-    if not sessions:
+    if not runs:
         return []
     try:
-        return list(_scores_together(sessions))
+        return list(_scores_together(runs))
     except NonFiniteError as error:
-        if len(sessions) == 1:
-            sessions[0].fail(error)
+        if len(runs) == 1:
+            runs[0].fail(error)
             return [None]
-    # One of them is broken: which one, and what the others are, is found out one by one.
-    return [_tuned_scores([session])[0] for session in sessions]
+    # One of them is broken; scoring them one by one shows which.
+    return [_tuned_scores([run])[0] for run in runs]
 
 
-def _scores_together(sessions: Sequence[Session]) -> list[list[ExampleScore]]:
-    bench, memory = sessions[0].bench, sessions[0].memory
-    steps = {session.run.step for session in sessions}
-    what = f"step {min(steps)}" if len(sessions) == 1 else f"{len(sessions)} runs"
-    entry = entry_layer(sessions)
+def _scores_together(runs: Sequence[ActiveRun]) -> list[list[ExampleScore]]:
+    shared, memory = runs[0].shared, runs[0].memory
+    title = f"step {runs[0].state.step}" if len(runs) == 1 else f"{len(runs)} runs"
+    layer = entry_layer(runs)
     with (
-        bench.screen.phase(f"validate {what}", total=len(bench.scored)) as advance,
+        shared.progress.phase(f"validate {title}", total=len(shared.scored)) as advance,
         memory.phase("evaluate"),
     ):
         return score_adapters(
-            bench.base,
-            bench.scored,
-            adapters=[session.adapter.name for session in sessions],
+            shared.base,
+            shared.scored,
+            adapters=[run.adapter_name for run in runs],
             batch_tokens=bundle_budget(
-                [bench.config.eval.batch_tokens] * len(sessions),
-                device_type=bench.base.device.type,
+                [shared.config.eval.batch_tokens] * len(runs),
+                device_type=shared.base.device.type,
             ),
-            trunk=bench.trunk if entry else None,
-            entry_layer=entry,
-            progress=bench.stopping(advance),
+            trunk=shared.trunk.store if shared.trunk and layer else None,
+            entry_layer=layer,
+            progress=shared.stopping(advance),
         )
 
 
-def entry_layer(sessions: Sequence[Session]) -> int:
-    """Returns the layer from which these runs are computed together; 0: from the tokens."""
-    return min(session.trunk_layer for session in sessions)
+def entry_layer(runs: Sequence[ActiveRun]) -> int:
+    """Returns the layer at which a pass of these runs begins; 0: at the tokens."""
+    return min(run.prepared.trunk_layer for run in runs)
 
 
-def _record_scores(session: Session, scores: Sequence[ExampleScore], *, model: str) -> None:
-    step, found = session.run.step, likelihood(scores)
-    row = {"step": step, "model": model, **asdict(found), "perplexity": found.perplexity}
-    session.folder.append_eval({**row, "nll_sum_nats": [score.nll_sum_nats for score in scores]})
-    session.tracker.log({f"validation/{key}": value for key, value in row.items()}, step=step)
-    session.bench.screen.notice(
-        f"{session.label}step {step}: validation loss {found.loss_nats_per_token:.4f} nats per "
-        f"token, perplexity {found.perplexity:.3f} ({found.num_examples} examples)"
+def _record_scores(run: ActiveRun, scores: Sequence[ExampleScore], *, model: str) -> None:
+    step, total = run.state.step, likelihood(scores)
+    row = {"step": step, "model": model, **asdict(total), "perplexity": total.perplexity}
+    run.folder.append_eval({**row, "nll_sum_nats": [score.nll_sum_nats for score in scores]})
+    run.tracker.log({f"validation/{key}": value for key, value in row.items()}, step=step)
+    run.shared.progress.notice(
+        f"{run.label}step {step}: validation loss {total.loss_nats_per_token:.4f} nats per "
+        f"token, perplexity {total.perplexity:.3f} ({total.num_examples} examples)"
     )
 
 
 def recorded_eval(folder: RunFolder, *, step: int, model: str) -> dict[str, Any] | None:
-    """Returns the row of a validation that was done, or None."""
+    """Returns the recorded row of a validation, or None."""
     rows = (row for row in folder.evals() if row["step"] == step and row["model"] == model)
     return next(rows, None)
 
 
-def answer(sessions: Sequence[Session]) -> None:
-    """Leaves the greedy answers of base and tuned model in each run's ``answers.json``."""
-    todo = [s for s in sessions if s.is_open and not (s.folder.path / "answers.json").exists()]
-    if not todo:
+def answer(runs: Sequence[ActiveRun]) -> None:
+    """Leaves the greedy answers of base and tuned model in the folder of each open run."""
+    unanswered = [run for run in open_only(runs) if not run.folder.has(ANSWERS)]
+    if not unanswered or not unanswered[0].shared.prompts:
         return
-    bench, memory = todo[0].bench, todo[0].memory
-    if not bench.prompts:
-        return
-    base, known = untuned_answers(bench, memory=memory)
+    shared, memory = unanswered[0].shared, unanswered[0].memory
+    untuned = untuned_answers(shared, memory=memory)
     with (
-        bench.screen.phase("answer (tuned)", total=len(bench.prompts)) as advance,
+        shared.progress.phase("answer (tuned)", total=len(shared.prompts)) as advance,
         memory.phase("generate"),
     ):
         tuned = answer_with_adapters(
-            bench.base,
-            bench.prompts,
-            adapters=[session.adapter.name for session in todo],
-            max_new_tokens=bench.config.eval.max_new_tokens,
-            batch_size=bench.config.eval.generate_batch_size,
-            progress=bench.stopping(advance),
+            shared.base,
+            shared.prompts,
+            adapters=[run.adapter_name for run in unanswered],
+            max_new_tokens=shared.config.eval.max_new_tokens,
+            batch_size=shared.config.eval.generate_batch_size,
+            progress=shared.stopping(advance),
         )
-    for session, own in zip(todo, tuned, strict=True):
-        with guarded(session):
-            session.note(untuned_answers="known" if known else "computed")
-            answers = {"base": base, "tuned": own}
-            session.folder.write_json(
-                "answers.json", {key: [asdict(one) for one in answers[key]] for key in answers}
+    for run, answers in zip(unanswered, tuned, strict=True):
+        with isolate_failure(run):
+            run.note(untuned_answers=untuned.origin)
+            run.folder.write_json(
+                ANSWERS,
+                {
+                    "base": [asdict(answer) for answer in untuned.items],
+                    "tuned": [asdict(answer) for answer in answers],
+                },
             )

@@ -1,4 +1,4 @@
-"""What is looked at before a model is fetched: whether this machine could hold it at all."""
+"""Checks before a model is fetched: whether this machine could hold it at all."""
 
 from __future__ import annotations
 
@@ -42,12 +42,9 @@ def preflight(config: Config) -> None:
 
 
 def weights_gib(model: str, *, bytes_each: int, packed: bool) -> float:
-    """Returns the memory of a model's weights.
+    """Returns the memory of a model's weights, ``bytes_each`` wide.
 
-    Args:
-        model: Key or source.
-        bytes_each: Of a number of the base's dtype.
-        packed: Linear layers but the head are in 4 bits, with a byte for every 64.
+    Packed are linear layers but the head: in 4 bits, with a byte for every 64 weights.
 
     Raises:
         UsageError: If its architecture cannot be had.

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live bar on a terminal, plain lines elsewhere."""
+"""Progress of runs as a person sees it: a live bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,27 +11,26 @@ from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as RichProgress
 
 # assumed: often enough to see that it lives, seldom enough for a log file
 _LINE_EVERY_S = 15.0
 
 Advance = Callable[..., None]
-"""``advance(count, detail="...")``: so many more are done."""
+"""``advance(count, detail="...")``: ``count`` more items are done."""
 
 
-class Screen:
-    """Progress and notices of one run, or of many, on one console.
+class Progress:
+    """Progress bars and notices of one or many runs on one console.
 
     Args:
-        console: Where it is shown; None: standard error.
-        above: Returns what stands above the bar on a terminal, asked anew several times a second;
-            None: nothing.
+        console: Defaults to standard error.
+        above: Returns what is drawn above the bar on a terminal, called several times a second.
     """
 
     def __init__(
@@ -53,15 +52,15 @@ class Screen:
         if self.console.is_terminal:
             bar = self._bar()
             task = bar.add_task(title, total=total, completed=done, detail="")
-            with self._shown(bar):
+            with self._live(bar):
                 yield lambda count=1, detail="": bar.update(task, advance=count, detail=detail)
             return
         lines = _Lines(self, title=title, total=total, done=done)
         yield lines.advance
         lines.close()
 
-    def _shown(self, bar: Progress) -> AbstractContextManager[object]:
-        """Returns a block in which the bar is on the terminal, with what stands above it."""
+    def _live(self, bar: RichProgress) -> AbstractContextManager[object]:
+        """Shows the bar on the terminal, below what ``above`` returns."""
         above = self._above
         if above is None:
             return bar
@@ -71,8 +70,8 @@ class Screen:
             transient=True,
         )
 
-    def _bar(self) -> Progress:
-        return Progress(
+    def _bar(self) -> RichProgress:
+        return RichProgress(
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -86,24 +85,24 @@ class Screen:
 
 
 class _Lines:
-    """A bar for places without a terminal: a line now and then."""
+    """A bar for output that is not a terminal: a line every ``_LINE_EVERY_S``."""
 
-    def __init__(self, screen: Screen, *, title: str, total: int, done: int) -> None:
-        self._screen, self._title, self._total, self._done = screen, title, total, done
+    def __init__(self, progress: Progress, *, title: str, total: int, done: int) -> None:
+        self._progress, self._title, self._total, self._done = progress, title, total, done
         self._first = done
-        self._began = self._printed = time.monotonic()
+        self._started_at = self._printed_at = time.monotonic()
 
     def advance(self, count: int = 1, detail: str = "") -> None:
         self._done += count
         now = time.monotonic()
-        if now - self._printed >= _LINE_EVERY_S and self._done < self._total:
-            self._printed = now
-            rate = (self._done - self._first) / (now - self._began)
+        if now - self._printed_at >= _LINE_EVERY_S and self._done < self._total:
+            self._printed_at = now
+            rate = (self._done - self._first) / (now - self._started_at)
             left = (self._total - self._done) / rate if rate else 0.0
             self._print(f"{detail}  ETA {left:.0f} s")
 
     def close(self) -> None:
-        self._print(f"done in {time.monotonic() - self._began:.0f} s")
+        self._print(f"done in {time.monotonic() - self._started_at:.0f} s")
 
     def _print(self, detail: str) -> None:
-        self._screen.notice(f"{self._title}: {self._done}/{self._total}  {detail}")
+        self._progress.notice(f"{self._title}: {self._done}/{self._total}  {detail}")

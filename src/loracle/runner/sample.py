@@ -14,8 +14,9 @@ from loracle.model.base import FrozenBase
 from loracle.model.load import load_base
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
+from loracle.records.names import MODULES
 from loracle.records.run_folder import recorded_config
-from loracle.runner.active_run import ADAPTER
+from loracle.runner.active_run import DEFAULT_ADAPTER
 from loracle.runner.finish import saved_weights
 from loracle.sources import resolve_model
 
@@ -25,7 +26,7 @@ class Answers:
     """One instruction, answered twice."""
 
     prompt: str
-    """What the model was given."""
+    """Text that the model was given."""
     base: Answer
     tuned: Answer
 
@@ -37,20 +38,21 @@ def sample_run(
 
     Args:
         run: Folder of a run that saved its adapter.
-        instruction: What to do.
-        input_text: The record's input, if it has one.
-        max_new_tokens: Tokens per answer; None: as the run was evaluated.
+        instruction: The instruction.
+        input_text: The record's input; empty if it has none.
+        max_new_tokens: Tokens per answer; defaults to those of the run's evaluation.
 
     Raises:
         RunFolderError: If there is no run, or it has no adapter yet.
     """
     config = recorded_config(run)
-    if not (run / "modules.json").is_file():
-        raise RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
-    plan = ModulePlan.from_json(read_json(run / "modules.json"))
-    saved = saved_weights(run, plan=plan)
+    unfinished = RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
+    if not (run / MODULES).is_file():
+        raise unfinished
+    plan = ModulePlan.from_json(read_json(run / MODULES))
+    saved = saved_weights(run, is_full=plan.is_full)
     if not saved.is_file():
-        raise RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
+        raise unfinished
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device=device)
     model = resolve_model(config.model)
@@ -72,5 +74,5 @@ def sample_run(
     if plan.is_full:
         tuned = load_base(saved.parent, device=device, dtype=dtype, trains=True)
         return Answers(prompt, base=untuned, tuned=answered(tuned, None))
-    load_adapter(base, name=ADAPTER, plan=plan, saved=saved, model_source=model.source)
-    return Answers(prompt, base=untuned, tuned=answered(base, ADAPTER))
+    load_adapter(base, name=DEFAULT_ADAPTER, plan=plan, saved=saved, model_source=model.source)
+    return Answers(prompt, base=untuned, tuned=answered(base, DEFAULT_ADAPTER))

@@ -1,4 +1,4 @@
-"""What all runs on one base share: the base, the data, and what is known of the untuned model.
+"""What all runs on one base share: base, data, and results of the untuned model.
 
 Loaded, tokenised and scored once, however many runs there are.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,50 +19,28 @@ from loracle.engine.environment import capture_environment
 from loracle.engine.evaluate import Answer, ExampleScore
 from loracle.engine.measure import MemoryMeter
 from loracle.engine.out_of_memory import memory_faults
-from loracle.engine.train_state import TrainingRun, new_run
+from loracle.engine.train_state import TrainState, new_run
 from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase
 from loracle.model.load import load_base
-from loracle.model.trunk import TrunkStore
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
-from loracle.runner.progress import Advance, Screen
+from loracle.runner.progress import Advance, Progress
 from loracle.runner.signals import StopRequest
-from loracle.runner.untuned_cache import Known, known_folder
+from loracle.runner.trunk import Trunk, open_trunk, trunk_layer
+from loracle.runner.untuned_cache import Untuned, UntunedCache, untuned_cache_folder
 from loracle.sources import ResolvedSource, resolve_data, resolve_model
 
 _SMALLER_BASE = "its weights do not fit; `loracle plan` says what does, and quantization=nf4 helps"
 
 
 @dataclass
-class TrunkUse:
-    """What the kept states that enter one layer took, for all runs that share them."""
-
-    layer: int
-    """First decoder layer that is computed in a step."""
-    kept_gib: float = 0.0
-    """Their size."""
-    fill_time_s: float | None = None
-    """Time to compute them once; null: they were on the disk."""
-    filled: set[tuple[int, ...]] = field(default_factory=set, repr=False)
-    """Token ids of the examples whose states are kept."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as a run's result states it."""
-        return {
-            "layer": self.layer,
-            "kept_gib": self.kept_gib,
-            "fill_time_s": self.fill_time_s,
-        }
-
-
-@dataclass
-class Workbench:
+class SharedBase:
     """One loaded base and what every run on it uses."""
 
     config: Config
-    """Of one of the runs; they agree on model, data, evaluation and measurement."""
-    screen: Screen
+    """Configuration of one of the runs; all agree on model, data, evaluation and measurement."""
+    progress: Progress
     stop: StopRequest
     model: ResolvedSource
     base: FrozenBase
@@ -71,15 +49,12 @@ class Workbench:
     weights_digest: str
     loading: MemoryMeter
     """Peak memory of loading the base."""
-    known: Known
-    trunk: TrunkStore | None = None
-    """Hidden states below the lowest adapters; None: no run begins from them."""
-    trunk_uses: dict[int, TrunkUse] = field(default_factory=dict)
-    """What the states below each layer took, so far."""
-    untuned_scores: tuple[list[ExampleScore], bool] | None = None
-    """The untuned base's, and whether they were known before; None: not asked for yet."""
-    untuned_answers: tuple[list[Answer], bool] | None = None
-    """The untuned base's, and whether they were known before; None: not asked for yet."""
+    cache: UntunedCache
+    trunk: Trunk | None = None
+    """Kept states below the lowest adapters; None: every run begins at the tokens."""
+    untuned_scores: Untuned[ExampleScore] | None = None
+    untuned_answers: Untuned[Answer] | None = None
+    """None until first needed, as ``untuned_scores``."""
 
     @property
     def scored(self) -> Sequence[Example]:
@@ -97,12 +72,12 @@ class Workbench:
         return [example.input_ids[: example.num_prompt] for example in self.answered]
 
     def meter(self) -> MemoryMeter:
-        """Returns a meter that knows of nothing but loading."""
+        """Returns a meter that holds the peaks of loading only."""
         loaded = self.loading
         return MemoryMeter(loaded.device, dict(loaded.peaks_gib), dict(loaded.reserved_gib))
 
     def stopping(self, advance: Advance) -> Callable[[int], None]:
-        """Returns ``advance`` that also stops where the state is whole."""
+        """Returns ``advance`` that also honours a stop request, where the state is whole."""
 
         def progress(count: int) -> None:
             self.stop.check()
@@ -112,16 +87,11 @@ class Workbench:
 
     def new_run(
         self, config: Config, *, plan: ModulePlan, name: str, train: TrainConfig | None = None
-    ) -> TrainingRun:
-        """Returns a run at step 0, its new adapter on the base.
+    ) -> TrainState:
+        """Returns the state of a run at step 0, with a new adapter of that name on the base.
 
-        Args:
-            config: The run's configuration.
-            plan: The modules that its placement comes to.
-            name: Of the adapter on the base.
-            train: In place of ``config.train``; None: that.
+        ``train`` replaces ``config.train``.
         """
-        lora = config.lora
         if plan.is_full:
             trained = whole_model(self.base, name=name, plan=plan)
         else:
@@ -129,7 +99,7 @@ class Workbench:
                 self.base,
                 name=name,
                 plan=plan,
-                dropout=lora.dropout,
+                dropout=config.lora.dropout,
                 seed=config.seed,
                 model_source=self.model.source,
             )
@@ -138,24 +108,53 @@ class Workbench:
             adapter=trained,
             examples=self.data.train,
             train=train or config.train,
-            dropout=lora.dropout,
+            dropout=config.lora.dropout,
             seed=config.seed,
         )
 
+    def open_trunk(self, runs: Sequence[tuple[Config, ModulePlan]]) -> list[int]:
+        """Opens the trunk if a run gains from it; returns the layer that each run begins at.
+
+        0 is a run that begins at the tokens; all do if the states fit nowhere.
+        """
+        layers = [
+            trunk_layer(
+                plan,
+                config=config,
+                base=self.base,
+                num_train=len(self.data.train),
+                num_scored=len(self.scored),
+            )
+            for config, plan in runs
+        ]
+        self.trunk = open_trunk(
+            self.base,
+            [*self.data.train, *self.data.validation],
+            num_layers=len({*layers} - {0}),
+            weights_digest=self.weights_digest,
+        )
+        return layers if self.trunk else [0] * len(layers)
+
+    def fill_trunk(self, examples: Sequence[Example], *, layers: Sequence[int]) -> None:
+        """Computes the states of these examples that enter each layer, if any is above 0."""
+        for layer in sorted({*layers} - {0}):
+            assert self.trunk is not None
+            self.trunk.fill(examples, layer=layer, progress=self.progress, stop=self.stop)
+
     def thaw(self) -> None:
-        """Loads the weights anew, all to be trained; what was loaded before is let go.
+        """Frees the frozen weights and loads them anew, all to be trained.
 
         Every full fine-tuning begins with this. The scores and answers of the untuned model must
-        be known by then: there is no frozen base any more that could give them.
+        be computed by then: there is no frozen base any more that could give them.
         """
-        before = self.base
+        frozen = self.base
         self.trunk = None
         # Not two models at a time: the old one's memory goes first.
-        before.model.to_empty(device=torch.device("meta"))
-        self.loading = MemoryMeter(before.device)
+        frozen.model.to_empty(device=torch.device("meta"))
+        self.loading = MemoryMeter(frozen.device)
         with self.loading.phase("load"):
             self.base = load_base(
-                self.model.path, device=before.device, dtype=before.dtype, trains=True
+                self.model.path, device=frozen.device, dtype=frozen.dtype, trains=True
             )
 
     def clear(self) -> None:
@@ -167,25 +166,25 @@ class Workbench:
             gc.collect()
 
 
-def open_workbench(config: Config, *, screen: Screen, stop: StopRequest) -> Workbench:
+def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -> SharedBase:
     """Resolves the sources, loads the base and tokenises the data.
 
     Raises:
-        UsageError: If the model or the data cannot be had or used as asked.
+        UsageError: If the model or the data cannot be had or used as requested.
     """
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device=device)
     memory = MemoryMeter(device)
-    model = resolve_model(config.model, progress=screen.notice)
-    source = resolve_data(config.data.source, progress=screen.notice)
+    model = resolve_model(config.model, progress=progress.notice)
+    source = resolve_data(config.data.source, progress=progress.notice)
     stop.check()
     with memory.phase("load"), memory_faults(config.model, remedy=_SMALLER_BASE):
         base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     data = prepare_data(source, config=config.data, tokenizer=base.tokenizer)
     digest = base.weights_digest()
-    return Workbench(
+    return SharedBase(
         config=config,
-        screen=screen,
+        progress=progress,
         stop=stop,
         model=model,
         base=base,
@@ -195,5 +194,5 @@ def open_workbench(config: Config, *, screen: Screen, stop: StopRequest) -> Work
         ),
         weights_digest=digest,
         loading=memory,
-        known=Known(known_folder(), notice=screen.notice),
+        cache=UntunedCache(untuned_cache_folder(), notice=progress.notice),
     )

@@ -15,7 +15,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -42,19 +42,14 @@ _ENVIRONMENT_MODES = {
 
 
 class Tracker:
-    """A run on W&B, or nothing at all: every method then does nothing.
-
-    Attributes:
-        mode: ``online``, ``offline`` or ``disabled``, as it came about.
-    """
+    """A run on W&B; without one every method does nothing."""
 
     def __init__(
         self, run: Any | None, *, mode: str, folder: Path, notice: Callable[[str], None]
     ) -> None:
         self.mode = mode
-        self._run = run
-        self._folder = folder
-        self._notice = notice
+        """``online``, ``offline`` or ``disabled``, as it turned out."""
+        self._run, self._folder, self._notice = run, folder, notice
 
     def log(self, row: Mapping[str, Any], *, step: int) -> None:
         """Adds a point at ``step`` to each curve that ``row`` names; None is no point."""
@@ -80,7 +75,7 @@ class Tracker:
         except Exception as error:  # noqa: BLE001 - no failure of a tracker may cost a training run
             self._run = None
             self._notice(
-                f"W&B: {_one_line(error)}; tracking is off from here, the local record goes on "
+                f"W&B: {_one_line(error)}; tracking is off from here, the local record continues "
                 f"(what W&B holds is in {self._folder / 'wandb'}, see 'wandb sync')"
             )
 
@@ -96,7 +91,7 @@ def open_tracker(
 ) -> Tracker:
     """Returns the tracker of a run; one that does nothing if tracking is disabled or fails.
 
-    A run folder keeps one W&B run: a resumed run goes on with it.
+    A run folder keeps one W&B run, in ``wandb``: a resumed run continues it.
 
     Args:
         mode: ``auto`` is ``WANDB_MODE`` if that is set, else online if there is a key in
@@ -104,8 +99,8 @@ def open_tracker(
         project: W&B project.
         name: Name of the run.
         config: Configuration, as plain data.
-        folder: The run folder; W&B's files go to ``wandb`` in it.
-        notice: Gets one line about each thing that went wrong.
+        folder: The run folder.
+        notice: Called with one line about each thing that went wrong.
     """
     chosen: str = mode
     if mode == "auto":
@@ -114,7 +109,13 @@ def open_tracker(
     if chosen == "disabled":
         return run.tracker(None, mode="disabled")
     try:
-        with _quiet_environment(folder):
+        # What W&B reads from the environment only while it starts.
+        quiet = {
+            "WANDB_SILENT": "true",
+            "WANDB_ERROR_REPORTING": "false",
+            "WANDB_CACHE_DIR": str(folder.absolute() / "wandb" / "cache"),
+        }
+        with _environment(quiet):
             return _open(run, mode=chosen)
     except Exception as error:  # noqa: BLE001 - no failure of a tracker may cost a training run
         notice(f"W&B: {_one_line(error)}; this run is recorded locally only")
@@ -123,7 +124,7 @@ def open_tracker(
 
 @dataclass(frozen=True)
 class _Run:
-    """What the run is, to W&B."""
+    """Identity of the run on W&B."""
 
     project: str
     name: str
@@ -139,30 +140,31 @@ def _open(run: _Run, *, mode: str) -> Tracker:
     _remove_logs(run.folder)
     if mode == "auto":
         mode = "online" if has_key() else "offline"
-    known = _known_id(run.folder)
-    tracker = _open_online(run, known=known) if mode == "online" else None
+    id_file = run.folder / "wandb" / _ID_FILE
+    stored_id = id_file.read_text(encoding="utf-8").strip() if id_file.is_file() else None
+    tracker = _open_online(run, stored_id=stored_id) if mode == "online" else None
     if tracker is None:
         # W&B's service holds on to the id of a run that failed to start online: take another one.
-        run_id = known if known and mode == "offline" else secrets.token_hex(6)
+        run_id = stored_id if stored_id and mode == "offline" else secrets.token_hex(6)
         tracker = run.tracker(_init(run, mode="offline", run_id=run_id), mode="offline")
-        if known is None:
-            _remember_id(run.folder, run_id)
+        if stored_id is None:
+            _store_id(run.folder, run_id)
     return tracker
 
 
-def _open_online(run: _Run, *, known: str | None) -> Tracker | None:
+def _open_online(run: _Run, *, stored_id: str | None) -> Tracker | None:
     """Returns the tracker of a run that the server has accepted; None, with a notice, if not."""
-    run_id = known or secrets.token_hex(6)
+    run_id = stored_id or secrets.token_hex(6)
     sessions = set(_sessions(run.folder))
     try:
         tracker = run.tracker(_init(run, mode="online", run_id=run_id), mode="online")
     except Exception as error:  # noqa: BLE001 - the next best thing is to keep it for later
-        upload = f"wandb sync --id {known}" if known else "wandb sync"
+        upload = f"wandb sync --id {stored_id}" if stored_id else "wandb sync"
         run.notice(f"W&B: {_one_line(error)}; tracking offline ('{upload}' uploads it later)")
         for failed in set(_sessions(run.folder)) - sessions:
             shutil.rmtree(failed, ignore_errors=True)
         return None
-    _remember_id(run.folder, run_id)
+    _store_id(run.folder, run_id)
     return tracker
 
 
@@ -212,23 +214,12 @@ def _settings(mode: str, *, folder: Path) -> dict[str, Any]:
     }
 
 
-def _quiet_environment(folder: Path) -> AbstractContextManager[None]:
-    """Sets what W&B reads from the environment only while it starts; takes back what it sets."""
-    return _environment(
-        {
-            "WANDB_SILENT": "true",
-            "WANDB_ERROR_REPORTING": "false",
-            "WANDB_CACHE_DIR": str(folder.absolute() / "wandb" / "cache"),
-        }
-    )
-
-
 @contextmanager
-def _environment(ours: Mapping[str, str]) -> Iterator[None]:
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Sets variables inside the block, and takes back what W&B sets."""
     # WANDB_SERVICE would tie the runs of child processes to the service of this one.
-    before = {key: os.environ.get(key) for key in (*ours, "WANDB_SERVICE")}
-    os.environ.update(ours)
+    before = {key: os.environ.get(key) for key in (*variables, "WANDB_SERVICE")}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -245,19 +236,18 @@ def has_key() -> bool:
 
     try:
         with _environment({}):
-            found = wandb.setup(wandb.Settings(silent=True)).settings
-        own = found.base_url != wandb.Settings().base_url
+            settings = wandb.setup(wandb.Settings(silent=True)).settings
+        is_own_server = settings.base_url != wandb.Settings().base_url
     except Exception:  # noqa: BLE001 - W&B settings that W&B cannot read hold no key for it
         return False
     if os.environ.get("WANDB_API_KEY", "").strip() or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    hosts = {urlsplit(found.base_url).netloc, *([] if own else ["api.wandb.ai"])}
-    return bool(found.api_key) or not hosts.isdisjoint(_netrc_hosts())
+    hosts = {urlsplit(settings.base_url).netloc, *([] if is_own_server else ["api.wandb.ai"])}
+    return bool(settings.api_key) or not hosts.isdisjoint(_netrc_hosts())
 
 
 def _netrc_hosts() -> list[str]:
-    named = os.environ.get("NETRC")
-    home = Path.home()
+    named, home = os.environ.get("NETRC"), Path.home()
     candidates = [Path(named)] if named else [home / ".netrc", home / "_netrc"]
     present = [path for path in candidates if path.exists()]
     try:
@@ -266,13 +256,7 @@ def _netrc_hosts() -> list[str]:
         return []
 
 
-def _known_id(folder: Path) -> str | None:
-    """Returns the id of the folder's W&B run, once it has one."""
-    path = folder / "wandb" / _ID_FILE
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
-
-
-def _remember_id(folder: Path, run_id: str) -> None:
+def _store_id(folder: Path, run_id: str) -> None:
     write_durably(folder / "wandb" / _ID_FILE, f"{run_id}\n".encode())
 
 

@@ -1,73 +1,69 @@
-"""What the untuned base scores and answers: asked for once on a base, and known from then on."""
+"""Scores and answers of the untuned base: from the cache or computed, once per base."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
 from loracle.engine.evaluate import Answer, ExampleScore, answer_prompts, score_examples
 from loracle.engine.measure import MemoryMeter
-from loracle.runner.shared_base import Workbench
-from loracle.runner.untuned_cache import answer_key, score_key
+from loracle.runner.shared_base import SharedBase
+from loracle.runner.untuned_cache import Untuned, answer_key, score_key
+
+T = TypeVar("T")
 
 
-def untuned_scores(bench: Workbench, *, memory: MemoryMeter) -> tuple[list[ExampleScore], bool]:
-    """Returns the untuned base's scores, and whether they were known from an earlier time."""
-    if bench.untuned_scores is None:
-        batch_tokens = bench.config.eval.batch_tokens
+def untuned_scores(shared: SharedBase, *, memory: MemoryMeter) -> Untuned[ExampleScore]:
+    """Returns the untuned base's scores of the validation examples."""
+    if shared.untuned_scores is None:
+        examples = shared.scored
+        settings = {"batch_tokens": shared.config.eval.batch_tokens}
 
         def compute() -> list[ExampleScore]:
-            title, total = "validate the untuned base", len(bench.scored)
-            with bench.screen.phase(title, total=total) as advance, memory.phase("evaluate"):
-                return score_examples(
-                    bench.base,
-                    bench.scored,
-                    adapter=None,
-                    batch_tokens=batch_tokens,
-                    progress=bench.stopping(advance),
+            with memory.phase("evaluate"):
+                return _show(
+                    "validate the untuned base", shared, score_examples, examples, settings
                 )
 
-        key = score_key(
-            bench.base,
-            bench.scored,
-            weights_digest=bench.weights_digest,
-            adapter=None,
-            batch_tokens=batch_tokens,
-        )
-        bench.untuned_scores = bench.known.scores(key, compute)
-    return bench.untuned_scores
+        key = score_key(shared.base, examples, weights_digest=shared.weights_digest, **settings)
+        shared.untuned_scores = shared.cache.scores(key, compute)
+    return shared.untuned_scores
 
 
-def untuned_answers(bench: Workbench, *, memory: MemoryMeter) -> tuple[list[Answer], bool]:
-    """Returns the untuned base's greedy answers, and whether they were known before."""
-    if bench.untuned_answers is None:
+def untuned_answers(shared: SharedBase, *, memory: MemoryMeter) -> Untuned[Answer]:
+    """Returns the untuned base's greedy answers to the validation prompts."""
+    if shared.untuned_answers is None:
+        prompts, limits = shared.prompts, shared.config.eval
         settings = {
-            "max_new_tokens": bench.config.eval.max_new_tokens,
-            "batch_size": bench.config.eval.generate_batch_size,
+            "max_new_tokens": limits.max_new_tokens,
+            "batch_size": limits.generate_batch_size,
         }
 
         def compute() -> list[Answer]:
-            title, total = "answer (base)", len(bench.prompts)
-            with bench.screen.phase(title, total=total) as advance, memory.phase("generate"):
-                return answer_prompts(
-                    bench.base,
-                    bench.prompts,
-                    adapter=None,
-                    progress=bench.stopping(advance),
-                    **settings,
-                )
+            with memory.phase("generate"):
+                return _show("answer (base)", shared, answer_prompts, prompts, settings)
 
-        key = answer_key(
-            bench.base,
-            bench.prompts,
-            weights_digest=bench.weights_digest,
-            adapter=None,
-            **settings,
-        )
-        bench.untuned_answers = bench.known.answers(key, compute)
-    return bench.untuned_answers
+        key = answer_key(shared.base, prompts, weights_digest=shared.weights_digest, **settings)
+        shared.untuned_answers = shared.cache.answers(key, compute)
+    return shared.untuned_answers
 
 
-def know_untuned(bench: Workbench) -> None:
+def _show(
+    title: str,
+    shared: SharedBase,
+    function: Callable[..., list[T]],
+    inputs: Sequence[Any],
+    settings: dict[str, int],
+) -> list[T]:
+    """Returns what ``function`` computes of the inputs on the untuned base, under a bar."""
+    with shared.progress.phase(title, total=len(inputs)) as advance:
+        progress = shared.stopping(advance)
+        return function(shared.base, inputs, adapter=None, progress=progress, **settings)
+
+
+def ensure_untuned(shared: SharedBase) -> None:
     """Scores the untuned base and has it answer, while there is one."""
-    memory = bench.meter()
-    untuned_scores(bench, memory=memory)
-    if bench.prompts:
-        untuned_answers(bench, memory=memory)
+    memory = shared.meter()
+    untuned_scores(shared, memory=memory)
+    if shared.prompts:
+        untuned_answers(shared, memory=memory)

@@ -22,11 +22,11 @@ from loracle.config.run import Config, changes, flatten
 from loracle.errors import RunFolderError
 from loracle.placement import Inventory
 from loracle.records.files import disk_faults, read_json, write_durably, write_json
+from loracle.records.names import PLAN, SCORES, STUDY
 from loracle.records.signature import environment_differences
-from loracle.records.study_folder import PLAN, SCORES, STUDY
-from loracle.runner.outcome import RunOutcome
-from loracle.runner.progress import Screen
-from loracle.runner.run_many import RunSpec, portable_config, run_many
+from loracle.runner.progress import Progress
+from loracle.runner.run_many import portable_config, run_many
+from loracle.runner.run_spec import RunOutcome, RunSpec
 from loracle.study.config import StrategicConfig, StudyConfig
 from loracle.study.plan import PlannedRun, Scores, StudyPlan, plan_study, resolve_arms
 from loracle.study.search import search_runs, with_learning_rates
@@ -55,7 +55,7 @@ class StudyOutcome:
 
 
 def prepare_study(
-    study: StudyConfig, *, base: Config, name: str, out: Path, screen: Screen | None = None
+    study: StudyConfig, *, base: Config, name: str, out: Path, progress: Progress | None = None
 ) -> StudyPlan:
     """Returns the study's plan; modules are scored first if an arm asks for it.
 
@@ -64,7 +64,7 @@ def prepare_study(
         base: What all runs share.
         name: Of the study.
         out: Its folder; scores that it has are used.
-        screen: Where progress is shown; None: standard error.
+        progress: Defaults to standard error.
 
     Raises:
         UsageError: If a source, a placement or a budget cannot be used.
@@ -83,7 +83,9 @@ def prepare_study(
     if chosen_by_score:
         _refuse_early(study, base=base, inventory=inventory, without=chosen_by_score)
         kinds = sorted(set(chosen_by_score.values()))
-        scores = module_scores(study, base=base, kinds=kinds, out=out, screen=screen or Screen())
+        scores = module_scores(
+            study, base=base, kinds=kinds, out=out, progress=progress or Progress()
+        )
     return plan_study(study, base=base, name=name, inventory=inventory, scores=scores)
 
 
@@ -100,7 +102,7 @@ def _refuse_early(
 
 
 def module_scores(
-    study: StudyConfig, *, base: Config, kinds: Sequence[str], out: Path, screen: Screen
+    study: StudyConfig, *, base: Config, kinds: Sequence[str], out: Path, progress: Progress
 ) -> Scores:
     """Returns the scores of the modules, from the study's folder if it has them.
 
@@ -111,18 +113,18 @@ def module_scores(
         return known
     from loracle.engine.schedule import DataOrder
     from loracle.model.scores import score_modules
-    from loracle.runner.shared_base import open_workbench
+    from loracle.runner.shared_base import open_shared_base
     from loracle.runner.signals import StopRequest
 
     found = dict(known)
     with StopRequest() as stop:
-        bench = open_workbench(base, screen=screen, stop=stop)
-        order = DataOrder(bench.data.train, batch_size=base.train.batch_size, seed=study.seeds[0])
+        shared = open_shared_base(base, progress=progress, stop=stop)
+        order = DataOrder(shared.data.train, batch_size=base.train.batch_size, seed=study.seeds[0])
         examples = [example for step in range(_SCORED_STEPS) for example in order.batch(step)]
-        with screen.phase("score the modules", total=len(kinds)) as advance:
+        with progress.phase("score the modules", total=len(kinds)) as advance:
             for kind in kinds:
                 found[kind] = score_modules(
-                    bench.base,
+                    shared.base,
                     examples,
                     score=kind,
                     seed=study.seeds[0],
@@ -143,7 +145,7 @@ def run_study(
     plan: StudyPlan,
     *,
     out: Path,
-    screen: Screen | None = None,
+    progress: Progress | None = None,
     bundle_size: int | None = None,
     ended: Callable[[Sequence[RunOutcome]], None] = lambda _: None,
     decided: Callable[[StudyPlan], None] = lambda _: None,
@@ -154,7 +156,7 @@ def run_study(
     Args:
         plan: The study.
         out: Its folder.
-        screen: Where progress is shown; None: standard error.
+        progress: Defaults to standard error.
         bundle_size: Runs that train together; None: as many as the device gains from.
         ended: Takes the outcomes of runs as they end.
         decided: Takes the plan when its learning rates are known.
@@ -165,12 +167,12 @@ def run_study(
         UsageError: If something else cannot be used.
         Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run in progress.
     """
-    screen = screen or Screen()
+    progress = progress or Progress()
     keep_plan(plan, out=out)
     trials = search_runs(plan)
     settings: dict[str, Any] = {
         "notes": notes or {},
-        "screen": screen,
+        "progress": progress,
         "bundle_size": bundle_size,
         "ended": ended,
     }
@@ -261,7 +263,7 @@ def best_rates(trials: Sequence[PlannedRun], outcomes: Sequence[RunOutcome]) -> 
     for trial, outcome in zip(trials, outcomes, strict=True):
         if outcome.result is None:
             continue
-        loss = outcome.result["quality"]["tuned"]["loss_nats_per_token"]
+        loss = outcome.result.quality.tuned.loss_nats_per_token
         rate = trial.config.train.learning_rate
         found[trial.arm] = min(found.get(trial.arm, (loss, rate)), (loss, rate))
     return {arm: rate for arm, (_, rate) in found.items()}

@@ -13,7 +13,7 @@ from loracle.cli.main import app, run
 from loracle.config.files import load_config
 from runs_fixture import load, rows, settings
 
-pytestmark = [pytest.mark.real, pytest.mark.slow]
+pytestmark = pytest.mark.real
 
 # Other processes of the suite are busy beside this one.
 CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
@@ -105,7 +105,8 @@ def short(cache, tmp_path_factory):
         eval__max_new_tokens=16,
         measure__skip_steps=1,
         measure__latency_trials=1,
-        measure__latency_new_tokens=8,
+        measure__latency_new_tokens=4,
+        audit__reload_examples=2,
         tracking__mode="disabled",
     )
     words = ["baseline", "base_config", "--out", str(folder), *changes]
@@ -113,6 +114,7 @@ def short(cache, tmp_path_factory):
     return folder
 
 
+@pytest.mark.real_quick
 def test_three_steps_of_the_baseline_hold_up_to_their_audit(short):
     result = load(short / "result.json")
     assert result["status"] == "completed"
@@ -128,6 +130,7 @@ def test_three_steps_of_the_baseline_hold_up_to_their_audit(short):
     assert all(row["generated"].strip() for row in examples[:2])
 
 
+@pytest.mark.real_quick
 def test_stock_peft_gives_the_recorded_loss_of_the_real_run(short, model):
     environment = os.environ | {"OMP_NUM_THREADS": str(CORES)}
     out, recorded, reloaded = reload(short, model=model.path, environment=environment)
