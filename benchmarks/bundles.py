@@ -1,65 +1,60 @@
-"""Steps of a bundle on random weights: the block that scaling and GPU benchmarks are made of."""
+"""Steps of a bundle on random weights: the block of the scaling and GPU benchmarks."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import loracle
-from figures import environment_of, peak_gib, sources_digest
+from figures import Row, block_of, counted, step_figures
 from floor import base_products, flops_of, head_products, lora_products
-from geometry import GEOMETRIES, alpaca_like_lengths, random_base, random_examples
-from loracle.data import Example
+from geometry import random_base, random_examples
 from loracle.engine.device import keep_large_blocks
 from loracle.engine.train_state import TrainState
 from loracle.model.base import FrozenBase
-from loracle.model.inventory import inventory_of
 from loracle.model.trunk import TrunkStore
 from loracle.placement import ModulePlan
 from loracle.runner.bundle_size import bundle_budget
+from workload import config_of, plan_of, start_run
 
-# assumed: more than the states of any point here take
+# assumed: more than the hidden states of any point need
 _TRUNK_BYTES = 8 << 30
 
 
 @dataclass(frozen=True)
 class Point:
-    """One thing to measure."""
+    """One setting to measure."""
 
     geometry: str
     runs: int = 1
-    """K, the runs that train together."""
+    """Number of runs that train together."""
     batch: int = 8
     """Examples per step of one run."""
     length: int | None = None
-    """Tokens of every example; None: spread as Alpaca's."""
+    """Tokens of every example; None: distributed as in Alpaca."""
     placement: str = "all-linear"
     trunk: bool = False
-    """Keeps the hidden states below the lowest adapter."""
+    """Whether the hidden states below the lowest adapter are cached."""
     steps: int = 2
-    """Counted steps."""
+    """Steps after the warm-up."""
     epochs: int = 1
-    """2: the first pass over the examples is not counted, and fills the trunk's store."""
+    """With 2, the first pass over the examples is the warm-up, and fills the trunk's store."""
     device: str = "auto"
     dtype: str = "auto"
 
 
-def measure_point(point: Point) -> dict[str, Any]:
-    """Returns the steps, rates and peak of a point; the process is its own."""
-    config = loracle.load_config(
-        "base_config",
-        overrides=[
-            "train.warmup_frac=0.0",
-            f"train.max_steps={_uncounted(point) + point.steps}",
-            f"train.batch_size={point.batch}",
-        ],
+def measure_point(point: Point) -> Row:
+    """Returns the steps, rates and peak of a point, in a process of its own."""
+    warm_ups = 1 if point.epochs == 1 else point.steps
+    config = config_of(
+        f"train.max_steps={warm_ups + point.steps}", f"train.batch_size={point.batch}"
     )
     keep_large_blocks()
     device = loracle.choose_device(point.device)
     dtype = loracle.choose_dtype(point.dtype, device=device)
     base = random_base(point.geometry, device=device, dtype=dtype)
-    everything, plan = (_plan(base, placement) for placement in ("all-linear", point.placement))
+    everything = plan_of(base.model, config, "all-linear")
+    plan = plan_of(base.model, config, point.placement)
     runs = [_run(base, point, plan=plan, config=config, seed=seed) for seed in range(point.runs)]
     store = None
     if point.trunk:
@@ -71,7 +66,7 @@ def measure_point(point: Point) -> dict[str, Any]:
     rows = [
         {
             "step": index,
-            "warm_up": index < _uncounted(point),
+            "warm_up": index < warm_ups,
             "step_time_s": records[0].step_time_s,
             "num_tokens": sum(record.num_tokens for record in records),
             "num_targets": sum(record.num_targets for record in records),
@@ -79,77 +74,39 @@ def measure_point(point: Point) -> dict[str, Any]:
         }
         for index, records in enumerate(steps)
     ]
-    return {
-        "error": None,
-        "point": asdict(point),
-        "rows": [row | {"gflop": _gflop(row, base, everything, plan)} for row in rows],
-        "trunk": {"hits": store.hits, "computed": store.computed} if store else None,
-        "peak_gib": peak_gib(device),
-        "sources": sources_digest(),
-        "environment": environment_of(device, dtype),
-    }
-
-
-def _uncounted(point: Point) -> int:
-    return 1 if point.epochs == 1 else point.steps
-
-
-def _plan(base: FrozenBase, placement: str) -> ModulePlan:
-    return loracle.resolve_placement(
-        placement, inventory=inventory_of(base.model), rank=16, alpha=32
-    )
+    rows = [row | {"gflop": _gflop(row, base, everything, plan)} for row in rows]
+    trunk = {"hits": store.hits, "computed": store.computed} if store else None
+    return block_of(rows, device=device, dtype=dtype, point=asdict(point), trunk=trunk)
 
 
 def _run(
     base: FrozenBase, point: Point, *, plan: ModulePlan, config: loracle.Config, seed: int
 ) -> TrainState:
-    adapter = loracle.attach_adapter(
+    count = point.batch * point.steps
+    run = start_run(
         base,
-        name=f"run-{seed}",
+        config=config.model_copy(update={"seed": seed}),
         plan=plan,
-        dropout=config.lora.dropout,
-        seed=seed,
-        model_source=point.geometry,
+        examples=random_examples(point.geometry, count=count, length=point.length, seed=seed),
+        name=f"run-{seed}",
     )
-    run = loracle.new_run(
-        base,
-        adapter=adapter,
-        examples=_examples(point, seed=seed),
-        train=config.train,
-        dropout=config.lora.dropout,
-        seed=seed,
-    )
-    # One order for all: what differs between two points is what they say differs.
+    # The same order for all, so that two points differ only in what they state.
     return replace(run, order=replace(run.order, seed=0))
 
 
-def _examples(point: Point, *, seed: int) -> list[Example]:
-    count = point.batch * point.steps
-    lengths = [point.length] * count if point.length else alpaca_like_lengths(count, seed=0)
-    return random_examples(lengths, vocab=GEOMETRIES[point.geometry]["vocab_size"], seed=seed)
-
-
-def _gflop(
-    row: dict[str, Any], base: FrozenBase, everything: ModulePlan, plan: ModulePlan
-) -> float:
-    """Returns the step's products, forward and back through every layer, adapters included."""
+def _gflop(row: Row, base: FrozenBase, everything: ModulePlan, plan: ModulePlan) -> float:
+    """Returns the step's products, forward and backward in every layer, adapters included."""
     vocab, hidden = base.model.get_output_embeddings().weight.shape
     tokens = row["num_tokens"]
     products = base_products(everything, tokens=tokens) + lora_products(plan, tokens=tokens)
     return flops_of(products + head_products(vocab, hidden, targets=row["num_targets"])) / 1e9
 
 
-def point_figures(block: dict[str, Any]) -> dict[str, Any]:
-    """Returns the figures of a measured point: medians over its counted steps."""
-    counted = [row for row in block["rows"] if not row["warm_up"]]
-    first = [row for row in block["rows"] if row["warm_up"]]
-    if not counted:
+def point_figures(block: Row) -> Row:
+    """Returns the figures of a measured point over its steps after the warm-up."""
+    rows = counted(block["rows"])
+    if not rows:
         return {"error": block["error"]}
-    seconds = [row["step_time_s"] for row in counted]
-    return {
-        "step_time_s": statistics.median(seconds),
-        "warm_up_s": statistics.median(row["step_time_s"] for row in first),
-        "tokens_per_s": sum(row["num_tokens"] for row in counted) / sum(seconds),
-        "gflop_per_s": sum(row["gflop"] for row in counted) / sum(seconds),
-        "peak_gib": block["peak_gib"],
-    }
+    warm_ups = [row["step_time_s"] for row in block["rows"] if row["warm_up"]]
+    times = {"warm_up_s": statistics.median(warm_ups), "peak_gib": block["peak_gib"]}
+    return step_figures(rows) | times

@@ -1,4 +1,4 @@
-"""Who is compared: contenders by name; the settings of TRL that are tried and that are not."""
+"""The contenders by name, and the settings of TRL that are tried or left out."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Contender:
     """One way to do the same work."""
 
     label: str
-    """What a reader of the table needs to know of it."""
+    """Its name and settings in the table."""
     loop: Loop
     changes: Mapping[str, Any] = field(default_factory=dict)
-    """TRL alone: what differs from its ``SFTConfig`` as shipped."""
+    """For TRL only: differences from its ``SFTConfig`` as shipped."""
     grouped: bool = False
-    """Takes length-grouped batches, so only seconds per real token can be compared."""
+    """Whether batches are length-grouped, so that only seconds per real token are comparable."""
     system: bool = False
-    """With glibc told to keep large blocks and fp32 products sent to oneDNN."""
+    """Whether glibc keeps large blocks and oneDNN computes fp32 products."""
 
 
 def _trl(label: str, *, grouped: bool = False, **changes: Any) -> Contender:
@@ -44,7 +44,7 @@ CONTENDERS: dict[str, Contender] = {
     "trainer": Contender("Trainer + PEFT, bf16", trainer_loop),
     "peft-loop": Contender("hand-written PEFT loop, bf16", peft_loop),
 }
-"""Who is measured besides the tuned TRL, whose settings are found by trying them."""
+"""The contenders besides the tuned TRL, whose settings are found by trying them."""
 
 TUNED: dict[str, Contender] = {
     "grouped": _trl(
@@ -61,7 +61,7 @@ TUNED: dict[str, Contender] = {
         "padding_free, base loaded in bf16, autocast", padding_free=True, max_length=None, **_HALF
     ),
 }
-"""What TRL's documentation advises for speed and this device can take, in its combinations."""
+"""Combinations of the settings that TRL's documentation advises for speed."""
 
 NOT_TRIED = {
     "packing=True": "puts other examples into an optimizer step; its rows of 512 tokens need the "
@@ -73,11 +73,11 @@ NOT_TRIED = {
     "torch_compile": "not advised for it by TRL; compiles again for each padded length, minutes on "
     "two cores",
 }
-"""Switches of TRL 1.16 that were left alone, and why."""
+"""Settings of TRL 1.16 that were not tried, and why."""
 
 
 def tuned_pair(candidate: str) -> dict[str, Contender]:
-    """Returns the best-tuned TRL, without and with the system settings that we use."""
+    """Returns the best-tuned TRL, without and with our system settings."""
     chosen = TUNED[candidate]
     return {
         "trl-tuned": replace(chosen, label=f"TRL tuned: checkpointing off, {chosen.label}"),
@@ -88,7 +88,7 @@ def tuned_pair(candidate: str) -> dict[str, Contender]:
 
 
 def run_contender(contender: Contender, work: Workload) -> Rows:
-    """Returns the rows of a block, taken with the contender's loop."""
+    """Returns the rows of a block trained with the contender's loop."""
     disable_progress_bars()
     if contender.system:
         keep_large_blocks()

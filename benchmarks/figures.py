@@ -1,4 +1,4 @@
-"""Medians, intervals, small tables, and the files that results are written to."""
+"""Medians, intervals, small tables, logged blocks, and result files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 import loracle
 from loracle.engine.device import dtype_name
 from loracle.engine.environment import capture_environment
-from loracle.text import GIB
+from loracle.text import GIB, slug_of
 
 T = TypeVar("T")
+Row = dict[str, Any]
 
 _RESAMPLES = 2000
 _COVERAGE = 0.95
@@ -39,30 +40,64 @@ def bootstrap(items: Sequence[T], statistic: Callable[[Sequence[T]], float]) -> 
     return [values[tail], values[-1 - tail]]
 
 
+def counted(rows: Iterable[Row]) -> list[Row]:
+    """Returns the steps without the warm-ups."""
+    return [row for row in rows if not row["warm_up"]]
+
+
+def seconds_per_token(rows: Sequence[Row]) -> float:
+    """Returns the seconds of the steps over their real tokens."""
+    return sum(row["step_time_s"] for row in rows) / sum(row["num_tokens"] for row in rows)
+
+
+def step_figures(rows: Sequence[Row]) -> Row:
+    """Returns the median seconds per step and the rates over all steps.
+
+    ``gflop_per_s`` is None for rows that count no products.
+    """
+    seconds = [row["step_time_s"] for row in rows]
+    return {
+        "step_time_s": statistics.median(seconds),
+        "tokens_per_s": 1 / seconds_per_token(rows),
+        "gflop_per_s": sum(row.get("gflop", 0.0) for row in rows) / sum(seconds) or None,
+    }
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Returns a Markdown table; the first column is text, the others figures."""
+    """Returns a Markdown table; the first column is text, the others are numbers."""
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def block_of(rows: Sequence[Row], *, device: Any, dtype: Any, **more: Any) -> Row:
+    """Returns the result of a block as it is logged; ``more`` adds or replaces keys."""
+    return {
+        "error": None,
+        "rows": list(rows),
+        "peak_gib": peak_gib(device),
+        "sources": sources_digest(),
+        "environment": environment_of(device, dtype),
+        **more,
+    }
 
 
 def environment_of(device: Any, dtype: Any) -> dict[str, Any]:
     """Returns the environment of a benchmark, with TRL's version."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = capture_environment(device=str(device), dtype=dtype_name(dtype))
+    environment = capture_environment(device=str(device), dtype=dtype_name(dtype))
     try:
         trl = version("trl")
     except PackageNotFoundError:
         trl = None
-    found["versions"] = {**found["versions"], "trl": trl}
-    return found
+    environment["versions"] = {**environment["versions"], "trl": trl}
+    return environment
 
 
 def sources_digest() -> str:
-    """Returns 12 hex digits over the engine and the benchmarks; figures of one table share it."""
-    roots = (Path(loracle.__file__).parent, Path(__file__).parent)
+    """Returns 12 hex digits over the package and the benchmarks; a table's figures share it."""
     digest = sha256()
-    for root in roots:
+    for root in (Path(loracle.__file__).parent, Path(__file__).parent):
         for path in sorted(root.rglob("*.py")):
             digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
@@ -70,18 +105,24 @@ def sources_digest() -> str:
 
 def dated(name: str, device: str, *, folder: str = "results/benchmarks") -> Path:
     """Returns ``<folder>/<name>-<date>-<device>.json``."""
-    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    return Path(folder) / f"{name}-{datetime.now(UTC):%Y%m%d}-{slug}.json"
+    return Path(folder) / f"{name}-{datetime.now(UTC):%Y%m%d}-{slug_of(device)}.json"
+
+
+def publish(name: str, report: Row, *, text: str, folder: str = "results/benchmarks") -> None:
+    """Writes a report to its dated file, and prints its text."""
+    path = dated(name, report["environment"]["device"]["name"], folder=folder)
+    write_report(path, report)
+    print(f"{text}\n\nwritten to {path}")
 
 
 def write_report(path: Path, report: Mapping[str, Any]) -> None:
-    """Writes a result as indented JSON."""
+    """Writes a report as indented JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a JSONL file, an unfinished last line left out; none without a file."""
+    """Returns the rows of a JSONL file without an unfinished last line; none without a file."""
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -96,12 +137,12 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def peak_gib(device: Any) -> float:
-    """Returns this process's peak so far: allocated on a GPU, resident set (VmHWM) on a CPU."""
+    """Returns this process's peak memory: allocated on a GPU, resident set (VmHWM) on a CPU."""
     if device.type == "cuda":
         import torch
 
         return torch.cuda.max_memory_allocated(device) / GIB
     status = Path("/proc/self/status").read_text(encoding="ascii")
-    found = re.search(r"VmHWM:\s*(\d+) kB", status)
-    assert found
-    return int(found[1]) * 1024 / GIB
+    match = re.search(r"VmHWM:\s*(\d+) kB", status)
+    assert match
+    return int(match[1]) * 1024 / GIB

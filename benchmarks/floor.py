@@ -1,9 +1,9 @@
-"""The matrix-product floor of a step: what its multiplications alone would take.
+"""The floor of a step: the time of its matrix products alone.
 
 For the token and target counts of each batch, every product with a frozen weight is timed: forward
-and with respect to its input, in the base's dtype, into warm buffers, nothing else between. What is
-left of a step's time above that is everything that is not such a product. The input gradients of
-the lowest layer's first projections are counted though no step needs them (0.1 % of the whole).
+and with respect to its input, in the base's dtype, into warm buffers, with nothing in between. The
+rest of a step's time is everything that is not such a product. The input gradients of the lowest
+layer's first projections are counted though no step needs them (0.1 % of the total).
 
 Shapes: T tokens, N targets, I input and O output features, r rank, V vocabulary.
 """
@@ -35,12 +35,7 @@ def floor_rows(work: Workload) -> list[dict[str, Any]]:
     keep_large_blocks()
     model = shape_of(work)
     plan = plan_of(model, work.config)
-    everything = plan_of(
-        model,
-        work.config.model_copy(
-            update={"lora": work.config.lora.model_copy(update={"placement": "all-linear"})}
-        ),
-    )
+    everything = plan_of(model, work.config, "all-linear")
     vocab, hidden = model.get_output_embeddings().weight.shape
     rows = []
     for index, batch in enumerate(work.batches):
@@ -49,13 +44,12 @@ def floor_rows(work: Workload) -> list[dict[str, Any]]:
         base = base_products(everything, tokens=tokens)
         head = head_products(vocab, hidden, targets=targets)
         lora = lora_products(plan, tokens=tokens)
-        base_s, lora_s = (seconds_of(each, work=work) for each in (base + head, lora))
         rows.append(
             {
                 "step": index,
                 "warm_up": index == 0,
-                "base_s": base_s,
-                "lora_s": lora_s,
+                "base_s": seconds_of(base + head, work=work),
+                "lora_s": seconds_of(lora, work=work),
                 "base_gflop": flops_of(base + head) / 1e9,
                 "lora_gflop": flops_of(lora) / 1e9,
                 **counts,
@@ -65,36 +59,25 @@ def floor_rows(work: Workload) -> list[dict[str, Any]]:
 
 
 def base_products(plan: ModulePlan, *, tokens: int) -> Counter[Product]:
-    """Returns the products with the frozen weights of the layers: T I O forward, T O I back."""
-    found: Counter[Product] = Counter()
-    for module in plan.modules:
-        found[tokens, module.in_features, module.out_features] += 1
-        found[tokens, module.out_features, module.in_features] += 1
-    return found
+    """Returns the products with the layers' frozen weights: T I O forward, T O I backward."""
+    sizes = [(module.in_features, module.out_features) for module in plan.modules]
+    return Counter((tokens, *size) for i, o in sizes for size in ((i, o), (o, i)))
 
 
 def head_products(vocab: int, hidden: int, *, targets: int) -> Counter[Product]:
-    """Returns the head's products at target positions, in chunks that stay in the cache."""
-    found: Counter[Product] = Counter()
-    for start in range(0, targets, CHUNK_ROWS):
-        chunk = min(CHUNK_ROWS, targets - start)
-        found[chunk, hidden, vocab] += 1
-        found[chunk, vocab, hidden] += 1
-    return found
+    """Returns the head's products at target positions, in chunks that fit the cache."""
+    chunks = [min(CHUNK_ROWS, targets - start) for start in range(0, targets, CHUNK_ROWS)]
+    return Counter((n, *size) for n in chunks for size in ((hidden, vocab), (vocab, hidden)))
 
 
 def lora_products(plan: ModulePlan, *, tokens: int) -> Counter[Product]:
     """Returns the six products of each adapter: z, its update, dz, dx, dA and dB."""
-    found: Counter[Product] = Counter()
+    products: Counter[Product] = Counter()
     for module in plan.modules:
-        rank, inner, outer = module.rank, module.in_features, module.out_features
-        found[tokens, inner, rank] += 1
-        found[tokens, rank, outer] += 1
-        found[tokens, outer, rank] += 1
-        found[tokens, rank, inner] += 1
-        found[rank, tokens, inner] += 1
-        found[outer, tokens, rank] += 1
-    return found
+        r, i, o = module.rank, module.in_features, module.out_features
+        products.update([(tokens, i, r), (tokens, r, o), (tokens, o, r), (tokens, r, i)])
+        products.update([(r, tokens, i), (o, tokens, r)])
+    return products
 
 
 def flops_of(products: Counter[Product]) -> int:
@@ -103,7 +86,7 @@ def flops_of(products: Counter[Product]) -> int:
 
 
 def seconds_of(products: Counter[Product], *, work: Workload) -> float:
-    """Returns the time of all products one after another, from the median of each."""
+    """Returns the time of all products in sequence, from each one's median."""
     return sum(
         count * product_s(product, device=work.device, dtype=work.dtype)
         for product, count in products.items()
@@ -125,8 +108,8 @@ def median_s(run: Callable[[], Any], *, device: torch.device) -> float:
     times = []
     for _ in range(_REPEATS + _WARM_UPS):
         synchronize(device)
-        began = time.perf_counter()
+        started_at = time.perf_counter()
         run()
         synchronize(device)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - started_at)
     return statistics.median(times[_WARM_UPS:])

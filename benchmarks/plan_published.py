@@ -1,33 +1,29 @@
-"""What `loracle plan` says beside memory that others measured, with what explains the difference.
+"""Memory as `loracle plan` predicts it beside published measurements, with the reasons to differ.
 
     python benchmarks/plan_published.py > docs/plans/published.md
 
-The shapes are theirs: every sequence as long as their limit, as their padded batches are at most.
-Nothing is run; a row takes some seconds.
+The shapes are the publications': every sequence as long as the limit, the most that their padded
+batches reach. Nothing is run; a row takes a few seconds.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loracle.config.files import load_config
 from loracle.forecast.devices import DEVICES
-from loracle.forecast.meta_base import model_without_weights
-from loracle.forecast.predict import GRANULE, dtype_on, runtime_gib
-from loracle.forecast.trace import synthetic_examples, trace_step
-from loracle.model.inventory import inventory_from_architecture
-from loracle.placement import resolve_placement
+from loracle.forecast.predict import dtype_on, runtime_gib
 from loracle.sources import catalog
 from loracle.text import GIB
+from predicted import predicted_step
 
 _GB = 1e9
 
 
 @dataclass(frozen=True)
 class Published:
-    """A figure that somebody published."""
+    """A published measurement."""
 
     who: str
     model: str
@@ -40,7 +36,7 @@ class Published:
     published_gb: float
     """1e9 bytes."""
     why: str
-    """What explains the difference."""
+    """Reasons for the difference."""
 
 
 # source: Lightning-AI/litgpt, config_hub/finetune/README.md (A10G, Alpaca2k, at most 512 tokens)
@@ -48,8 +44,7 @@ class Published:
 # PyTorch blog, 2024-01-10, "Finetune LLMs on your own consumer hardware" (T4, bitsandbytes);
 # huggingface/peft, method_comparison/MetaMathQA, 5d602fdb (L40S, at most 768 tokens, batches of 4);
 # pytorch/torchtune, README (RTX 4090, packed sequences of 2048, compiled; Llama-3.1-8B, which has
-# Llama-3's shapes). Of the L40S only the runtime's share matters here, and it is taken to be
-# the L4's.
+# Llama-3's shapes). Of the L40S only the runtime's share matters here; the L4's is assumed.
 ROWS = (
     Published(
         "litgpt", "llama-2-7b", "a100-40", "attention-qv", 8, 1, 1304, ("dtype=bfloat16",), 21.30,
@@ -109,16 +104,16 @@ ROWS = (
 )  # fmt: skip
 
 _INTRODUCTION = """\
-What `loracle plan` says of a step, beside what others measured of theirs. Theirs is their code and
-ours is ours: the head in pieces, no padding, and less kept for the gradient. So ours mostly
-comes out lower, the more so the longer the sequences; adapters and optimizer are in fp32 here. GB
-is 1e9 bytes. Regenerate with `python benchmarks/plan_published.py`.
+The memory of a step as `loracle plan` predicts it for our engine, beside published measurements of
+other code. Ours computes the head in pieces, pads nothing, and stores less for the gradient. So it
+is mostly lower, more so for longer sequences; its adapters and optimizer are in fp32. GB is 1e9
+bytes. Regenerate with `python benchmarks/plan_published.py`.
 """
 
 
 def main() -> int:
     print(_INTRODUCTION)
-    print("| who | model | placement | batch | settings | theirs, GB | ours, GB | why |")
+    print("| source | model | placement | batch | settings | published, GB | ours, GB | why |")
     print("| --- | --- | --- | --- | --- | ---: | ---: | --- |")
     for row in ROWS:
         settings = ", ".join(setting.partition("=")[2] for setting in row.settings)
@@ -132,34 +127,20 @@ def main() -> int:
 
 
 def ours_gb(row: Published) -> float:
-    """Returns what a step of that shape takes of a GPU, runtime included, in 1e9 bytes."""
-    tokens = row.sequences * row.tokens
+    """Returns the predicted GPU memory of a step of that shape, in 1e9 bytes."""
+    tokens, device = row.sequences * row.tokens, DEVICES[row.gpu]
     overrides = [f"model={row.model}", f"train.micro_batch_tokens={tokens}", *row.settings]
     overrides += [f"data.max_tokens={row.tokens}", f"lora.rank={row.rank}"]
-    return _step_gb(row, overrides) + runtime_gib(DEVICES[row.gpu]) * GIB / _GB
-
-
-def _step_gb(row: Published, overrides: Sequence[str]) -> float:
-    config, device = load_config(overrides=overrides), DEVICES[row.gpu]
-    architecture = catalog().models[row.model].architecture
-    plan = resolve_placement(
-        row.placement,
-        inventory=inventory_from_architecture(architecture),
-        rank=row.rank,
-        alpha=config.lora.alpha,
-    )
-    with model_without_weights(
-        architecture,
-        plan=plan,
+    config = load_config(overrides=[*overrides, f"lora.placement={row.placement}"])
+    step = predicted_step(
+        catalog().models[row.model].architecture,
+        config=config,
         device=device,
         dtype=dtype_on(device, requested=config.dtype),
-        dropout=config.lora.dropout,
-        quantization=config.quantization,
-    ) as (base, adapter):
-        # Their losses are over every position, or ours would look better than they are.
-        examples = synthetic_examples([(1, row.tokens - 1)] * row.sequences)
-        found = trace_step(base, adapter=adapter, config=config, examples=examples, granule=GRANULE)
-    return found.peak / _GB
+        # The loss is over every position, as in the publications, or ours would look too low.
+        lengths=[(1, row.tokens - 1)] * row.sequences,
+    )
+    return (step.peak + runtime_gib(device) * GIB) / _GB
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a step costs as runs, sequence length, batch and model grow, and what a placement saves.
+"""The cost of a step by number of runs, sequence length, batch, model and placement.
 
     python benchmarks/scaling.py [--steps 2] [--only placement]
 
-Random weights of published shapes, so it needs no model. Every point is a process of its own; a
-point that is done is not done again (``runs/bench/scaling.jsonl``). Writes
+Random weights of published shapes, so it needs no model. Every point runs in its own process; a
+measured point is not repeated (``runs/bench/scaling.jsonl``). Writes
 ``results/benchmarks/scaling-<date>-<device>.json``.
 """
 
@@ -13,20 +13,21 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from blocks import logged, run_once
 from bundles import Point, measure_point, point_figures
-from figures import dated, sources_digest, table, write_report
+from figures import Row, publish, sources_digest, table
 
 _LOG = Path("runs/bench/scaling.jsonl")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2, help="counted steps of each point")
+    parser.add_argument(
+        "--steps", type=int, default=2, help="steps of each point after the warm-up"
+    )
     parser.add_argument("--geometry", default="smollm2-135m")
-    parser.add_argument("--only", default="", metavar="WORD", help="series with it in their name")
+    parser.add_argument("--only", default="", metavar="WORD", help="series with WORD in their name")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
@@ -37,9 +38,9 @@ def main() -> None:
 
 
 def series_of(geometry: str, *, steps: int) -> dict[str, list[Point]]:
-    """Returns the points of each series; in each, one thing changes."""
+    """Returns the points of each series, in which one setting changes."""
     sizes = ("tiny",) if geometry == "tiny" else ("half-smollm2", geometry, "smollm2-360m")
-    points: dict[str, list[dict[str, Any]]] = {
+    changes: dict[str, list[Row]] = {
         "runs in a bundle": [{"runs": count} for count in (1, 2, 4, 8)],
         "tokens per example": [{"length": length} for length in (64, 128, 256, 512)],
         "examples per step": [{"batch": batch} for batch in (1, 2, 4, 8, 16)],
@@ -51,8 +52,8 @@ def series_of(geometry: str, *, steps: int) -> dict[str, list[Point]]:
         ],
     }
     return {
-        name: [Point(**({"geometry": geometry, "steps": steps} | each)) for each in series]
-        for name, series in points.items()
+        name: [Point(**({"geometry": geometry, "steps": steps} | change)) for change in series]
+        for name, series in changes.items()
     }
 
 
@@ -63,34 +64,31 @@ def run(series: dict[str, list[Point]]) -> None:
         name: [{"sources": sources, "point": asdict(point)} for point in points]
         for name, points in series.items()
     }
-    for name, each in specs.items():
-        for spec in each:
+    for name, points in specs.items():
+        for spec in points:
             row = run_once(spec, script=__file__, log=_LOG)
             if row is not None:
                 print(name, _changed(spec["point"]), point_figures(row), flush=True)
-    blocks = {name: logged(_LOG, each) for name, each in specs.items()}
-    report = report_of(blocks)
-    path = dated("scaling", report["environment"]["device"]["name"])
-    write_report(path, report)
-    print(f"\n{markdown(report)}\n\nwritten to {path}")
+    report = report_of({name: logged(_LOG, points) for name, points in specs.items()})
+    publish("scaling", report, text=f"\n{markdown(report)}")
 
 
-def report_of(blocks: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+def report_of(blocks: dict[str, list[Row]]) -> Row:
     """Returns the report of the logged blocks."""
-    worked = [block for each in blocks.values() for block in each if block["error"] is None]
+    worked = [block for series in blocks.values() for block in series if block["error"] is None]
     return {
         "schema": 1,
         "what": "seconds per step of a bundle, median after a warm-up; random weights",
         "environment": worked[0]["environment"],
         "series": {
-            name: [{"point": block["spec"]["point"], **point_figures(block)} for block in each]
-            for name, each in blocks.items()
+            name: [{"point": block["spec"]["point"], **point_figures(block)} for block in series]
+            for name, series in blocks.items()
         },
         "blocks": blocks,
     }
 
 
-def markdown(report: dict[str, Any]) -> str:
+def markdown(report: Row) -> str:
     """Returns one table per series."""
     parts = []
     for name, entries in report["series"].items():
@@ -108,11 +106,11 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def _changed(point: dict[str, Any]) -> str:
-    """Returns what is not as by default, in words."""
-    plain = asdict(Point(geometry="smollm2-135m", steps=point["steps"]))
-    words = [f"{key} {value}" for key, value in point.items() if value != plain[key]]
-    return ", ".join(words) or "as by default"
+def _changed(point: Row) -> str:
+    """Returns the settings that are not the defaults, in words."""
+    defaults = asdict(Point(geometry="smollm2-135m", steps=point["steps"]))
+    words = [f"{key} {value}" for key, value in point.items() if value != defaults[key]]
+    return ", ".join(words) or "defaults"
 
 
 if __name__ == "__main__":

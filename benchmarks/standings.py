@@ -1,4 +1,4 @@
-"""From the blocks of a benchmark to its report, its table and its loss curves."""
+"""The report, table and losses of a benchmark, from its logged blocks."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from figures import bootstrap, quartiles, table
-
-Row = dict[str, Any]
+from figures import Row, bootstrap, counted, quartiles, seconds_per_token, table
 
 _OURS = "loracle"
 
 
 def summarise(blocks: Sequence[Row], *, tuned: str | None) -> Row:
-    """Returns the report: every step, medians, and ratios to ours with their intervals."""
+    """Returns the report: every step, medians, and ratios to ours with intervals."""
     from contenders import CONTENDERS, NOT_TRIED, TUNED, tuned_pair
 
-    known = CONTENDERS | (tuned_pair(tuned) if tuned else {})
-    counted = {name: counted_rows(blocks, name) for name in known}
-    ours = counted[_OURS]
+    contenders = CONTENDERS | (tuned_pair(tuned) if tuned else {})
+    steps = {name: counted_rows(blocks, name) for name in contenders}
+    ours = steps[_OURS]
     standings = {
-        name: _standing(rows, ours=ours, grouped=known[name].grouped)
-        | {"label": known[name].label, "peak_gib": _peak(blocks, name), **_start(blocks, name)}
-        for name, rows in counted.items()
+        name: _standing(rows, ours=ours, grouped=contenders[name].grouped)
+        | {"label": contenders[name].label, **_costs(_of(blocks, name))}
+        for name, rows in steps.items()
         if rows
     }
     first = next(block for block in blocks if block["error"] is None)
@@ -43,19 +41,18 @@ def summarise(blocks: Sequence[Row], *, tuned: str | None) -> Row:
             "tried": {name: _trial(blocks, name) for name in TUNED} if tuned else {},
             "not_tried": NOT_TRIED,
         },
-        "loss_table": loss_table(counted),
-        "steps": {name: rows for name, rows in counted.items() if rows},
+        "loss_table": loss_table(steps),
+        "steps": {name: rows for name, rows in steps.items() if rows},
     }
 
 
 def counted_rows(blocks: Sequence[Row], name: str) -> list[Row]:
     """Returns a contender's steps of all rounds without the warm-ups, in order."""
-    mine = sorted(_of(blocks, name), key=lambda block: block["spec"]["round"])
+    in_order = sorted(_of(blocks, name), key=lambda block: block["spec"]["round"])
     return [
         {"round": block["spec"]["round"], **row}
-        for block in mine
-        for row in block["rows"]
-        if not row["warm_up"]
+        for block in in_order
+        for row in counted(block["rows"])
     ]
 
 
@@ -63,40 +60,42 @@ def _of(blocks: Sequence[Row], name: str) -> list[Row]:
     return [b for b in blocks if b["spec"]["contender"] == name and b["error"] is None]
 
 
-def _peak(blocks: Sequence[Row], name: str) -> float:
-    return max(block["peak_gib"] for block in _of(blocks, name))
-
-
-def _start(blocks: Sequence[Row], name: str) -> Row:
+def _costs(blocks: Sequence[Row]) -> Row:
     return {
-        key: statistics.median(block[key] for block in _of(blocks, name))
-        for key in ("import_and_data_s", "load_and_build_s")
+        "peak_gib": max(block["peak_gib"] for block in blocks),
+        **{
+            key: statistics.median(block[key] for block in blocks)
+            for key in ("import_and_data_s", "load_and_build_s")
+        },
     }
 
 
 def _standing(rows: Sequence[Row], *, ours: Sequence[Row], grouped: bool) -> Row:
-    per_token = [row["step_time_s"] / row["num_tokens"] for row in rows]
-    total = sum(row["step_time_s"] for row in rows) / sum(row["num_tokens"] for row in rows)
     mean_tokens = statistics.fmean(row["num_tokens"] for row in ours)
     standing = {
         "num_steps": len(rows),
         "step_time_s": quartiles([row["step_time_s"] for row in rows]),
-        "ms_per_token": quartiles([1e3 * each for each in per_token]),
+        "ms_per_token": quartiles([1e3 * (row["step_time_s"] / row["num_tokens"]) for row in rows]),
         "padded_over_real": sum(r["num_padded"] for r in rows) / sum(r["num_tokens"] for r in rows),
         "compared_by": "seconds per real token" if grouped else "same batches",
-        "step_time_of_mean_tokens_s": total * mean_tokens,
+        "step_time_of_mean_tokens_s": seconds_per_token(rows) * mean_tokens,
     }
     return standing | (_ratio_by_token(rows, ours) if grouped else _ratio_by_step(rows, ours))
 
 
 def _ratio_by_step(rows: Sequence[Row], ours: Sequence[Row]) -> Row:
-    """Returns the ratio of medians; each step is drawn together with ours on the same batch."""
-    mine = {(row["round"], row["step"]): row["step_time_s"] for row in ours}
-    pairs = [(row["step_time_s"], mine[row["round"], row["step"]]) for row in rows]
+    """Returns the ratio of medians; a step is resampled together with ours on the same batch."""
+    pairs = list(zip((row["step_time_s"] for row in rows), _same_steps(rows, ours), strict=True))
     return {
         "times_ours": _ratio_of_medians(pairs),
         "times_ours_95": bootstrap(pairs, _ratio_of_medians),
     }
+
+
+def _same_steps(rows: Sequence[Row], ours: Sequence[Row]) -> list[float]:
+    """Returns the seconds of our step on the batch of each row."""
+    times = {(row["round"], row["step"]): row["step_time_s"] for row in ours}
+    return [times[row["round"], row["step"]] for row in rows]
 
 
 def _ratio_of_medians(pairs: Sequence[tuple[float, float]]) -> float:
@@ -104,18 +103,15 @@ def _ratio_of_medians(pairs: Sequence[tuple[float, float]]) -> float:
 
 
 def _ratio_by_token(rows: Sequence[Row], ours: Sequence[Row]) -> Row:
-    """Returns the ratio of seconds per real token; the steps of each side are drawn apart."""
+    """Returns the ratio of seconds per real token; steps are resampled independently."""
     paired = [(rows[i % len(rows)], ours[i % len(ours)]) for i in range(max(len(rows), len(ours)))]
 
     def ratio(pairs: Sequence[tuple[Row, Row]]) -> float:
-        theirs, mine = zip(*pairs, strict=True)
-        return _rate(theirs) / _rate(mine)
+        candidate, reference = zip(*pairs, strict=True)
+        return seconds_per_token(candidate) / seconds_per_token(reference)
 
-    return {"times_ours": _rate(rows) / _rate(ours), "times_ours_95": bootstrap(paired, ratio)}
-
-
-def _rate(rows: Sequence[Row]) -> float:
-    return sum(r["step_time_s"] for r in rows) / sum(r["num_tokens"] for r in rows)
+    times = seconds_per_token(rows) / seconds_per_token(ours)
+    return {"times_ours": times, "times_ours_95": bootstrap(paired, ratio)}
 
 
 def _floor(blocks: Sequence[Row], *, ours: Sequence[Row]) -> Row | None:
@@ -123,10 +119,9 @@ def _floor(blocks: Sequence[Row], *, ours: Sequence[Row]) -> Row | None:
     rows = counted_rows(blocks, "floor")
     if not rows:
         return None
-    mine = {(row["round"], row["step"]): row["step_time_s"] for row in ours}
     base = [row["base_s"] for row in rows]
     both = [row["base_s"] + row["lora_s"] for row in rows]
-    steps = [mine[row["round"], row["step"]] for row in rows]
+    steps = _same_steps(rows, ours)
     return {
         "base_s": quartiles(base),
         "base_and_lora_s": quartiles(both),
@@ -140,51 +135,40 @@ def _floor(blocks: Sequence[Row], *, ours: Sequence[Row]) -> Row | None:
 def _trial(blocks: Sequence[Row], name: str) -> Row:
     from contenders import TUNED
 
-    found = [block for block in blocks if block["spec"]["contender"] == f"tune:{name}"]
-    rows = [row for block in found for row in block["rows"] if not row["warm_up"]]
+    trials = [block for block in blocks if block["spec"]["contender"] == f"tune:{name}"]
+    rows = [row for block in trials for row in counted(block["rows"])]
     return {
         "settings": TUNED[name].label,
-        "error": found[0]["error"] if found else "not run",
-        "ms_per_token": 1e3 * _rate(rows) if rows else None,
+        "error": trials[0]["error"] if trials else "not run",
+        "ms_per_token": 1e3 * seconds_per_token(rows) if rows else None,
     }
 
 
-def loss_table(counted: Mapping[str, Sequence[Row]]) -> str:
-    """Returns the losses of all contenders beside each other, a line per step.
+def loss_table(steps: Mapping[str, Sequence[Row]]) -> str:
+    """Returns the losses of all contenders side by side, a line per step.
 
-    Contenders draw dropout each in their own way, so same batches give like and not equal losses.
+    Contenders draw dropout differently, so losses on the same batch are similar, not equal.
     """
-    names = [name for name, rows in counted.items() if rows]
-    places = sorted({(row["round"], row["step"]) for rows in counted.values() for row in rows})
     losses = {
-        name: {(r["round"], r["step"]): f"{r['loss_nats_per_token']:.4f}" for r in counted[name]}
-        for name in names
+        name: {(r["round"], r["step"]): f"{r['loss_nats_per_token']:.4f}" for r in rows}
+        for name, rows in steps.items()
+        if rows
     }
-    width = max(map(len, names), default=8)
-    head = "round step " + " ".join(f"{name:>{width}}" for name in names)
-    return "\n".join(
-        [
-            head,
-            *(
-                f"{round_ + 1:5} {step:4} "
-                + " ".join(f"{losses[name].get((round_, step), '-'):>{width}}" for name in names)
-                for round_, step in places
-            ),
-        ]
-    )
+    width = max(map(len, losses), default=8)
+    lines = ["round step " + " ".join(f"{name:>{width}}" for name in losses)]
+    for turn, step in sorted({key for by_step in losses.values() for key in by_step}):
+        row = (f"{by_step.get((turn, step), '-'):>{width}}" for by_step in losses.values())
+        lines.append(f"{turn + 1:5} {step:4} {' '.join(row)}")
+    return "\n".join(lines)
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Returns README's table of a report."""
     standings = report["contenders"]
-    ordered = sorted(standings.values(), key=lambda each: each["step_time_of_mean_tokens_s"])
-    lines = [
-        table(
-            ("same work", "s per step", "times ours", "peak GiB"),
-            [_line(each, ours=each is standings[_OURS]) for each in ordered],
-        )
-    ]
-    return "\n".join([*lines, "", _footnote(report)])
+    ordered = sorted(standings.values(), key=lambda row: row["step_time_of_mean_tokens_s"])
+    rows = [_line(standing, ours=standing is standings[_OURS]) for standing in ordered]
+    header = ("same work", "s per step", "times ours", "peak GiB")
+    return f"{table(header, rows)}\n\n{_footnote(report)}"
 
 
 def _line(standing: Mapping[str, Any], *, ours: bool) -> tuple[str, str, str, str]:
@@ -211,7 +195,7 @@ def _footnote(report: Mapping[str, Any]) -> str:
         f"threads; torch {versions['torch']}, transformers {versions['transformers']}, peft "
         f"{versions['peft']}, trl {versions['trl']}; {day}."
     )
-    if any(each["compared_by"] != "same batches" for each in report["contenders"].values()):
+    if any(row["compared_by"] != "same batches" for row in report["contenders"].values()):
         text += (
             " † groups examples of like length, so its batches differ: compared by seconds per "
             "real token, shown for our mean step."

@@ -1,12 +1,12 @@
-"""A whole study, ours for real against a loop over TRL runs, extrapolated.
+"""A whole study: ours measured, against a loop over TRL runs, extrapolated.
 
     python benchmarks/study.py [--contender trl-bf16] [--set KEY=VALUE]
 
-Six arms x two seeds x 60 steps, with validation before, half-way and after, and BLEU. Ours is run
-from start to end, each part of an interrupted one counted (``runs/bench/study``). The TRL loop
-starts a process for every run, as a loop over a script does. Of each arm its start-up, a few
+Six arms x two seeds x 60 steps, with validation before, half-way and after, and BLEU. Ours runs
+from start to end; after an interruption all parts are counted (``runs/bench/study``). The TRL loop
+starts a process for every run, as a loop over a script does. For each arm its start-up, a few
 steps, a few batches of validation and one batch of answers are measured and scaled by counts:
-padded positions, examples and answers. That figure is an extrapolation and is called one. Writes
+padded positions, examples and answers. That figure is labelled as an extrapolation. Writes
 ``results/benchmarks/study-<date>-<device>.json``.
 """
 
@@ -17,7 +17,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ ARMS = (
     "output-projections",
 )
 _SEEDS = (0, 1)
-# The demo's settings; latency is left out because the TRL loop would not measure it either.
+# The demo's settings, without latency, which the TRL loop would not measure either.
 _SETTINGS = (
     "train.max_steps=60",
     "eval.every_steps=30",
@@ -53,7 +53,9 @@ Row = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--contender", default="trl-bf16", help="a TRL of benchmarks/contenders.py")
+    parser.add_argument(
+        "--contender", default="trl-bf16", help="a TRL contender of benchmarks/contenders.py"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -67,7 +69,7 @@ def main() -> None:
 def run(*, contender: str, overrides: Sequence[str]) -> None:
     """Measures what is missing and writes the report."""
     from blocks import logged, run_once
-    from figures import dated, sources_digest, write_report
+    from figures import publish, sources_digest
 
     key = {"sources": sources_digest(), "overrides": list(overrides)}
     trl = [key | {"kind": "trl", "contender": contender, "arm": arm} for arm in ARMS]
@@ -77,15 +79,13 @@ def run(*, contender: str, overrides: Sequence[str]) -> None:
         if row is not None:
             print(spec["kind"], spec.get("arm", ""), row["error"] or "done", flush=True)
     report = report_of(logged(_LOG, ours)[0], logged(_LOG, trl))
-    path = dated("study", report["environment"]["device"]["name"])
-    write_report(path, report)
-    print(f"{markdown(report)}\n\nwritten to {path}")
+    publish("study", report, text=markdown(report))
 
 
 def run_ours(spec: Row) -> Row:
-    """Runs the study, or what is left of it, and returns the seconds of all its parts."""
+    """Runs the rest of the study, and returns the seconds of all its parts."""
     import loracle
-    from figures import environment_of, sources_digest
+    from figures import block_of
     from loracle.records.files import to_json
     from loracle.runner.run_many import run_many
     from loracle.runner.run_spec import RunSpec
@@ -103,39 +103,39 @@ def run_ours(spec: Row) -> Row:
     failed = [outcome.out.name for outcome in outcomes if outcome.error is not None]
     device = loracle.choose_device(specs[0].config.device)
     dtype = loracle.choose_dtype(specs[0].config.dtype, device=device)
-    return {
-        "error": f"failed: {', '.join(failed)}" if failed else None,
-        "rows": [],
-        "seconds": seconds_of(folder / "clock"),
-        "results": {o.out.name: o.result and to_json(o.result) for o in outcomes},
-        "sources": sources_digest(),
-        "environment": environment_of(device, dtype),
-    }
+    return block_of(
+        [],
+        device=device,
+        dtype=dtype,
+        error=f"failed: {', '.join(failed)}" if failed else None,
+        seconds=seconds_of(folder / "clock"),
+        results={o.out.name: o.result and to_json(o.result) for o in outcomes},
+    )
 
 
 def _use_cache_without_results(folder: Path) -> None:
-    """Points LoRAcle at a cache that has the models and the data and nothing that was computed."""
+    """Points LoRAcle to a cache with the models and data, but without computed results."""
     from loracle.sources.cache import cache_folder
 
     folder.mkdir(parents=True, exist_ok=True)
-    for kept in ("models", "data"):
-        if not (folder / kept).exists() and (cache_folder() / kept).exists():
-            (folder / kept).symlink_to((cache_folder() / kept).resolve())
+    for name in ("models", "data"):
+        if not (folder / name).exists() and (cache_folder() / name).exists():
+            (folder / name).symlink_to((cache_folder() / name).resolve())
     os.environ["LORACLE_CACHE"] = str(folder.resolve())
 
 
 @contextmanager
 def beating(folder: Path) -> Iterator[None]:
-    """Keeps this process's age in a file while the block runs, so that a killed part counts too."""
+    """Writes this process's age to a file while the block runs, so that a killed part counts."""
     folder.mkdir(parents=True, exist_ok=True)
-    mine = folder / f"{time.time_ns()}.txt"
-    over = threading.Event()
+    file = folder / f"{time.time_ns()}.txt"
+    is_over = threading.Event()
 
     def write() -> None:
-        mine.write_text(f"{time.perf_counter() - _STARTED:.2f}\n", encoding="ascii")
+        file.write_text(f"{time.perf_counter() - _STARTED:.2f}\n", encoding="ascii")
 
     def beat() -> None:
-        while not over.wait(_BEAT_S):
+        while not is_over.wait(_BEAT_S):
             write()
 
     thread = threading.Thread(target=beat, daemon=True)
@@ -143,7 +143,7 @@ def beating(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        is_over.set()
         thread.join()
         write()
 
@@ -158,9 +158,9 @@ def sample_trl(spec: Row) -> Row:
     from datasets import disable_progress_bars
 
     from contenders import CONTENDERS
-    from figures import environment_of, peak_gib, sources_digest
+    from figures import block_of
     from loops import clocked, trl_trainer
-    from workload import counts_of, open_source, random_batches, workload_of
+    from workload import open_source, random_batches, workload_of
 
     source = open_source([*_SETTINGS, f"lora.placement={spec['arm']}", *spec["overrides"]])
     work = workload_of(source, random_batches(source, part=0, num_steps=_SAMPLED_BATCHES))
@@ -170,54 +170,56 @@ def sample_trl(spec: Row) -> Row:
         rows = clocked(trainer, work)
         evaluation = _evaluation(trainer, source)
         answers = _answering(trainer, source)
-    order, train = source.order(), source.config.train
-    return {
-        "error": None,
-        "rows": rows,
-        "start_s": built - _STARTED,
-        "train_positions": sum(
-            counts_of(order.batch(step))["num_padded"] for step in range(train.max_steps)
-        ),
-        "evaluation": evaluation,
-        "answers": answers,
-        "peak_gib": peak_gib(work.device),
-        "sources": sources_digest(),
-        "environment": environment_of(work.device, work.dtype),
-    }
+    order = source.order()
+    batches = (order.batch(step) for step in range(source.config.train.max_steps))
+    return block_of(
+        rows,
+        device=work.device,
+        dtype=work.dtype,
+        start_s=built - _STARTED,
+        train_positions=_num_padded(batches),
+        evaluation=evaluation,
+        answers=answers,
+    )
+
+
+def _num_padded(batches: Iterable[Any]) -> int:
+    from workload import counts_of
+
+    return sum(counts_of(batch)["num_padded"] for batch in batches)
 
 
 def _evaluation(trainer: Any, source: Any) -> Row:
-    """Times validation as ``trainer.evaluate`` does it, and counts what all of it would be."""
+    """Times ``trainer.evaluate`` on a sample, and counts the positions of a whole validation."""
     from loops import dataset_of
-    from workload import counts_of
 
-    held, size = source.data.validation, trainer.args.per_device_eval_batch_size
-    wanted = held[: source.config.eval.max_examples or len(held)]
-    batches = [list(wanted[i : i + size]) for i in range(0, len(wanted), size)]
+    size = trainer.args.per_device_eval_batch_size
+    examples = source.data.validation[: source.config.eval.max_examples]
+    batches = [list(examples[i : i + size]) for i in range(0, len(examples), size)]
     sample = batches[:_SAMPLED_BATCHES]
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     trainer.evaluate(dataset_of(sample))
-    seconds = time.perf_counter() - began
     return {
-        "seconds": seconds,
-        "positions": sum(counts_of(batch)["num_padded"] for batch in sample),
-        "all_positions": sum(counts_of(batch)["num_padded"] for batch in batches),
+        "seconds": time.perf_counter() - started_at,
+        "positions": _num_padded(sample),
+        "all_positions": _num_padded(batches),
     }
 
 
 def _answering(trainer: Any, source: Any) -> Row:
-    """Times one batch of greedy answers with ``generate``, the model as training left it."""
+    """Times one batch of greedy answers with ``generate`` and the trained model."""
     import torch
 
     evaluation = source.config.eval
     count = min(evaluation.generate_examples, 16, len(source.data.validation))
-    prompts = [each.input_ids[: each.num_prompt] for each in source.data.validation[:count]]
+    examples = source.data.validation[:count]
+    prompts = [example.input_ids[: example.num_prompt] for example in examples]
     width = max(map(len, prompts))
     pad = trainer.processing_class.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + list(prompt) for prompt in prompts])
     real = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     model = trainer.model.eval()
-    began = time.perf_counter()
+    started_at = time.perf_counter()
     with torch.inference_mode():
         model.generate(
             input_ids=ids.to(model.device),
@@ -226,14 +228,14 @@ def _answering(trainer: Any, source: Any) -> Row:
             do_sample=False,
         )
     return {
-        "seconds": time.perf_counter() - began,
+        "seconds": time.perf_counter() - started_at,
         "count": count,
         "all": evaluation.generate_examples,
     }
 
 
 def report_of(ours: Row, trl: Sequence[Row]) -> Row:
-    """Returns both sides; TRL's is extrapolated from what was measured of each arm."""
+    """Returns both sides; TRL's is extrapolated from the measured parts of each arm."""
     worked = [block for block in trl if block["error"] is None]
     arms = {block["spec"]["arm"]: extrapolated(block) for block in worked}
     untuned = sum(arms[ARMS[0]][part] for part in ("one_validation_s", "answers_s"))
@@ -259,20 +261,20 @@ def report_of(ours: Row, trl: Sequence[Row]) -> Row:
 
 def extrapolated(block: Row) -> Row:
     """Returns the seconds of one TRL run, from its measured parts scaled by counts."""
-    counted = [row for row in block["rows"] if not row["warm_up"]]
-    per_position = sum(r["step_time_s"] for r in counted) / sum(r["num_padded"] for r in counted)
+    from figures import counted
+
+    rows = counted(block["rows"])
+    per_position = sum(r["step_time_s"] for r in rows) / sum(r["num_padded"] for r in rows)
     validation, answers = block["evaluation"], block["answers"]
+    validation_s = validation["seconds"] / validation["positions"] * validation["all_positions"]
     parts = {
         "start_s": block["start_s"],
         "steps_s": per_position * block["train_positions"],
-        "one_validation_s": validation["seconds"]
-        / validation["positions"]
-        * validation["all_positions"],
+        "one_validation_s": validation_s,
         "answers_s": answers["seconds"] / answers["count"] * answers["all"],
     }
-    # Half-way and after; before training every run is the untuned model, counted once for all.
-    run_s = sum(parts.values()) + parts["one_validation_s"]
-    return parts | {"run_s": run_s}
+    # Half-way and after; before training all runs are the untuned model, counted once for all.
+    return parts | {"run_s": sum(parts.values()) + validation_s}
 
 
 def markdown(report: Row) -> str:

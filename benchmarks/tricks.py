@@ -1,7 +1,7 @@
-"""The engine's tricks, each with a way to do without it for the length of a ``with`` block.
+"""The engine's tricks, each with a context manager that switches it off.
 
-What stands in is what the trick replaced: the obvious code, written here and not in the engine.
-A new trick is one more entry of ``TRICKS``.
+The replacement is the obvious code, written here and not in the engine. A new trick is one more
+entry of ``TRICKS``.
 
 Shapes: T tokens in the row, N targets, H hidden size, V vocabulary.
 """
@@ -9,7 +9,7 @@ Shapes: T tokens in the row, N targets, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
@@ -35,16 +35,16 @@ Without = Callable[[FrozenBase], AbstractContextManager[Any]]
 
 @dataclass(frozen=True)
 class Trick:
-    """Something the engine does, and what it would do otherwise."""
+    """An optimization of the engine, and its replacement."""
 
     instead: str
-    """What stands in for it."""
+    """Description of the replacement."""
     without: Without
-    """Turns it off for a base, inside a ``with`` block."""
+    """Context manager that switches it off for a base."""
 
 
 def whole_logits(_base: FrozenBase) -> AbstractContextManager[Any]:
-    """All logits of the targets at once, and autograd's own gradient."""
+    """Computes all logits of the targets at once, with autograd's gradient."""
 
     def target_nll(hidden: Tensor, *, weight: Tensor, bias: Any, targets: Tensor) -> Tensor:
         return cross_entropy(linear(hidden, weight, bias).float(), targets, reduction="none")
@@ -53,7 +53,7 @@ def whole_logits(_base: FrozenBase) -> AbstractContextManager[Any]:
 
 
 def every_position(_base: FrozenBase) -> AbstractContextManager[Any]:
-    """The head and its loss at every token of the row, prompts too."""
+    """Computes the head and its loss at every token of the row, prompts included."""
     own = FrozenBase.token_nll
 
     def token_nll(self: FrozenBase, row: PackedRow, **given: Any) -> Tensor:
@@ -70,7 +70,7 @@ def every_position(_base: FrozenBase) -> AbstractContextManager[Any]:
 
 @contextmanager
 def one_masked_attention(_base: FrozenBase) -> Iterator[None]:
-    """One attention call over the whole row, with a mask of T x T."""
+    """Calls attention once over the whole row, with a mask of T x T."""
     masks: dict[tuple[int, ...], Tensor] = {}
 
     def attend(
@@ -97,7 +97,7 @@ def one_masked_attention(_base: FrozenBase) -> Iterator[None]:
 
 
 def block_mask(lengths: tuple[int, ...], *, device: torch.device) -> Tensor:
-    """Returns True where a token may look: at itself and earlier ones of its own sequence."""
+    """Returns True where a token attends: to itself and earlier ones of its own sequence."""
     ones = [
         torch.ones(length, length, dtype=torch.bool, device=device).tril() for length in lengths
     ]
@@ -105,21 +105,14 @@ def block_mask(lengths: tuple[int, ...], *, device: torch.device) -> Tensor:
 
 
 def stock_attention(_base: FrozenBase) -> AbstractContextManager[Any]:
-    """PyTorch's attention and its own gradient, for one sequence after another."""
-    stack = ExitStack()
-    for name in ("attend_on_cpu", "attend_variable_length"):
-        stack.enter_context(
-            mock.patch.object(
-                loracle.model.layers.attention,
-                name,
-                loracle.model.layers.attention._attend_by_sequence,
-            )
-        )
-    return stack
+    """Calls PyTorch's attention, with its gradient, for one sequence after another."""
+    module = loracle.model.layers.attention
+    names = ("attend_on_cpu", "attend_variable_length")
+    return mock.patch.multiple(module, **dict.fromkeys(names, module._attend_by_sequence))
 
 
 def framework_dropout(_base: FrozenBase) -> AbstractContextManager[Any]:
-    """Masks drawn by ``torch.nn.functional.dropout``, again in the backward pass."""
+    """Draws masks with ``torch.nn.functional.dropout``, again in the backward pass."""
 
     def keep_bits(streams: Any, *, module: str, features: int, device: torch.device) -> Tensor:
         (stream,) = streams
@@ -141,13 +134,13 @@ def no_dropout(_base: FrozenBase) -> Iterator[None]:
 
 @contextmanager
 def pefts_forward(base: FrozenBase) -> Iterator[None]:
-    """PEFT's own LoRA layer under autograd: a copy of the input in fp32 for each module."""
+    """Uses PEFT's LoRA layer under autograd, with an fp32 copy of the input per module."""
     layers = [m for m in base.model.modules() if isinstance(m, RoutedLinear)]
     for layer in layers:
         layer.lora_dropout.train()
 
-    def forward(self: RoutedLinear, x: Tensor, *args: Any, **named: Any) -> Tensor:
-        return PeftLinear.forward(self, x, *args, **named)
+    def forward(self: RoutedLinear, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return PeftLinear.forward(self, x, *args, **kwargs)
 
     try:
         with mock.patch.object(RoutedLinear, "forward", forward):
@@ -159,7 +152,7 @@ def pefts_forward(base: FrozenBase) -> Iterator[None]:
 
 @contextmanager
 def stock_norms(base: FrozenBase) -> Iterator[None]:
-    """The model's own RMSNorm under autograd."""
+    """Uses the model's own RMSNorm under autograd."""
     replaced = {
         module: module.__dict__.pop("forward")
         for module in base.model.modules()

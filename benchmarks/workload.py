@@ -1,4 +1,4 @@
-"""What every contender is given: one model, one data set, the same batches, the same adapters."""
+"""The work of every contender: the same model, data, batches and initial adapters."""
 
 from __future__ import annotations
 
@@ -18,17 +18,11 @@ from transformers import (
 )
 
 import loracle
-from geometry import (
-    GEOMETRIES,
-    alpaca_like_lengths,
-    bare_tokenizer,
-    random_base,
-    random_examples,
-    random_model,
-)
+from geometry import bare_tokenizer, random_base, random_examples, random_model
 from loracle.config.run import Config
 from loracle.data import Example, PreparedData
 from loracle.engine.schedule import DataOrder
+from loracle.engine.train_state import TrainState
 from loracle.model.adapters import initial_a
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
@@ -44,7 +38,7 @@ _MEGABATCH = 50
 
 @dataclass(frozen=True)
 class Workload:
-    """One block of work: a few optimizer steps, the first of them a warm-up."""
+    """One block of work: a few optimizer steps, the first one a warm-up."""
 
     config: Config
     folder: Path
@@ -53,9 +47,9 @@ class Workload:
     """The examples of each optimizer step, the warm-up first."""
     device: torch.device
     dtype: torch.dtype
-    """Of the frozen base in our loop and in the hand-written one."""
+    """dtype of the frozen base in our loop and in the hand-written one."""
     geometry: str | None = None
-    """A published shape with random weights, in place of the model in ``folder``."""
+    """A published shape with random weights, instead of the model in ``folder``."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +68,7 @@ class Source:
 
 def open_source(overrides: Sequence[str]) -> Source:
     """Returns the standard baseline's model and data, with ``key=value`` overrides."""
-    config = loracle.load_config(
-        "base_config", overrides=["train.warmup_frac=0.0", "train.max_steps=60", *overrides]
-    )
+    config = config_of("train.max_steps=60", *overrides)
     model = loracle.resolve_model(config.model, progress=_to_stderr)
     source = loracle.resolve_data(config.data.source, progress=_to_stderr)
     tokenizer = AutoTokenizer.from_pretrained(model.path)
@@ -84,12 +76,17 @@ def open_source(overrides: Sequence[str]) -> Source:
     return Source(config=config, folder=model.path, data=data)
 
 
+def config_of(*overrides: str) -> Config:
+    """Returns the standard baseline's configuration without warm-up, with overrides."""
+    return loracle.load_config("base_config", overrides=["train.warmup_frac=0.0", *overrides])
+
+
 def _to_stderr(line: object) -> None:
     print(line, file=sys.stderr)
 
 
 def settings_of(source: Source) -> dict[str, Any]:
-    """Returns the whole configuration as plain data, local sources without their folder."""
+    """Returns the whole configuration as plain data, local sources without their folders."""
     settings = source.config.model_dump(mode="json")
     settings["model"] = without_folder(settings["model"])
     settings["data"]["source"] = without_folder(settings["data"]["source"])
@@ -97,15 +94,14 @@ def settings_of(source: Source) -> dict[str, Any]:
 
 
 def workload_of(source: Source, batches: Iterable[Batch]) -> Workload:
-    """Returns the block of work that these batches are, on the device the config names."""
-    device = loracle.choose_device(source.config.device)
-    return Workload(
-        config=source.config,
-        folder=source.folder,
-        batches=tuple(batches),
-        device=device,
-        dtype=loracle.choose_dtype(source.config.dtype, device=device),
-    )
+    """Returns a block of these batches, on the device the config names."""
+    return _workload(source.config, batches, folder=source.folder)
+
+
+def _workload(config: Config, batches: Iterable[Batch], **model: Any) -> Workload:
+    device = loracle.choose_device(config.device)
+    dtype = loracle.choose_dtype(config.dtype, device=device)
+    return Workload(config=config, batches=tuple(batches), device=device, dtype=dtype, **model)
 
 
 def random_batches(source: Source, *, part: int, num_steps: int) -> list[Batch]:
@@ -117,19 +113,19 @@ def random_batches(source: Source, *, part: int, num_steps: int) -> list[Batch]:
 def grouped_batches(source: Source, *, part: int, num_parts: int, num_steps: int) -> list[Batch]:
     """Returns batches as ``group_by_length`` makes them, a systematic sample of one epoch.
 
-    A block can take a few batches only, and a length-grouped one is all short or all long. So the
-    epoch's batches are put in order of their tokens and taken at equal distances: every part has
-    some of every length, and all parts together are an epoch in small. Lengths, and with them
-    seconds per step, differ from the other contenders'; seconds per real token can be compared.
+    A block has a few batches only, and a length-grouped batch is all short or all long. So the
+    epoch's batches are sorted by their tokens and taken at equal distances: every part has some of
+    every length, and all parts together represent an epoch. Lengths, and so seconds per step,
+    differ from the other contenders'; seconds per real token are comparable.
     """
     size = source.config.train.batch_size
     batches = _length_grouped(source.data.train, batch_size=size, seed=source.config.seed)
     ordered = sorted(batches, key=lambda batch: -counts_of(batch)["num_tokens"])
     count = num_parts * num_steps
-    places = [
+    ranks = [
         int((step * num_parts + part + 0.5) * len(ordered) / count) for step in range(num_steps)
     ]
-    return [ordered[len(ordered) // 2], *(ordered[place] for place in places)]
+    return [ordered[len(ordered) // 2], *(ordered[rank] for rank in ranks)]
 
 
 def _length_grouped(examples: Sequence[Example], *, batch_size: int, seed: int) -> list[Batch]:
@@ -145,18 +141,36 @@ def _length_grouped(examples: Sequence[Example], *, batch_size: int, seed: int) 
     return [grouped[start : start + batch_size] for start in range(0, whole, batch_size)]
 
 
-def plan_of(model: torch.nn.Module, config: Config) -> ModulePlan:
-    """Returns the explicit modules and ranks of the config's placement."""
+def plan_of(model: torch.nn.Module, config: Config, placement: str | None = None) -> ModulePlan:
+    """Returns the modules and ranks of a placement; None: the config's."""
     return loracle.resolve_placement(
-        config.lora.placement,
+        placement or config.lora.placement,
         inventory=inventory_of(model),
         rank=config.lora.rank,
         alpha=config.lora.alpha,
     )
 
 
+def start_run(
+    base: FrozenBase,
+    *,
+    config: Config,
+    plan: ModulePlan,
+    examples: Sequence[Example],
+    name: str = "default",
+) -> TrainState:
+    """Returns the training state of a run with a new adapter on the base."""
+    dropout, seed = config.lora.dropout, config.seed
+    adapter = loracle.attach_adapter(
+        base, name=name, plan=plan, dropout=dropout, seed=seed, model_source=config.model
+    )
+    return loracle.new_run(
+        base, adapter=adapter, examples=examples, train=config.train, dropout=dropout, seed=seed
+    )
+
+
 def copy_initial(model: torch.nn.Module, *, seed: int) -> list[torch.nn.Parameter]:
-    """Gives a PEFT model the adapters our loop starts from; returns its trainable parameters."""
+    """Gives a PEFT model our loop's initial adapters; returns its trainable parameters."""
     trained = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
@@ -173,28 +187,30 @@ def copy_initial(model: torch.nn.Module, *, seed: int) -> list[torch.nn.Paramete
     return trained
 
 
-def padded(batch: Batch, *, pad: int) -> dict[str, torch.Tensor]:
+def padded(rows: Sequence[dict[str, list[int]]], *, pad: int) -> dict[str, torch.Tensor]:
     """Returns ids, mask and labels of shape (batch, longest), padded on the right."""
-    width = max(example.num_tokens for example in batch)
-    ids = torch.full((len(batch), width), pad)
-    mask = torch.zeros_like(ids)
-    labels = torch.full_like(ids, -100)
-    for index, example in enumerate(batch):
-        tokens = torch.as_tensor(example.input_ids)
-        ids[index, : len(tokens)] = tokens
-        mask[index, : len(tokens)] = 1
-        labels[index, example.num_prompt : len(tokens)] = tokens[example.num_prompt :]
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def filled(key: str, value: int) -> torch.Tensor:
+        return torch.tensor([row[key] + [value] * (width - len(row[key])) for row in rows])
+
+    lengths = torch.tensor([len(row["input_ids"]) for row in rows])
+    mask = (torch.arange(width)[None] < lengths[:, None]).long()
+    return {
+        "input_ids": filled("input_ids", pad),
+        "attention_mask": mask,
+        "labels": filled("labels", -100),
+    }
 
 
 def labelled(example: Example) -> dict[str, list[int]]:
-    """Returns ids and labels of one example, as Transformers and TRL take tokenised data."""
+    """Returns ids and labels of an example in the form of Transformers and TRL."""
     ids = list(example.input_ids)
     return {"input_ids": ids, "labels": [-100] * example.num_prompt + ids[example.num_prompt :]}
 
 
 def counts_of(batch: Batch) -> dict[str, int]:
-    """Returns the real tokens, the targets and the padded positions of a batch."""
+    """Returns the numbers of real tokens, targets and padded positions of a batch."""
     return {
         "num_tokens": sum(example.num_tokens for example in batch),
         "num_targets": sum(example.num_targets for example in batch),
@@ -204,17 +220,17 @@ def counts_of(batch: Batch) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class FixedOrder:
-    """The batches of a block, in place of a run's own data order."""
+    """The batches of a block, instead of a run's own data order."""
 
     batches: Sequence[Batch]
 
     @property
     def steps_per_epoch(self) -> float:
-        """Steps of the block."""
+        """Number of steps in the block."""
         return len(self.batches)
 
     def batch(self, step: int) -> Batch:
-        """Returns the examples of step ``step``, from the first again after the last."""
+        """Returns the examples of a step; after the last, the first follows again."""
         return self.batches[step % len(self.batches)]
 
 
@@ -226,7 +242,7 @@ def load_frozen(work: Workload) -> FrozenBase:
 
 
 def stock_model(work: Workload, *, dtype: torch.dtype) -> PreTrainedModel:
-    """Returns the same model as Transformers loads it."""
+    """Returns the same model, as Transformers loads it."""
     if work.geometry is not None:
         return random_model(work.geometry, device=work.device, dtype=dtype)
     with quiet_transformers():
@@ -243,7 +259,7 @@ def shape_of(work: Workload) -> PreTrainedModel:
 
 
 def tokenizer_of(work: Workload) -> PreTrainedTokenizerBase:
-    """Returns the model's tokenizer; one that only pads for random weights."""
+    """Returns the model's tokenizer; for random weights, one that only pads."""
     if work.geometry is not None:
         return bare_tokenizer()
     return AutoTokenizer.from_pretrained(work.folder)
@@ -262,34 +278,19 @@ def random_work(
 
     Args:
         geometry: A key of ``GEOMETRIES``.
-        num_steps: Counted steps.
+        num_steps: Steps after the warm-up.
         batch_size: Examples per step.
         device: As in a config.
         dtype: As in a config.
-        length: Tokens of every example; None: spread as Alpaca's.
+        length: Tokens of every example; None: distributed as in Alpaca.
     """
-    config = loracle.load_config(
-        "base_config",
-        overrides=[
-            "train.warmup_frac=0.0",
-            f"train.max_steps={num_steps + 1}",
-            f"train.batch_size={batch_size}",
-            f"device={device}",
-            f"dtype={dtype}",
-        ],
+    config = config_of(
+        f"train.max_steps={num_steps + 1}",
+        f"train.batch_size={batch_size}",
+        f"device={device}",
+        f"dtype={dtype}",
     )
     count = batch_size * (num_steps + 1)
-    lengths = [length] * count if length else alpaca_like_lengths(count, seed=0)
-    vocab = GEOMETRIES[geometry]["vocab_size"]
-    examples = random_examples(lengths, vocab=vocab, seed=0)
-    there = loracle.choose_device(config.device)
-    return Workload(
-        config=config,
-        folder=Path(),
-        batches=tuple(
-            examples[start : start + batch_size] for start in range(0, count, batch_size)
-        ),
-        device=there,
-        dtype=loracle.choose_dtype(config.dtype, device=there),
-        geometry=geometry,
-    )
+    examples = random_examples(geometry, count=count, length=length)
+    batches = (examples[start : start + batch_size] for start in range(0, count, batch_size))
+    return _workload(config, batches, folder=Path(), geometry=geometry)

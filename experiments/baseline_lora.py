@@ -1,4 +1,4 @@
-"""The standard LoRA baseline, as the methods section of a paper would tell it.
+"""The standard LoRA baseline, step by step, as in the methods section of a paper.
 
     python experiments/baseline_lora.py [CONFIG]        e.g. demo
 
@@ -11,18 +11,18 @@ import loracle
 
 config = loracle.load_config(sys.argv[1] if len(sys.argv) > 1 else "base_config")
 
-# Model. A causal language model, frozen, in the best dtype of the device.
+# Model. A frozen causal language model in the best dtype of the device.
 device = loracle.choose_device(config.device)
 dtype = loracle.choose_dtype(config.dtype, device=device)
 model = loracle.resolve_model(config.model, progress=print)
 base = loracle.load_base(model.path, device=device, dtype=dtype)
 
-# Data. Alpaca records in Stanford's prompt, split 80/20 so that no instruction is on both sides;
+# Data. Alpaca records in Stanford's prompt, split 80/20 so that no instruction is in both parts;
 # the loss is over the response and its end-of-sequence token.
 records = loracle.resolve_data(config.data.source, progress=print)
 data = loracle.prepare_data(records, config=config.data, tokenizer=base.tokenizer)
 
-# Adapters. Rank r on every module of the placement; A from its module's own stream, B zero.
+# Adapters. Rank r on every module of the placement; A from the module's random stream, B zero.
 plan = loracle.resolve_placement(
     config.lora.placement,
     inventory=loracle.inventory_of(base.model),

@@ -1,9 +1,9 @@
-"""Copies what a report is made from out of a study, so that it can be kept in a repository.
+"""Copies the records of a study that its report needs, to commit them to a repository.
 
     python experiments/keep_study.py runs/placement_study results/placement_study
 
-Adapters, checkpoints and W&B's files stay where they are; everything that a number rests on comes
-along, and ``loracle report results/placement_study`` writes the report again from the copy.
+Adapters, checkpoints and W&B's files are not copied. ``loracle report results/placement_study``
+writes the same report from the copy.
 """
 
 from __future__ import annotations
@@ -19,12 +19,7 @@ RECORDS = (
 
 
 def keep_study(study: Path, *, out: Path) -> Path:
-    """Returns ``out`` with the records of a study, its plan and its scores.
-
-    Args:
-        study: A study's folder.
-        out: Where to; what an earlier copy left there is replaced.
-    """
+    """Copies a study's records, plan and scores to ``out``, replacing an earlier copy."""
     names = ("study.yaml", "plan.json", "scores.json", "clock.json", "predicted.json")
     plan = [study / name for name in names]
     assert plan[0].is_file(), f"{study}: not a study"
@@ -34,11 +29,11 @@ def keep_study(study: Path, *, out: Path) -> Path:
         if file.is_file():
             shutil.copy2(file, out / file.name)
     for run in sorted((study / "runs").iterdir()):
-        kept = out / "runs" / run.name
-        kept.mkdir(parents=True)
+        copy = out / "runs" / run.name
+        copy.mkdir(parents=True)
         for name in RECORDS:
             if (run / name).is_file():
-                shutil.copy2(run / name, kept / name)
+                shutil.copy2(run / name, copy / name)
     return out
 
 
@@ -47,4 +42,4 @@ if __name__ == "__main__":
     parser.add_argument("study", type=Path)
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
-    print(f"kept in {keep_study(given.study, out=given.out)}")
+    print(f"records in {keep_study(given.study, out=given.out)}")

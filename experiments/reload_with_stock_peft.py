@@ -1,9 +1,9 @@
-"""Does a saved adapter say what its run recorded? Stock Transformers and PEFT answer.
+"""Checks a saved adapter against its run's recorded loss, with stock Transformers and PEFT.
 
     python experiments/reload_with_stock_peft.py RUN MODEL_FOLDER
 
-Scores the run's whole validation set again, one example at a time. Nothing of LoRAcle is used but
-the files it left behind.
+Scores the run's whole validation set again, one example at a time. Only the run's files are used,
+none of LoRAcle's code.
 """
 
 import json
@@ -22,7 +22,7 @@ dtype = json.loads((run / "environment.json").read_text(encoding="utf-8"))["devi
 with (run / "examples.jsonl").open(encoding="utf-8") as lines:
     examples = [row for row in map(json.loads, lines) if row["nll_sum_nats"] is not None]
 
-# Model. The base in the dtype of the run, the run's adapter on it, no dropout.
+# Model. The base in the run's dtype, with the run's adapter, without dropout.
 device = "cuda" if torch.cuda.is_available() else "cpu"
 tokenizer = AutoTokenizer.from_pretrained(model_folder)
 in_dtype = getattr(torch, dtype)
@@ -39,7 +39,7 @@ base = AutoModelForCausalLM.from_pretrained(
 )
 model = PeftModel.from_pretrained(base, run / "adapter").eval()
 
-# Prompt. Stanford Alpaca's two forms (Taori et al. 2023), or the two that the run was given.
+# Prompt. Stanford Alpaca's two forms (Taori et al. 2023), or those of the run's config.
 ALPACA = {
     "with_input": (
         "Below is an instruction that describes a task, paired with an input that provides "
@@ -61,8 +61,8 @@ def prompt_of(row: dict) -> str:
     return before + row["instruction"] + after.replace("{input}", row["input"])
 
 
-# Tokens. Prompt and response apart, so that their boundary is a count; the response is text and
-# nothing else, cut to the run's limit, and ends with EOS.
+# Tokens. Prompt and response are tokenised separately, so that their boundary is a count; the
+# response is plain text, truncated to the run's limit, and ends with EOS.
 def tokens_of(row: dict) -> tuple[list[int], list[int]]:
     prompt = tokenizer(prompt_of(row))["input_ids"]
     response = tokenizer(row["reference"], add_special_tokens=False, split_special_tokens=True)

@@ -95,7 +95,8 @@ def test_rows_count_the_real_tokens_targets_and_padding(
         assert row["num_targets"] == sum(
             len(example.input_ids) - example.num_prompt for example in batch
         )
-        labels = workload.padded(batch, pad=0)["labels"]
+        rows = [workload.labelled(example) for example in batch]
+        labels = workload.padded(rows, pad=0)["labels"]
         assert row["num_targets"] == int((labels != -100).sum())
         assert row["num_padded"] == labels.numel()
     assert [row["warm_up"] for row in our_rows] == [True, False, False, False]
@@ -399,7 +400,7 @@ def test_each_series_of_scaling_changes_one_thing():
         ]
     }
     text = scaling.markdown(scaling.report_of(blocks))
-    assert "| as by default | 1.00 | 100 | 1.00 |" in text
+    assert "| defaults | 1.00 | 100 | 1.00 |" in text
     assert "| runs 2 | 2.00 | 50 | 1.00 |" in text
 
 

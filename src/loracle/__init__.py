@@ -1,6 +1,6 @@
 """LoRAcle: where should LoRA adapters go? A laboratory that answers with evidence.
 
-The public API is what ``__all__`` names. It is imported on first use, so that the command and
+The public API is listed in ``__all__``. It is imported on first use, so that the command and
 ``import loracle`` start without loading PyTorch.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loracle.version import __version__
 
-# PEFT imports bitsandbytes where it finds it, which then lists the kernels that it did not find.
+# PEFT imports bitsandbytes if it is installed, which then logs the kernels it did not find.
 getLogger("bitsandbytes").setLevel(ERROR)
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""A digest of source files, so that results kept by edited code are never taken for new ones."""
+"""A digest of source files, so that results cached by older code are not reused."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def code_digest(patterns: Sequence[str], *, package: Path = PACKAGE) -> str:
     """Returns a SHA-256 in hex over the names and contents of the files that match.
 
     Args:
-        patterns: Globs below the package, in the order in which they count.
-        package: Names count from this folder, so a copy elsewhere has the same digest.
+        patterns: Globs below the package; their order changes the digest.
+        package: Folder to which file names are relative, so a copy elsewhere has the same digest.
 
     Raises:
-        FileNotFoundError: If a pattern matches no file, as after a move: a digest that leaves out
-            code would keep results that the code no longer gives.
+        FileNotFoundError: If a pattern matches no file, as after a move: a digest that omits code
+            would keep outdated results.
     """
     digest = hashlib.sha256()
     for pattern in patterns:

@@ -1,24 +1,24 @@
-"""Every error that LoRAcle raises on purpose, and the exit code of each.
+"""Every error that LoRAcle raises on purpose, with its exit code.
 
 ::
 
     LoracleError                  1
-    ├── UsageError                2   what a user or a file can put right
+    ├── UsageError                2   the user or a file can correct it
     │   ├── ConfigError               unknown key, wrong type, value out of range
     │   │   └── ConfoundError             arms of a study that differ in more than placement
     │   ├── SourceError               missing, gated, unreachable, hash mismatch, unsafe archive
     │   ├── DataError                 rows, columns, encodings, limits
     │   ├── PlacementError            a module or layer that does not exist
-    │   ├── ModelError                a model that cannot be adapted or run as asked
+    │   ├── ModelError                a model that cannot be adapted or run as requested
     │   └── RunFolderError            finished, in use, unwritable, full disk, another configuration
-    ├── RunFailed                 1   a run that started and cannot go on
+    ├── RunFailed                 1   a run that started and cannot continue
     │   ├── NonFiniteError            NaN or infinity, with what and where
-    │   ├── OutOfMemory               not even the smallest pass fits
-    │   └── AuditError                the finished run is not what it claims to be
+    │   ├── OutOfMemory               not even the smallest forward pass fits
+    │   └── AuditError                the finished run fails its own check
     └── Interrupted             130   SIGINT or SIGTERM; a checkpoint was written
 
-A message says where, what was given, what is allowed, and the nearest valid choice. ``cli.main``
-is the one place that catches them: it prints one line and exits with ``exit_code``.
+A message states where the fault is, what was given, what is allowed, and the nearest valid choice.
+Only ``cli.main`` catches these errors: it prints one line and exits with ``exit_code``.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ class LoracleError(Exception):
 
 
 class UsageError(LoracleError):
-    """Something the user or one of their files can put right."""
+    """A fault that the user can correct, in a command or a file."""
 
     exit_code = 2
 
 
 class ConfigError(UsageError):
-    """A configuration that is not valid; all faults are listed at once."""
+    """An invalid configuration; the message lists all faults."""
 
 
 class ConfoundError(ConfigError):
@@ -48,7 +48,7 @@ class ConfoundError(ConfigError):
 
 
 class SourceError(UsageError):
-    """A model or data source that cannot be had as asked."""
+    """A model or data source that is invalid or cannot be obtained."""
 
 
 class DataError(UsageError):
@@ -60,7 +60,7 @@ class PlacementError(UsageError):
 
 
 class ModelError(UsageError):
-    """A model that cannot be loaded, adapted or run as asked."""
+    """A model that cannot be loaded, adapted or run as requested."""
 
 
 class RunFolderError(UsageError):
@@ -68,7 +68,7 @@ class RunFolderError(UsageError):
 
 
 class RunFailed(LoracleError):
-    """A run that started and cannot go on."""
+    """A run that started and cannot continue."""
 
 
 class NonFiniteError(RunFailed):
@@ -76,7 +76,7 @@ class NonFiniteError(RunFailed):
 
 
 class OutOfMemory(RunFailed):
-    """A run that needs more memory than there is, even in the smallest passes."""
+    """A run that does not fit in memory even with the smallest passes."""
 
 
 class AuditError(RunFailed):

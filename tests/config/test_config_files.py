@@ -123,7 +123,7 @@ def test_an_unknown_key_and_the_nearest_one(text, fault, tmp_path):
         ("train: {learning_rate: 2 e-4}", "train.learning_rate: input should be a valid number"),
         ("dtype: bf16", "got 'bf16'; did you mean 'bfloat16'?"),
         ("tracking: {mode: off}", "'offline' or 'disabled', got False"),
-        ("device: gpu", "device: string should match pattern"),
+        ("device: gpu", "device: must be auto, cpu, cuda, or cuda:N for GPU number N, got 'gpu'"),
         ("train: 3", "train: must be a section of 'key: value' lines, got 3"),
         ("train:", "train: must be a section of 'key: value' lines, got None"),
         ("model: 2024-01-01", "model: input should be a valid string, got datetime.date"),

@@ -72,7 +72,7 @@ def tensors(adapter: Adapter) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in adapter.parameters.items()}
 
 
-def snapshot(run: TrainingRun) -> tuple[dict[str, Tensor], dict[str, object]]:
+def snapshot(run: TrainState) -> tuple[dict[str, Tensor], dict[str, object]]:
     """The run's state, its tensors copied."""
     saved, state = capture_state(run)
     return {name: value.clone() for name, value in saved.items()}, state

@@ -115,7 +115,7 @@ def test_a_flipped_byte_is_noticed_by_the_next_process(entry, lines, monkeypatch
     forget_hashes(monkeypatch)
     get(entry, build, lines)
     assert lines == [
-        "cache: thing-1.0-abc is damaged (file.json does not have its hash); rebuilding it"
+        "cache: thing-1.0-abc is damaged (file.json does not match its hash); rebuilding it"
     ]
     assert (entry / "file.json").read_text() == "content"
 
@@ -208,7 +208,7 @@ def test_who_waits_for_another_builder_says_so(entry, lines):
     get(entry, build, lines)
     other.join()
     assert build.count == 1
-    assert lines == ["cache: waiting for another process that prepares thing-1.0-abc"]
+    assert lines == ["cache: waiting for another process that builds thing-1.0-abc"]
 
 
 def test_a_file_system_without_locks_still_caches(entry, monkeypatch):

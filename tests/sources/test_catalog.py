@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from loracle.config.files import load_config
+from loracle.config.files import load_config, validate
 from loracle.config.run import Config
 from loracle.errors import ConfigError
 from loracle.sources import catalog, model_architecture, resolve_data, resolve_model
-from loracle.sources.catalog import parse_catalog
+from loracle.sources.catalog import Catalog
 from loracle.sources.spec import PypiSource, parse_source
 
 # The counts that the models' owners and PEFT's own printout give.
@@ -104,12 +104,12 @@ def test_a_catalog_reports_every_fault_at_once():
         "data": {"d": {"source": "hub:a/b", "columns": 1}},
     }
     with pytest.raises(ConfigError) as caught:
-        parse_catalog(tree, origin="model_configs.yaml")
+        validate(Catalog, tree, origin="model_configs.yaml")
     message = str(caught.value)
     assert message.startswith("model_configs.yaml: models.a.dtype: ")
     for fault in (
         "models.a.architecture: must name its model_type",
-        "models.b.source: source 'pypi:a==1/x': a pypi: source is pinned",
+        "models.b.source: source 'pypi:a==1/x': a pypi: source must be pinned",
         "models.b.profiles.t4.micro_batch_tokens",
         "data.d.columns",
     ):

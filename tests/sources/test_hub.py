@@ -123,7 +123,7 @@ def http_error(kind, status: int):
     ("error", "says"),
     [
         (http_error(errors.GatedRepoError, 403), "accept its terms on the page of meta-llama/L"),
-        (http_error(errors.GatedRepoError, 403), "tinyllama-1.1b needs no permission"),
+        (http_error(errors.GatedRepoError, 403), "tinyllama-1.1b needs no access"),
         (http_error(errors.RepositoryNotFoundError, 404), "no such model repository"),
         (http_error(errors.RevisionNotFoundError, 404), "no revision 'v9' in this repository"),
         (http_error(errors.DisabledRepoError, 403), "has disabled this repository"),
@@ -134,7 +134,7 @@ def http_error(kind, status: int):
         (errors.OfflineModeIsEnabled("a"), "HF_HUB_OFFLINE"),
         (httpx2.ConnectError("a\nb"), "no route to the hub"),
         (httpx2.ProxyError("a"), "no route to the hub"),
-        (errors.HFValidationError("a\nb"), "not a name that a hub repository can have"),
+        (errors.HFValidationError("a\nb"), "not a valid repository name"),
         (RuntimeError("xet\nbroke"), "the download broke off"),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
         (PermissionError(errno.EACCES, "Permission denied"), "no permission to write there"),
@@ -244,7 +244,9 @@ def sized(monkeypatch, gib, *, cached=False):
 def test_a_model_that_the_disk_cannot_take_is_not_fetched(monkeypatch, fails):
     sized(monkeypatch, 1e9)
     line = fails(resolve_model, "hub:org/name")
-    assert re.search(r"1000000000.0 GiB are to be fetched and [\d.]+ GiB are free .* HF_HOME", line)
+    assert re.search(
+        r"the download needs 1000000000.0 GiB, and [\d.]+ GiB are free .* HF_HOME", line
+    )
 
 
 def test_what_is_cached_takes_no_room(monkeypatch):

@@ -79,8 +79,8 @@ def test_of_several_gguf_files_one_must_be_named(fails, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("{", "not readable as JSON"),
-        ("[1]", "must hold a JSON object, holds a list"),
+        ("{", "not JSON"),
+        ("[1]", "must be a JSON object, got list"),
         ("{}", "names no model_type"),
         ('{"model_type": 3}', "names no model_type"),
     ],
@@ -115,7 +115,7 @@ def test_a_data_folder_is_pinned_by_its_data_files(tmp_path, fails):
 
 
 def test_hashing_something_large_is_announced(tmp_path, lines, monkeypatch):
-    monkeypatch.setattr(local, "_WORTH_A_LINE_BYTES", 1)
+    monkeypatch.setattr(local, "_ANNOUNCED_BYTES", 1)
     monkeypatch.chdir(tmp_path)
     Path("a.json").write_text("[]")
     resolve_data("path:a.json", progress=lines.append)

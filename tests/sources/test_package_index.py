@@ -64,7 +64,7 @@ def test_another_hash_is_refused_and_both_are_shown(make_wheel, cache, fails):
     message = fails(resolve_data, f"pypi:tiny==1.0/x.json#sha256={WRONG}")
     assert message == (
         f"pypi:tiny==1.0/x.json: hash mismatch: pinned sha256 {WRONG}, the package index has "
-        f"{digest}; nothing in it was read"
+        f"{digest}; nothing was extracted"
     )
     assert not list(cache.rglob("*.json"))
     assert not list(cache.rglob("*.partial-*"))

@@ -171,7 +171,7 @@ def test_one_seed_is_a_study_without_intervals(write):
 
 def test_a_run_is_not_a_study_and_a_study_is_not_a_run(write):
     assert "not a study" in refusal("demo")
-    with pytest.raises(ConfigError, match="is a study, not a run"):
+    with pytest.raises(ConfigError, match="a study, not a run"):
         load_config("placement_study")
 
 

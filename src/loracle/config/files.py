@@ -1,4 +1,4 @@
-"""Configs as files: YAML read strictly, merged over the one table of defaults, validated once."""
+"""Config files: YAML read strictly, merged over the one table of defaults, validated once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -14,13 +14,15 @@ from pydantic import BaseModel, ValidationError
 from loracle.config.run import Config
 from loracle.errors import ConfigError, did_you_mean
 
+Model = TypeVar("Model", bound=BaseModel)
+
 
 def load_config(config: str | Path = "base_config", *, overrides: Sequence[str] = ()) -> Config:
     """Returns the resolved configuration of a run.
 
     Args:
         config: A YAML file, or the name of a shipped one.
-        overrides: ``a.b=value`` each, the value read as YAML.
+        overrides: ``a.b=value`` strings, the value read as YAML.
 
     Raises:
         ConfigError: Listing every unknown key, wrong type and value out of range at once.
@@ -39,8 +41,8 @@ def resolve_config(
 
     Args:
         config: A YAML file, or the name of a shipped one.
-        changes: Each as a file would hold it; the last counts.
-        origin: Names it in messages.
+        changes: Nested as in a file; later ones win.
+        origin: Names the configuration in messages.
 
     Raises:
         ConfigError: Listing every fault.
@@ -48,7 +50,7 @@ def resolve_config(
     path = find_config(config)
     given = read_yaml(path)
     if "arms" in given:
-        raise ConfigError(f"{path.name}: is a study, not a run; use: loracle study {config}")
+        raise ConfigError(f"{path.name}: a study, not a run; use: loracle study {config}")
     tree = read_yaml(shipped_config("base_config"))
     for change in [given, *changes]:
         tree = merge(tree, change)
@@ -56,35 +58,28 @@ def resolve_config(
 
 
 def parse_config(tree: Mapping[str, Any], *, origin: str) -> Config:
-    """Returns ``tree`` validated; ``origin`` names it in messages.
+    """Returns ``tree`` as a configuration, as ``validate`` does."""
+    return validate(Config, tree, origin=origin)
+
+
+def validate(model: type[Model], tree: Mapping[str, Any], *, origin: str) -> Model:
+    """Returns ``tree`` as a ``model``; ``origin`` names it in messages.
 
     Raises:
-        ConfigError: Listing every fault.
+        ConfigError: Listing every fault in one line.
     """
     try:
-        return Config.model_validate(tree)
+        return model.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {faults_of(error, tree, root=Config)}") from None
-
-
-def faults_of(error: ValidationError, tree: Mapping[str, Any], *, root: type[BaseModel]) -> str:
-    """Returns every fault of ``tree`` in one line.
-
-    Args:
-        error: What pydantic found.
-        tree: What it was given.
-        root: The model that it was given for.
-    """
-    faults = [_describe(fault, tree, root=root) for fault in error.errors()]
-    listed = "; ".join(dict.fromkeys(fault for fault in faults if fault))
-    return " ".join(listed.split())
+        faults = [_describe(fault, tree, root=model) for fault in error.errors()]
+        listed = "; ".join(dict.fromkeys(fault for fault in faults if fault))
+        raise ConfigError(f"{origin}: {' '.join(listed.split())}") from None
 
 
 def shipped_configs() -> dict[str, Path]:
-    """Returns the configs that ship with the package, by name, without the model table."""
-    folder = _config_folder()
-    found = sorted(folder.glob("*.yaml"))
-    return {path.stem: path for path in found if path.stem != "model_configs"}
+    """Returns the shipped configs by name, without the model table."""
+    paths = sorted(_config_folder().glob("*.yaml"))
+    return {path.stem: path for path in paths if path.stem != "model_configs"}
 
 
 def shipped_config(name: str) -> Path:
@@ -93,7 +88,7 @@ def shipped_config(name: str) -> Path:
 
 
 def find_config(config: str | Path) -> Path:
-    """Returns the file that ``config`` names: a path if there is one, else a shipped name.
+    """Returns the file at the path ``config``, else the shipped config of that name.
 
     Raises:
         ConfigError: If there is neither.
@@ -104,10 +99,9 @@ def find_config(config: str | Path) -> Path:
     shipped = shipped_configs()
     if str(config) in shipped:
         return shipped[str(config)]
-    hint = did_you_mean(str(config), shipped)
     raise ConfigError(
         f"config '{config}': no such file, and no shipped config of that name "
-        f"(there are {', '.join(shipped)}){hint}"
+        f"(there are {', '.join(shipped)}){did_you_mean(str(config), shipped)}"
     )
 
 
@@ -118,11 +112,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If the file cannot be read, is not YAML, or is not a mapping.
     """
     try:
-        return _parse_mapping(path.read_text(encoding="utf-8"), origin=path.name)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{path.name}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path.name}: not UTF-8 at byte {error.start}") from None
+    tree = _load_yaml(text, origin=path.name)
+    if tree is not None and not isinstance(tree, dict):
+        raise ConfigError(f"{path.name}: must be 'key: value' lines, got {type(tree).__name__}")
+    return tree or {}
 
 
 def dump_yaml(tree: Mapping[str, Any]) -> str:
@@ -167,28 +165,17 @@ def _load_yaml(text: str, *, origin: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        line = f":{mark.line + 1}" if mark else ""
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{origin}{line}: {error.problem or 'not valid YAML'}") from None
     except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{origin}: not valid YAML ({reason})") from None
-
-
-def _parse_mapping(text: str, *, origin: str) -> dict[str, Any]:
-    tree = _load_yaml(text, origin=origin)
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{origin}: must be 'key: value' lines, got {type(tree).__name__}")
-    return tree
+        raise ConfigError(f"{origin}: not valid YAML ({' '.join(str(error).split())})") from None
 
 
 def parse_override(override: str) -> dict[str, Any]:
-    """Returns ``a.b=value`` as a file would hold it, the value read as YAML.
+    """Returns ``a.b=value`` nested as in a file, the value read as YAML.
 
     Raises:
-        ConfigError: If it is not of that form.
+        ConfigError: If it does not have that form.
     """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -198,15 +185,14 @@ def parse_override(override: str) -> dict[str, Any]:
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
-    """Returns a dotted key and its value as a file would hold them."""
+    """Returns a dotted key and its value nested as in a file."""
     first, *others = key.strip().split(".")
     for part in reversed(others):
         value = {part: value}
     return {first: value}
 
 
-# Keys that take a word or a mapping. The mapping is one value: a config that gives it gives all of
-# it.
+# Keys that take a word or a mapping. The mapping is one value: it is replaced, not merged.
 _WHOLE = {
     "placement": "a preset's name or a mapping with modules and layers",
     "template": "alpaca or a mapping with with_input and without_input",
@@ -214,19 +200,18 @@ _WHOLE = {
 
 
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns ``base`` with the keys of ``overlay`` over its own, section by section."""
+    """Returns ``base`` updated with ``overlay``, section by section."""
     merged = dict(base)
     for key, value in overlay.items():
-        below = merged.get(key)
-        if isinstance(below, dict) and isinstance(value, dict) and key not in _WHOLE:
-            merged[key] = merge(below, value)
-        else:
-            merged[key] = value
+        section = merged.get(key)
+        if isinstance(section, dict) and isinstance(value, dict) and key not in _WHOLE:
+            value = merge(section, value)
+        merged[key] = value
     return merged
 
 
 def _describe(fault: Any, tree: Mapping[str, Any], *, root: type[BaseModel]) -> str | None:
-    """Returns one fault as ``key: what is allowed, what was given``; None if another says it."""
+    """Returns a fault as ``key: what is allowed, what was given``; None if another covers it."""
     if not fault["loc"]:
         return str(fault["msg"].removeprefix("Value error, "))
     *parents, given = fault["loc"]
@@ -240,9 +225,8 @@ def _describe(fault: Any, tree: Mapping[str, Any], *, root: type[BaseModel]) -> 
     if fault["type"] == "missing":
         return f"{key}: missing"
     if last in _WHOLE and fault["type"] in ("string_type", "literal_error", "model_type"):
-        return (
-            None if isinstance(value, Mapping) else f"{key}: must be {_WHOLE[last]}, got {value!r}"
-        )
+        is_mapping = isinstance(value, Mapping)
+        return None if is_mapping else f"{key}: must be {_WHOLE[last]}, got {value!r}"
     if fault["type"] == "model_type":
         return f"{key}: must be a section of 'key: value' lines, got {value!r}"
     message = fault["msg"].removeprefix("Value error, ")
@@ -252,7 +236,7 @@ def _describe(fault: Any, tree: Mapping[str, Any], *, root: type[BaseModel]) -> 
 
 
 def _is_union_label(part: str | int) -> bool:
-    """True for the parts of a location by which pydantic names the branch of a union."""
+    """Returns whether pydantic added this part of a location to name a branch of a union."""
     return isinstance(part, str) and bool(re.search(r"[\[(]|^(str|int|list)$|Config$", part))
 
 
@@ -262,7 +246,7 @@ def _siblings(location: Sequence[str | int], *, root: type[BaseModel]) -> Iterab
     for part in parts:
         annotation = section.model_fields[part].annotation
         if getattr(annotation, "__origin__", None) is dict:
-            next(parts)  # the name that the entry has in the file
+            next(parts)  # the entry's name in the file
         parts_of_union = getattr(annotation, "__args__", ())
         options = [annotation, *(getattr(part, "__origin__", part) for part in parts_of_union)]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))

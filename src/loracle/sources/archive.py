@@ -1,4 +1,4 @@
-"""One file out of a wheel or sdist: no links, no devices, no names that lead elsewhere."""
+"""Extracts one plain file from a wheel or sdist, never a link, a device or an unsafe path."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -28,22 +27,13 @@ _BROKEN = (
 )
 
 
-@dataclass(frozen=True)
-class _Member:
-    """What an archive says about one of its files."""
-
-    name: str
-    size_bytes: int
-    is_regular: bool
-
-
 def extract_member(archive: Path, *, member: str, destination: Path) -> None:
     """Writes one file of an archive to ``destination``.
 
     Args:
         archive: A wheel, or an sdist (tar or zip), whose hash has been checked.
-        member: Its path inside; the leading folder of an sdist is implied.
-        destination: The file to write.
+        member: Path inside the archive, without the leading folder of an sdist.
+        destination: File to write.
 
     Raises:
         SourceError: No such member, not a regular file, over the size limit, or a broken archive.
@@ -60,25 +50,23 @@ def extract_member(archive: Path, *, member: str, destination: Path) -> None:
 
 def _from_zip(archive: Path, member: str, destination: Path, *, where: str) -> None:
     with zipfile.ZipFile(archive) as opened:
-        entries = {info.filename: info for info in opened.infolist()}
-        names = [info.filename for info in opened.infolist()]
-        found = entries[_find(names, member, archive=archive, where=where)]
-        mode = found.external_attr >> 16
+        names = opened.namelist()
+        entry = opened.getinfo(_find(names, member, archive=archive, where=where))
+        mode = entry.external_attr >> 16
         # A zip written on a system without modes has none; a name that ends in / is a folder.
-        regular = not found.is_dir() and stat.S_IFMT(mode) in (0, stat.S_IFREG)
-        encrypted = bool(found.flag_bits & 1)
-        _check(_Member(found.filename, found.file_size, regular and not encrypted), where=where)
-        with opened.open(found) as content:
+        is_regular = not entry.is_dir() and stat.S_IFMT(mode) in (0, stat.S_IFREG)
+        is_plain = is_regular and not entry.flag_bits & 1  # bit 0: encrypted
+        _check(entry.filename, size_bytes=entry.file_size, is_plain=is_plain, where=where)
+        with opened.open(entry) as content:
             _copy(content, destination, where=where)
 
 
 def _from_tar(archive: Path, member: str, destination: Path, *, where: str) -> None:
     with tarfile.open(archive, mode="r:*") as opened:
-        entries = {info.name: info for info in opened.getmembers()}
-        names = [info.name for info in opened.getmembers()]
-        found = entries[_find(names, member, archive=archive, where=where)]
-        _check(_Member(found.name, found.size, found.isreg()), where=where)
-        content = opened.extractfile(found)
+        names = opened.getnames()
+        entry = opened.getmember(_find(names, member, archive=archive, where=where))
+        _check(entry.name, size_bytes=entry.size, is_plain=entry.isreg(), where=where)
+        content = opened.extractfile(entry)
         assert content is not None
         with content:
             _copy(content, destination, where=where)
@@ -86,32 +74,28 @@ def _from_tar(archive: Path, member: str, destination: Path, *, where: str) -> N
 
 def _find(names: list[str], member: str, *, archive: Path, where: str) -> str:
     """Returns the archive's own name of ``member``."""
-    inside = names if archive.suffix == ".whl" else [_without_top(name) for name in names]
+    # An sdist puts everything in one folder, which is not part of a member's name.
+    inside = names if archive.suffix == ".whl" else [name.partition("/")[2] for name in names]
     matches = [name for name, short in zip(names, inside, strict=True) if short == member]
     if len(matches) == 1:
         return matches[0]
     if matches:
-        raise SourceError(f"{where}: the archive holds {len(matches)} files of that name")
+        raise SourceError(f"{where}: the archive holds {len(matches)} files with that name")
     hint = did_you_mean(member, [short for short in inside if short])
     raise SourceError(f"{where}: no such file among the {len(names)} in the archive{hint}")
 
 
-def _without_top(name: str) -> str:
-    """Returns a name without the folder that an sdist puts everything in."""
-    return name.partition("/")[2]
-
-
-def _check(member: _Member, *, where: str) -> None:
-    if not is_safe_member(member.name):
-        raise SourceError(f"{where}: its name in the archive leads outside the archive")
-    if not member.is_regular:
+def _check(name: str, *, size_bytes: int, is_plain: bool, where: str) -> None:
+    if not is_safe_member(name):
+        raise SourceError(f"{where}: its path leads outside the archive")
+    if not is_plain:
         raise SourceError(f"{where}: is a link, folder, device or encrypted; must be a plain file")
-    if member.size_bytes > MEMBER_LIMIT_BYTES:
+    if size_bytes > MEMBER_LIMIT_BYTES:
         raise SourceError(_too_large(where))
 
 
 def _copy(content: IO[bytes], destination: Path, *, where: str) -> None:
-    """Streams, and counts what really arrives: a header can lie about the size."""
+    """Streams and counts the bytes, since a header can state a wrong size."""
     written_bytes = 0
     with destination.open("xb") as file:
         while chunk := content.read(_CHUNK_BYTES):

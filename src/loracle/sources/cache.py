@@ -1,14 +1,13 @@
-"""The cache: folders that are either complete, hashed and listed in a manifest, or not there.
+"""The cache: each entry is a complete, hashed folder with a manifest, or absent.
 
 An entry is built in a hidden folder beside it, every file is hashed and synced, the manifest is
 written last and the folder renamed into place. A process that dies leaves a hidden folder that is
-never taken for an entry and is swept by the next one that builds. One lock file per entry keeps two
-processes from building at once.
+never used as an entry and is removed by the next build. A lock file per entry keeps two processes
+from building it at once.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -22,28 +21,19 @@ from pathlib import Path
 from typing import Any
 
 from loracle.errors import SourceError
-from loracle.records.files import is_unsupported, sync_folder, write_synced
+from loracle.records.files import disk_reason, is_unsupported, sync_folder, write_synced
 from loracle.sources.spec import shown
+from loracle.text import GIB
 
 Progress = Callable[[str], None]
 
 MANIFEST = ".manifest.json"
 # Raise when what a build writes changes, so that old entries are rebuilt.
 _LAYOUT = 1
-# assumed: below this a hash takes about a second, which is nothing beside loading the file.
-_HASHED_ON_USE_BYTES = 2**30
+# assumed: hashing less than this takes about a second, negligible beside loading the file.
+_HASHED_ON_USE_BYTES = GIB
 
-_FAULTS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EACCES: "no permission to write there",
-    errno.EPERM: "no permission to write there",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOTDIR: "a file is where a folder should be",
-    errno.EEXIST: "a file is where a folder should be",
-}
-
-# Manifests whose files were hashed by this process already, by entry.
+# Manifests whose files this process has already hashed, by entry.
 _hashed: dict[Path, str] = {}
 
 
@@ -60,53 +50,45 @@ def obtain(
     build: Callable[[Path, Path], None],
     progress: Progress,
 ) -> Path:
-    """Returns ``entry``, complete and checked; builds it first where it is missing or damaged.
+    """Returns ``entry``, complete and checked; builds it first if it is missing or damaged.
 
     Args:
-        entry: The folder inside the cache.
-        source: What it was made from, for the manifest.
-        revision: What pins ``source``; an entry of another revision is rebuilt.
+        entry: Folder inside the cache.
+        source: Source string, for the manifest.
+        revision: Commit or hash of ``source``; an entry of another revision is rebuilt.
         build: Fills its first argument, an empty folder; the second is scratch space on the same
-            disk that is thrown away.
+            disk, deleted afterwards.
         progress: Takes one line for the screen.
 
     Raises:
-        SourceError: If ``build`` cannot have what it needs, or the cache cannot be written.
+        SourceError: If ``build`` fails, or the cache cannot be written.
     """
     with disk_faults(entry):
         if _fault(entry, revision=revision) is None:
             return entry
         entry.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(entry, progress=progress) as alone:
+        with _locked(entry, progress=progress) as is_locked:
             fault = _fault(entry, revision=revision)
             if fault is None:
                 return entry
             if entry.exists():
                 progress(f"cache: {entry.name} is damaged ({fault}); rebuilding it")
-            if alone:
-                _sweep(entry)
+            if is_locked:  # what partial folders there are, processes that died left behind
+                for leftover in entry.parent.glob(f"{_partial_prefix(entry)}*"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             _build(entry, source=source, revision=revision, build=build)
     return entry
 
 
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses into one clear line about the cache.
-
-    Raises:
-        SourceError: Full disk, no permission, a file in the way, and the like.
-    """
+    """Turns an ``OSError`` into a ``SourceError`` that names the cache entry."""
     try:
         yield
     except OSError as error:
         raise SourceError(
-            f"cache {shown(path)}: {disk_reason(error)}; LORACLE_CACHE names another folder"
+            f"cache {shown(path)}: {disk_reason(error)}; set LORACLE_CACHE to another folder"
         ) from error
-
-
-def disk_reason(error: OSError) -> str:
-    """Returns what the file system says, in the user's words."""
-    return _FAULTS.get(error.errno or 0, error.strerror or "input/output error")
 
 
 def sha256_file(path: Path) -> str:
@@ -122,13 +104,13 @@ def _sha256(path: Path, size_bytes: int, modified_ns: int) -> str:  # noqa: ARG0
 
 
 def _fault(entry: Path, *, revision: str) -> str | None:
-    """Returns why an entry cannot be used, or None."""
+    """Returns why an entry cannot be used; None if it can."""
     try:
         text = (entry / MANIFEST).read_text(encoding="utf-8")
         manifest = json.loads(text)
         files: Mapping[str, Any] = manifest["files"]
         if (manifest["layout"], manifest["revision"]) != (_LAYOUT, revision):
-            return "made from something else, or by an older version"
+            return "made from another source or by an older version"
         fault = _file_fault(entry, files, hashed=_hashed.get(entry) == text)
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
@@ -146,36 +128,30 @@ def _file_fault(entry: Path, files: Mapping[str, Any], *, hashed: bool) -> str |
             return f"{name} holds {size_bytes} bytes, not {expected['size_bytes']}"
         check = not hashed and size_bytes < _HASHED_ON_USE_BYTES
         if check and sha256_file(entry / name) != expected["sha256"]:
-            return f"{name} does not have its hash"
+            return f"{name} does not match its hash"
     return None
 
 
 @contextmanager
 def _locked(entry: Path, *, progress: Progress) -> Iterator[bool]:
-    """Holds the entry's lock; False where the file system knows no locks."""
+    """Holds the entry's lock; yields False if the file system has no locks."""
     with entry.with_name(f".{entry.name}.lock").open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = True
+            is_locked = True
         except BlockingIOError:
-            progress(f"cache: waiting for another process that prepares {entry.name}")
+            progress(f"cache: waiting for another process that builds {entry.name}")
             fcntl.flock(file, fcntl.LOCK_EX)
-            held = True
+            is_locked = True
         except OSError as error:
             if not is_unsupported(error):
                 raise
-            held = False
-        yield held
+            is_locked = False
+        yield is_locked
 
 
 def _partial_prefix(entry: Path) -> str:
     return f".{entry.name}.partial-"
-
-
-def _sweep(entry: Path) -> None:
-    """Removes what processes that died left behind."""
-    for left in entry.parent.glob(f"{_partial_prefix(entry)}*"):
-        shutil.rmtree(left, ignore_errors=True)
 
 
 def _build(entry: Path, *, source: str, revision: str, build: Callable[[Path, Path], None]) -> None:

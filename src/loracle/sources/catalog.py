@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from loracle.config.files import read_yaml, shipped_config
-from loracle.config.run import Positive
-from loracle.errors import ConfigError, SourceError, did_you_mean
+from loracle.config.files import read_yaml, shipped_config, validate
+from loracle.config.run import Positive, Section
+from loracle.errors import SourceError, did_you_mean
 from loracle.sources.spec import parse_source
 
 Kind = Literal["model", "data"]
 Key = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class Profile(_Entry):
-    """What a device needs set differently for a model; absent: as the configuration has it."""
+class Profile(Section):
+    """Settings of a model on a device; an absent one is left as in the configuration."""
 
     dtype: Literal["bfloat16", "float16"] | None = None
-    """Of the base: what the device multiplies."""
+    """dtype of the base: one in which the device multiplies."""
     quantization: Literal["nf4"] | None = None
-    """Of the base; it makes another model of it, so it is never set unless asked for."""
+    """Makes another model of the base, so it is only set on request."""
     gradient_checkpointing: bool | None = None
     """Changes memory and time, nothing else."""
     micro_batch_tokens: Positive | None = None
@@ -40,7 +34,7 @@ class Profile(_Entry):
     """Prompts decoded together."""
 
     def changes(self) -> dict[str, Any]:
-        """Returns what it sets, by the configuration's keys."""
+        """Returns its settings by the configuration's keys."""
         keys = {
             "dtype": "dtype",
             "quantization": "quantization",
@@ -53,9 +47,9 @@ class Profile(_Entry):
         return {key: value for key, value in given.items() if value is not None}
 
 
-class _Sourced(_Entry):
+class _Sourced(Section):
     source: str
-    """``hub:``, ``path:`` or ``pypi:`` string; the revision or hash is part of it."""
+    """``hub:``, ``path:`` or ``pypi:`` string with its revision or hash."""
 
     @field_validator("source")
     @classmethod
@@ -68,14 +62,14 @@ class _Sourced(_Entry):
 
 
 class ModelEntry(_Sourced):
-    """A model that can be named by its key."""
+    """A model that has a key."""
 
     dtype: Literal["float32", "bfloat16", "float16"]
-    """dtype in which the weights are stored."""
-    profiles: dict[Key, Profile] = {}
+    """dtype of the stored weights."""
+    profiles: dict[Key, Profile] = Field(default_factory=dict)
     """Settings by device."""
     architecture: dict[str, Any]
-    """Transformers configuration: enough to count every parameter without the weights."""
+    """Transformers configuration, complete enough to count every parameter."""
 
     @field_validator("architecture")
     @classmethod
@@ -85,27 +79,27 @@ class ModelEntry(_Sourced):
         return architecture
 
 
-class DataShapeEntry(_Entry):
-    """How long the examples of a data set are: what planning needs to know of it."""
+class DataShapeEntry(Section):
+    """Number and lengths of a data set's examples, for predictions."""
 
     records: Positive
-    """Records in all."""
+    """Total records."""
     prompt_tokens: Annotated[float, Field(gt=0)]
-    """Per example, on average."""
+    """Mean per example."""
     response_tokens: Annotated[float, Field(gt=0)]
-    """Per example, on average, EOS included."""
+    """Mean per example, EOS included."""
     basis: str
-    """Where that is from."""
+    """Source of these numbers."""
 
 
 class DataEntry(_Sourced):
-    """A data set that can be named by its key."""
+    """A data set that has a key."""
 
     shape: DataShapeEntry
-    """Of its examples, in the standard prompt."""
+    """Number and lengths of its examples in the standard prompt."""
 
 
-class Catalog(_Entry):
+class Catalog(Section):
     """Every model and data set that has a key."""
 
     models: dict[Key, ModelEntry]
@@ -122,46 +116,31 @@ def catalog() -> Catalog:
         ConfigError: If the file is missing or not valid.
     """
     path = shipped_config("model_configs")
-    return parse_catalog(read_yaml(path), origin=path.name)
-
-
-def parse_catalog(tree: Mapping[str, Any], *, origin: str) -> Catalog:
-    """Returns ``tree`` validated; ``origin`` names it in messages.
-
-    Raises:
-        ConfigError: Listing every fault.
-    """
-    try:
-        return Catalog.model_validate(tree)
-    except ValidationError as error:
-        faults = [
-            f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
-            for fault in error.errors()
-        ]
-        raise ConfigError(f"{origin}: " + "; ".join(faults)) from None
+    return validate(Catalog, read_yaml(path), origin=path.name)
 
 
 def source_of(text: str, *, kind: Kind) -> str:
-    """Returns the source string behind a key; a source string is returned as it is.
+    """Returns the source string of a key; a source string is returned unchanged.
 
     Raises:
         SourceError: If ``text`` is neither; names the nearest key.
     """
     if ":" in text:
         return text
-    known = catalog()
-    entries: Mapping[str, _Sourced] = known.models if kind == "model" else known.data
+    entries: Mapping[str, _Sourced] = catalog().models
+    others: Mapping[str, _Sourced] = catalog().data
+    if kind == "data":
+        entries, others = others, entries
     if text in entries:
         return entries[text].source
     raise SourceError(
         f"{kind} '{text}': no such key (there are {', '.join(entries)}), "
-        f"and no hub:, path: or pypi: source{_hint(text, kind=kind, entries=entries)}"
+        f"and no hub:, path: or pypi: source{_hint(text, kind, entries, others)}"
     )
 
 
-def _hint(text: str, *, kind: Kind, entries: Mapping[str, _Sourced]) -> str:
-    other: Mapping[str, _Sourced] = catalog().data if kind == "model" else catalog().models
-    if text in other:
+def _hint(text: str, kind: Kind, entries: Iterable[str], others: Iterable[str]) -> str:
+    if text in others:
         return f"; '{text}' names {'data' if kind == 'model' else 'a model'}"
     if text.startswith((".", "/", "~")):
         return f"; did you mean 'path:{text}'?"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from loracle.errors import SourceError
+from loracle.records.files import read_json
 from loracle.sources.cache import sha256_file
 
-# What stock Transformers reads of a model folder. Weights in safetensors only: the other formats
-# can run code when they are loaded.
+# The files of a model folder that stock Transformers reads. Weights in safetensors only: the other
+# formats can run code when they are loaded.
 MODEL_PATTERNS = (
     "config.json",
     "generation_config.json",
@@ -30,54 +29,34 @@ MODEL_PATTERNS = (
 # A second copy of the weights under other tensor names, as some repositories carry it.
 MODEL_IGNORED = ("*/*", "consolidated*")
 DATA_PATTERNS = ("*.parquet", "*.jsonl", "*.json", "*.csv")
-# JSON that describes a data set and is none.
+# JSON that describes a data set and holds no records.
 DATA_IGNORED = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", ".*")
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def require_model_folder(folder: Path, *, name: str) -> None:
-    """Returns if ``folder`` holds a model that stock Transformers loads without running its code.
+    """Checks that ``folder`` holds a model that stock Transformers loads without running its code.
 
     Raises:
         SourceError: Naming what is missing.
     """
     if not (folder / "config.json").is_file():
         raise SourceError(f"{name}: no config.json in it; a model folder has one")
-    _require_weights(folder, name=name)
     if not any((folder / tokenizer).is_file() for tokenizer in _TOKENIZERS):
         raise SourceError(f"{name}: no tokenizer in it ({', '.join(_TOKENIZERS[:2])})")
-
-
-def _require_weights(folder: Path, *, name: str) -> None:
     index = folder / "model.safetensors.index.json"
     weights = [path.name for path in model_files(folder) if path.suffix == ".safetensors"]
     if not weights:
         raise SourceError(
-            f"{name}: no *.safetensors weights in it; LoRAcle loads nothing else, since other "
-            "formats can run code: convert it, or name another model"
+            f"{name}: no *.safetensors weights in it; LoRAcle loads no other format, since others "
+            "can run code: convert it, or name another model"
         )
     if index.is_file() and not (folder / "model.safetensors").is_file():
-        shards = set(read_json(index, name=f"{name}/{index.name}").get("weight_map", {}).values())
-        missing = sorted(shards - set(weights))
+        tree = read_json(index, origin=f"{name}/{index.name}", fault=SourceError)
+        missing = sorted(set(tree.get("weight_map", {}).values()) - set(weights))
         if missing:
             raise SourceError(f"{name}: {len(missing)} of its weight files missing ({missing[0]})")
-
-
-def read_json(path: Path, *, name: str) -> dict[str, Any]:
-    """Returns the object in a JSON file.
-
-    Raises:
-        SourceError: If it cannot be read or is no JSON object.
-    """
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise SourceError(f"{name}: not readable as JSON ({reason})") from None
-    if not isinstance(tree, dict):
-        raise SourceError(f"{name}: must hold a JSON object, holds a {type(tree).__name__}")
-    return tree
 
 
 def model_files(folder: Path) -> list[Path]:
@@ -85,18 +64,13 @@ def model_files(folder: Path) -> list[Path]:
     return _matching(folder.iterdir(), MODEL_PATTERNS, ignored=MODEL_IGNORED)
 
 
-def data_files(folder: Path) -> list[Path]:
-    """Returns the data files under a folder, by path."""
-    return _matching(folder.rglob("*"), DATA_PATTERNS, ignored=DATA_IGNORED)
-
-
 def require_data_files(folder: Path, *, name: str) -> list[Path]:
-    """Returns the data files under a folder.
+    """Returns the data files under a folder, by path.
 
     Raises:
         SourceError: If there is none.
     """
-    files = data_files(folder)
+    files = _matching(folder.rglob("*"), DATA_PATTERNS, ignored=DATA_IGNORED)
     if not files:
         raise SourceError(f"{name}: no .parquet, .jsonl, .json or .csv file in it")
     return files

@@ -1,4 +1,4 @@
-"""GGUF models, dequantised once into a folder that stock Transformers loads and trains."""
+"""Dequantises GGUF models into a folder that stock Transformers loads and trains."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loracle.quiet import quiet_transformers
 from loracle.records.files import plain_os_errors
 
 _MAGIC = b"GGUF"
-# What the readers of Transformers and gguf raise at a header or tensor that is not as it should be.
+# Raised by Transformers and gguf for a malformed header or tensor.
 _UNREADABLE = (
     *(ValueError, LookupError, TypeError, AttributeError, RuntimeError, struct.error),
     *(OverflowError, MemoryError),
@@ -23,14 +23,14 @@ _UNREADABLE = (
 def convert_gguf(gguf: Path, *, folder: Path, name: str) -> None:
     """Writes ``model.safetensors``, configuration and tokenizer of a GGUF file to ``folder``.
 
-    Weights are stored in float32. A block format holds scale x integer + minimum, which 8 bits of
-    mantissa do not hold: in SmolLM2-135M's Q4_1 file bfloat16 would change 67-76% of the elements
-    of its linear layers and float16 25-33% of them (measured, CPU).
+    Weights are stored in float32. A block format stores scale x integer + minimum, which 8 bits of
+    mantissa cannot represent: in SmolLM2-135M's Q4_1 file bfloat16 would change 67-76% of the
+    elements of its linear layers and float16 25-33% of them (measured, CPU).
 
     Args:
         gguf: The file.
         folder: An existing empty folder.
-        name: What to call the file in messages.
+        name: Names the file in messages.
 
     Raises:
         SourceError: Not a GGUF file, or of an architecture that Transformers cannot read.
@@ -40,11 +40,12 @@ def convert_gguf(gguf: Path, *, folder: Path, name: str) -> None:
         if file.read(len(_MAGIC)) != _MAGIC:
             raise SourceError(f"{name}: not a GGUF file")
     try:
-        # Not every bar asks whether it is wanted.
+        # Some progress bars ignore the verbosity setting.
         with quiet_transformers(), redirect_stderr(io.StringIO()):
             _convert(gguf, folder)
     except _UNREADABLE as error:
-        raise SourceError(f"{name}: cannot be converted ({_one_line(error)})") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise SourceError(f"{name}: cannot be converted ({reason})") from error
 
 
 def _convert(gguf: Path, folder: Path) -> None:
@@ -69,11 +70,11 @@ def _convert(gguf: Path, folder: Path) -> None:
 
 
 def _restore_pre_tokenizer(tokenizer: Any, gguf: Path) -> None:
-    """Splits text as the model was trained on where Transformers does not do so from GGUF.
+    """Restores the text splitting of training where Transformers does not read it from GGUF.
 
-    A file that names its pre-tokenizer ``smollm`` splits off every digit before anything else;
-    without that, a line break before a number is split into other tokens. On answers with numbered
-    lists the untuned SmolLM2-135M gives 0.356 nats per character with it, 0.371 without (measured).
+    The pre-tokenizer ``smollm`` splits off every digit before anything else; without it, a line
+    break before a number becomes other tokens. On answers with numbered lists the untuned
+    SmolLM2-135M gives 0.356 nats per character with it, 0.371 without (measured).
     Source: SMOLLM in ggml-org/llama.cpp src/llama-vocab.cpp.
     """
     from gguf import GGUFReader
@@ -84,7 +85,3 @@ def _restore_pre_tokenizer(tokenizer: Any, gguf: Path) -> None:
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
             [Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)]
         )
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

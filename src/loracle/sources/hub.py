@@ -1,4 +1,4 @@
-"""Repositories on the model hub, through its own client and cache; pinned to the commit found."""
+"""``hub:`` sources: model-hub repositories through its own client and cache, pinned by commit."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from loracle.errors import SourceError
+from loracle.records.files import disk_reason, read_json
 from loracle.sources import folders
-from loracle.sources.cache import Progress, disk_reason
+from loracle.sources.cache import Progress
 from loracle.sources.catalog import Kind
 from loracle.sources.spec import HubSource, ResolvedSource
 from loracle.text import GIB
 
-# A catalog model that asks nobody's permission.
+# A catalog model without gated access.
 _UNGATED = "tinyllama-1.1b"
 
 
@@ -26,24 +27,22 @@ def resolve_hub_model(source: HubSource, *, progress: Progress) -> ResolvedSourc
         SourceError: No route, no access, not found, or not a model in safetensors.
     """
     progress(f"looking up {_named(source)}")
-    _require_disk(source)
-    folder = _snapshot(
-        source, kind="model", allowed=folders.MODEL_PATTERNS, ignored=folders.MODEL_IGNORED
-    )
+    with _hub_faults(source, kind="model"):
+        _require_disk(source)
+        folder = Path(_snapshot(source, kind="model"))
     folders.require_model_folder(folder, name=_named(source))
     return ResolvedSource(folder, source.canonical, folder.name)
 
 
 def resolve_hub_data(source: HubSource, *, progress: Progress) -> ResolvedSource:
-    """Returns the one data file of a data-set repository, or the folder of several.
+    """Returns the data file of a data-set repository, or the folder if there are several.
 
     Raises:
         SourceError: No route, no access, not found, or no data file.
     """
     progress(f"looking up {_named(source)}")
-    folder = _snapshot(
-        source, kind="data", allowed=folders.DATA_PATTERNS, ignored=folders.DATA_IGNORED
-    )
+    with _hub_faults(source, kind="data"):
+        folder = Path(_snapshot(source, kind="data"))
     files = folders.require_data_files(folder, name=_named(source))
     path = files[0] if len(files) == 1 else folder
     return ResolvedSource(path, source.canonical, folder.name)
@@ -59,60 +58,50 @@ def hub_architecture(source: HubSource) -> dict[str, Any]:
 
     with _hub_faults(source, kind="model"):
         path = huggingface_hub.hf_hub_download(source.repo, "config.json", revision=source.revision)
-    return folders.read_json(Path(path), name=f"{_named(source)}/config.json")
+    return read_json(Path(path), origin=f"{_named(source)}/config.json", fault=SourceError)
 
 
 def _require_disk(source: HubSource) -> None:
-    """Checks, before a model is fetched, that what is missing of it fits on the disk.
+    """Checks that the files still to be downloaded fit on the disk.
 
-    Where the hub cannot be asked nothing is checked: the download says what is wrong.
+    Checks nothing if the hub cannot be reached: the download reports that.
 
     Raises:
-        SourceError: No access, not found, or not enough room.
+        SourceError: If there is not enough room.
     """
-    import huggingface_hub
     from huggingface_hub import constants, errors
 
-    with _hub_faults(source, kind="model"):
-        try:
-            files = huggingface_hub.snapshot_download(
-                source.repo,
-                revision=source.revision,
-                allow_patterns=list(folders.MODEL_PATTERNS),
-                ignore_patterns=list(folders.MODEL_IGNORED),
-                dry_run=True,
-            )
-        except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.DryRunError):
-            return
-    missing = sum(file.file_size or 0 for file in files if file.will_download)
+    try:
+        files = _snapshot(source, kind="model", dry_run=True)
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, errors.DryRunError):
+        return
+    needed = sum(file.file_size or 0 for file in files if file.will_download)
     cache = Path(constants.HF_HUB_CACHE)
-    there = next(path for path in (cache, *cache.parents) if path.exists())
-    free = shutil.disk_usage(there).free
-    if missing > free:
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free:
         raise SourceError(
-            f"{_named(source)}: {missing / GIB:.1f} GiB are to be fetched and {free / GIB:.1f} "
-            "GiB are free in the hub's cache; make room, or set HF_HOME to another disk"
+            f"{_named(source)}: the download needs {needed / GIB:.1f} GiB, and {free / GIB:.1f} "
+            "GiB are free in the hub's cache; free some space, or set HF_HOME to another disk"
         )
 
 
-def _snapshot(
-    source: HubSource, *, kind: Kind, allowed: tuple[str, ...], ignored: tuple[str, ...]
-) -> Path:
-    """Returns the snapshot folder, which is named after its commit.
+def _snapshot(source: HubSource, *, kind: Kind, **options: Any) -> Any:
+    """Returns the snapshot folder, named after its commit; with ``dry_run`` a list of its files.
 
-    Without a route the client returns what it has cached, and raises where that is partial.
+    Without a route the client returns its cached snapshot, and raises if that is partial.
     """
     import huggingface_hub
 
-    with _hub_faults(source, kind=kind):
-        folder = huggingface_hub.snapshot_download(
-            source.repo,
-            repo_type="dataset" if kind == "data" else "model",
-            revision=source.revision,
-            allow_patterns=list(allowed),
-            ignore_patterns=list(ignored),
-        )
-    return Path(folder)
+    is_model = kind == "model"
+    return huggingface_hub.snapshot_download(
+        source.repo,
+        repo_type="model" if is_model else "dataset",
+        revision=source.revision,
+        allow_patterns=list(folders.MODEL_PATTERNS if is_model else folders.DATA_PATTERNS),
+        ignore_patterns=list(folders.MODEL_IGNORED if is_model else folders.DATA_IGNORED),
+        **options,
+    )
 
 
 def _named(source: HubSource) -> str:
@@ -121,22 +110,22 @@ def _named(source: HubSource) -> str:
 
 @contextmanager
 def _hub_faults(source: HubSource, *, kind: Kind) -> Iterator[None]:
-    """Turns what the client raises into one clear line.
+    """Turns the client's errors into a ``SourceError``.
 
     Raises:
-        SourceError: For everything that a network, an account, a name or a disk can cause.
+        SourceError: For any fault of the network, the account, the name or the disk.
     """
     from huggingface_hub import errors
 
     try:
         yield
     except (errors.HTTPError, errors.HFValidationError, RuntimeError, OSError) as error:
-        # RuntimeError: hf_xet, which carries large files, raises nothing more specific.
+        # RuntimeError: hf_xet, which transfers large files, raises nothing more specific.
         raise SourceError(f"{_named(source)}: {_reason(error, source, kind=kind)}") from error
 
 
 def _reason(error: Exception, source: HubSource, *, kind: Kind) -> str:
-    """Returns what went wrong and what to do about it; never an address, it may carry a token."""
+    """Returns the fault and its remedy, never an address, which may contain a token."""
     from huggingface_hub import errors
 
     noun = "model" if kind == "model" else "data set"
@@ -155,11 +144,11 @@ def _reason(error: Exception, source: HubSource, *, kind: Kind) -> str:
             errors.LocalEntryNotFoundError,
             "no route to the hub, and not in its cache; check the network and HF_HUB_OFFLINE",
         ),
-        (errors.OfflineModeIsEnabled, "the hub is switched off by HF_HUB_OFFLINE"),
+        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE forbids access to the hub"),
         (errors.HfHubHTTPError, f"the hub answered with HTTP status {status}"),
         (errors.HTTPError, "no route to the hub; check the network"),
-        (errors.HFValidationError, "not a name that a hub repository can have"),
-        (RuntimeError, "the download broke off; run the command again to go on with it"),
+        (errors.HFValidationError, "not a valid repository name"),
+        (RuntimeError, "the download broke off; run the command again to resume it"),
     )
     for kind_of_error, reason in reasons:
         if isinstance(error, kind_of_error):
@@ -169,7 +158,7 @@ def _reason(error: Exception, source: HubSource, *, kind: Kind) -> str:
 
 
 def _gated(source: HubSource, *, noun: str) -> str:
-    alternative = f"; {_UNGATED} needs no permission" if noun == "model" else ""
+    alternative = f"; {_UNGATED} needs no access" if noun == "model" else ""
     return (
         f"gated, and this machine has no access: accept its terms on the page of {source.repo}, "
         f"then run 'hf auth login' or set HF_TOKEN{alternative}"

