@@ -8,6 +8,8 @@ import pytest
 from analysis.stats.simulated import ARMS, Noise, simulated_study
 from loracle.analysis.orderings import published_orderings
 from loracle.analysis.verdicts import judge
+from loracle.report.contents import contents_of
+from loracle.report.paper.paper import macros_file
 from loracle.report.text.advice import advice
 from loracle.report.text.answer import answer, largest_smallest_effect, noise_words
 from loracle.report.text.limits import limits
@@ -84,6 +86,12 @@ def test_unequal_ranks_at_one_rate_are_not_ranked_as_places(unsearched, study):
     assert "All arms with adapters ran at one learning rate, 0.0003, with ranks of 16 to" in caveat
     assert "they do not rank places" in caveat
     assert findings[0].startswith("By validation loss")
+    marked = contents_of(unsearched, verdicts)
+    captions = [table.caption for table in marked.tables if "Holm" in str(table.columns)]
+    captions += [marked.figures.forest.caption, marked.tables.effects.caption]
+    assert len(captions) >= 3
+    assert all("At one unsearched learning rate (0.0003)" in caption for caption in captions)
+    assert "they do not rank places" in macros_file(marked)
     (sentence,) = advice(unsearched, verdicts)
     assert sentence.startswith("No placement is recommended")
     assert "take " not in sentence

@@ -36,7 +36,12 @@ from loracle.report.tables.study import (
 from loracle.report.tables.table import Table
 from loracle.report.tables.tradeoffs import tradeoff_table
 from loracle.report.text.advice import advice
-from loracle.report.text.answer import answer, largest_smallest_effect, noise_words
+from loracle.report.text.answer import (
+    answer,
+    at_one_rate,
+    largest_smallest_effect,
+    noise_words,
+)
 from loracle.report.text.limits import limits
 from loracle.report.text.methods import methods_paragraphs
 from loracle.report.text.provenance import (
@@ -170,7 +175,7 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
         samples=tuple(samples),
         tables=Tables(
             verdicts=judged,
-            effects=effects_table(judged, verdicts=verdicts, provenance=line),
+            effects=effects_table(judged, study, verdicts, provenance=line),
             bleu=bleu_table(study, verdicts, provenance=line) if verdicts.num_answers else None,
             untuned=untuned_table(study, verdicts, provenance=line),
             costs=cost_table(study, provenance=line),
@@ -195,6 +200,7 @@ def figures_of(study: StudyRecord, verdicts: Verdicts) -> Figures:
             [c for c in comparisons if c and c.difference is not None],
             reference=study.reference,
             noise_floor=verdicts.noise["loss_nats_per_token"].floor,
+            note=at_one_rate(study),
         ),
         losses=tuple(loss_figures(study, looks=looks)),
         tradeoffs=tuple(tradeoff_figures(study, verdicts)),

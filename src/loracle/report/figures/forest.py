@@ -19,9 +19,9 @@ _VERDICTS: Mapping[str, tuple[str, str]] = {
 
 
 def forest_figure(
-    comparisons: Sequence[Comparison], *, reference: str, noise_floor: float | None
+    comparisons: Sequence[Comparison], *, reference: str, noise_floor: float | None, note: str = ""
 ) -> Figure:
-    """Returns the forest plot of the loss, a row per comparison, in their order."""
+    """Returns the forest plot of the loss, a row per comparison; ``note`` ends the caption."""
     name, title = "forest", f"Loss beside {reference}"
     if not comparisons:
         return missing(name, title, why=f"No arm shares a seed with {reference}, so none compares.")
@@ -31,7 +31,7 @@ def forest_figure(
     return Figure(
         name,
         title,
-        caption=_caption(intervals=intervals, noise_floor=noise_floor),
+        caption=_caption(intervals=intervals, noise_floor=noise_floor) + note,
         spec={
             "width": _WIDTH_PX,
             "height": _ROW_PX * len(comparisons),

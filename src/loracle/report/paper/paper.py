@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from loracle.analysis.comparison import Comparison
 from loracle.report.contents import Contents
 from loracle.report.figures.vega import Figure
-from loracle.report.text.answer import of_metric, with_verdict
+from loracle.report.text.answer import of_metric, rate_caveat, with_verdict
 from loracle.report.text.latex import escape, macro_name, macros_of
 from loracle.report.text.numbers import (
     LOSS_DECIMALS,
@@ -66,6 +66,7 @@ def macros_file(contents: Contents) -> str:
         "StudyDate": contents.provenance.date,
         "Provenance": contents.provenance.line,
         "ReferenceArm": contents.study.reference,
+        "RateCaveat": rate_caveat(contents.study),
         "Answer": " ".join((*contents.answer, *contents.advice[:1])),
         "Recommendation": " ".join(contents.advice),
         "NoiseFloor": " ".join(contents.noise),

@@ -11,6 +11,7 @@ from loracle.analysis.summaries import Summary
 from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import ArmRecord, StudyRecord
 from loracle.report.tables.table import Column, Table
+from loracle.report.text.answer import at_one_rate
 from loracle.report.text.costs import how_clocked, how_measured, memory_kind
 from loracle.report.text.numbers import (
     BLEU_DECIMALS,
@@ -57,7 +58,7 @@ def verdict_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) ->
     ]
     return Table(
         name="verdicts",
-        caption=f"{_how_to_read(verdicts)} {_measured_on(study)} {provenance}.",
+        caption=f"{_how_to_read(study, verdicts)} {_measured_on(study)} {provenance}.",
         columns=(
             _ARM,
             Column("rank"),
@@ -122,18 +123,20 @@ def _mark(arm: str, verdicts: Verdicts) -> str:
     return _MARKS[comparison.verdict] if comparison and comparison.interval else ""
 
 
-def effects_table(table: Table, *, verdicts: Verdicts, provenance: str) -> Table:
+def effects_table(
+    table: Table, study: StudyRecord, verdicts: Verdicts, *, provenance: str
+) -> Table:
     """Returns the verdict table without BLEU and costs, to fit the width of a page."""
     shown = ("arm", "rank", "trainable parameters", "loss difference", "perplexity", "p", "verdict")
     narrow = table.only(*shown, name="effects")
-    return replace(narrow, caption=f"{_how_to_read(verdicts)} {provenance}.")
+    return replace(narrow, caption=f"{_how_to_read(study, verdicts)} {provenance}.")
 
 
-def _how_to_read(verdicts: Verdicts) -> str:
+def _how_to_read(study: StudyRecord, verdicts: Verdicts) -> str:
     return (
         f"Arm minus {verdicts.reference}, sorted by loss; a negative loss difference is an "
         f"improvement. Intervals hold over seeds and examples and are not corrected for the number "
-        f"of arms; p is."
+        f"of arms; p is.{at_one_rate(study)}"
     )
 
 
@@ -163,7 +166,7 @@ def bleu_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -> Ta
     return Table(
         name="bleu",
         caption=f"BLEU over {verdicts.num_answers:,} greedy answers, mean and standard deviation "
-        f"between seeds; differences from {verdicts.reference}. {provenance}.",
+        f"between seeds; differences from {verdicts.reference}.{at_one_rate(study)} {provenance}.",
         columns=(
             _ARM,
             Column("BLEU", "mean (SD)"),

@@ -7,6 +7,7 @@ from loracle.analysis.tradeoffs import ParetoArm, pareto
 from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import StudyRecord
 from loracle.report.tables.table import Column, Table
+from loracle.report.text.answer import at_one_rate
 from loracle.report.text.numbers import NOT_MEASURED
 from loracle.text import plural
 
@@ -22,7 +23,8 @@ def tradeoff_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -
         "Dominated: another arm is established to cost no more and to have a lower loss. "
         "Undecided: another arm may cost no more and may be as good. Costs are compared seed by "
         "seed or round by round. All pairs are compared directly, Holm "
-        f"over all pairs; against the reference, a verdict above counts too. {provenance}.",
+        f"over all pairs; against the reference, a verdict above counts too."
+        f"{at_one_rate(study)} {provenance}.",
         columns=(
             Column("arm", align="left"),
             *(Column(AXES[axis][0], align="left") for axis in AXES),
