@@ -86,6 +86,7 @@ def run_ours(spec: Row) -> Row:
     """Runs the study, or what is left of it, and returns the seconds of all its parts."""
     import loracle
     from figures import environment_of, sources_digest
+    from loracle.records.files import to_json
     from loracle.runner.run_many import run_many
     from loracle.runner.run_spec import RunSpec
 
@@ -106,7 +107,7 @@ def run_ours(spec: Row) -> Row:
         "error": f"failed: {', '.join(failed)}" if failed else None,
         "rows": [],
         "seconds": seconds_of(folder / "clock"),
-        "results": {outcome.out.name: outcome.result for outcome in outcomes},
+        "results": {o.out.name: o.result and to_json(o.result) for o in outcomes},
         "sources": sources_digest(),
         "environment": environment_of(device, dtype),
     }

@@ -3,7 +3,7 @@
 import pytest
 
 from loracle.analysis.comparison import Comparison, judged
-from loracle.analysis.stats import Difference
+from loracle.analysis.stats.difference import Difference
 
 
 def difference(**changes) -> Difference:

@@ -47,10 +47,7 @@ def test_the_truth_is_in_the_intervals(verdicts):
 
 def test_a_difference_is_that_of_the_results_losses(study, verdicts):
     losses = {
-        arm: [
-            run.result["quality"]["tuned"]["loss_nats_per_token"]
-            for run in study.runs_of(arm).values()
-        ]
+        arm: [run.result.quality.tuned.loss_nats_per_token for run in study.runs_of(arm).values()]
         for arm in ("all-linear", "attention")
     }
     gap = sum(losses["attention"]) / 3 - sum(losses["all-linear"]) / 3
@@ -71,7 +68,7 @@ def test_bleu_is_compared_by_paired_bootstrap_on_the_answers(study, verdicts):
     references = [row["reference"] for row in study.runs[0].examples][:20]
     expected = paired_bleu(answers["attention"], answers["all-linear"], references)
     found = verdicts.comparison("attention", metric="bleu")
-    assert found.found == expected
+    assert found.measured == expected
     assert found.effect_percent is found.effect_percent_interval is None
     scores = [verdicts.summary(arm).bleu.mean for arm in ("attention", "all-linear")]
     assert found.difference == pytest.approx(scores[0] - scores[1])
@@ -111,16 +108,16 @@ def test_every_pair_is_compared_once_and_read_from_both_sides(verdicts):
 
 def test_summaries_are_means_over_seeds_with_their_spread(study, verdicts):
     runs = study.runs_of("attention").values()
-    qualities = [run.result["quality"]["tuned"] for run in runs]
+    qualities = [run.result.quality.tuned for run in runs]
     found = verdicts.summary("attention")
-    losses = [quality["loss_nats_per_token"] for quality in qualities]
+    losses = [quality.loss_nats_per_token for quality in qualities]
     mean = sum(losses) / 3
     assert found.loss_nats_per_token.mean == pytest.approx(mean)
     sd = (sum((loss - mean) ** 2 for loss in losses) / 2) ** 0.5
     assert found.loss_nats_per_token.sd == pytest.approx(sd)
     assert found.perplexity.mean == pytest.approx(math.exp(mean))
     assert found.perplexity.sd == pytest.approx(sd * math.exp(mean), rel=0.05)
-    assert found.bleu.mean == pytest.approx(sum(quality["bleu"] for quality in qualities) / 3)
+    assert found.bleu.mean == pytest.approx(sum(quality.bleu for quality in qualities) / 3)
     assert found.bleu.n == 3
 
 
@@ -140,11 +137,8 @@ def test_the_noise_floor_is_what_a_repeat_differs_by_and_zero_is_a_finding(tmp_p
     assert verdicts.noise["loss_nats_per_token"].floor == 0.0
     noisy = simulated_study(tmp_path, arms=ARMS[:2], repeats=2, noise=Noise(repeat=0.01))
     noise = judge(noisy).noise["loss_nats_per_token"]
-    first = noisy.runs_of("all-linear")[0].result["quality"]["tuned"]["loss_nats_per_token"]
-    again = [
-        run.result["quality"]["tuned"]["loss_nats_per_token"]
-        for run in noisy.repeats_of("all-linear")
-    ]
+    first = noisy.runs_of("all-linear")[0].result.quality.tuned.loss_nats_per_token
+    again = [run.result.quality.tuned.loss_nats_per_token for run in noisy.repeats_of("all-linear")]
     assert noise.repeats == pytest.approx(tuple(abs(loss - first) for loss in again))
     assert noise.floor == max(noise.repeats) > 0
     assert judge(noisy).comparison("attention").noise_floor == noise.floor
@@ -153,7 +147,7 @@ def test_the_noise_floor_is_what_a_repeat_differs_by_and_zero_is_a_finding(tmp_p
 def test_extra_seeds_give_the_spread_over_all_seeds(study, verdicts):
     noise = verdicts.noise["loss_nats_per_token"]
     runs = [run for run in study.runs if run.arm == "all-linear" and run.role != "repeat"]
-    losses = [run.result["quality"]["tuned"]["loss_nats_per_token"] for run in runs]
+    losses = [run.result.quality.tuned.loss_nats_per_token for run in runs]
     mean = sum(losses) / 5
     assert (noise.seeds_arm, noise.num_seeds) == ("all-linear", 5)
     assert noise.seeds_sd == pytest.approx((sum((x - mean) ** 2 for x in losses) / 4) ** 0.5)
@@ -192,7 +186,7 @@ def test_without_the_reference_nothing_is_compared_with_it(tmp_path):
     assert found.verdict == "not distinguishable"
     assert found.reason == "Not measured on a seed that completed in both."
     assert found.num_seeds == 0
-    assert found.reversed().found is None
+    assert found.reversed().measured is None
 
 
 def test_one_seed_gives_no_interval_and_no_verdict(tmp_path):
@@ -209,5 +203,5 @@ def test_runs_on_other_examples_are_not_compared(tmp_path):
     file = folder / "runs" / "attention-seed-2" / "examples.jsonl"
     rows = file.read_text().splitlines(keepends=True)
     file.write_text("".join(rows[1:]))
-    with pytest.raises(RunFolderError, match="was not scored on the examples of all-linear-seed-0"):
+    with pytest.raises(RunFolderError, match="scored other examples than all-linear-seed-0"):
         judge(read_study(folder))

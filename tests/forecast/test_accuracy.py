@@ -6,8 +6,9 @@ import pytest
 
 from analysis.stats.simulated import ARMS, write_study
 from loracle.records.files import strict_json, write_durably
+from loracle.records.names import CLOCK
 from loracle.records.predictions import ArmAccuracy, keep_accuracy, kept_accuracy
-from loracle.records.study_folder import CLOCK, read_study
+from loracle.records.study_folder import read_study
 from loracle.report.tables.predicted import predicted_table
 from loracle.study.accuracy import _lengths
 

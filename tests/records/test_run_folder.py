@@ -128,7 +128,7 @@ def test_a_folder_without_permission_is_named(tmp_path, config):
 def test_resuming_needs_a_run(tmp_path, config):
     with pytest.raises(RunFolderError) as caught:
         RunFolder.reopen(tmp_path / "a", config=config)
-    assert "no run here to go on with" in one_line(caught)
+    assert "no run here to resume" in one_line(caught)
     assert not (tmp_path / "a").exists()
 
 

@@ -13,6 +13,7 @@ import pytest
 from loracle.analysis.stats.paired import paired_difference
 from loracle.cli.main import app, run
 from loracle.errors import RunFolderError
+from loracle.records.files import to_json
 from loracle.records.find_runs import read_results, without_seed
 from loracle.records.lone_runs import study_of_runs
 from loracle.report import study_markdown
@@ -29,7 +30,7 @@ def recorded():
 
 @pytest.fixture(scope="module")
 def results():
-    return read_results(RECORDED)
+    return [to_json(result) for result in read_results(RECORDED)]
 
 
 @pytest.fixture

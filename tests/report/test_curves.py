@@ -86,5 +86,5 @@ def test_validations_leave_the_untuned_model_out(two_arms):
     final = {row["arm"]: row["loss"] for row in rows if row["step"] == 30}
     for arm in ("all-linear", "attention"):
         runs = two_arms.runs_of(arm).values()
-        losses = [run.result["quality"]["tuned"]["loss_nats_per_token"] for run in runs]
+        losses = [run.result.quality.tuned.loss_nats_per_token for run in runs]
         assert final[arm] == pytest.approx(np.mean(losses))

@@ -9,13 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis.stats.simulated import ARMS, write_study
+from loracle.analysis.comparison import Comparison
+from loracle.analysis.costs import Cost
+from loracle.analysis.stats.difference import Difference
+from loracle.analysis.tradeoffs import ParetoArm
 from loracle.records.study_folder import read_study
 from loracle.report.figures.curve_charts import loss_figures
 from loracle.report.figures.examples import example_figure
-from loracle.report.figures.forest import Effect, forest_figure
+from loracle.report.figures.forest import forest_figure
 from loracle.report.figures.maps import placement_figures, score_figures
 from loracle.report.figures.palette import looks_of
-from loracle.report.figures.tradeoffs import Point, spread, tradeoff_figure
+from loracle.report.figures.tradeoffs import spread, tradeoff_figure
 from loracle.report.figures.vega import as_altair, for_page, for_paper, svg_of, themed
 
 UNITLESS = {"optimizer step", "trainable parameters", "layer", None}
@@ -129,8 +133,13 @@ def test_the_forest_holds_what_the_verdicts_say(contents):
     assert [row["difference"] for row in rows] == sorted(row["difference"] for row in rows)
 
 
+def compared(arm, difference):
+    found = Difference(difference, 0.01, 5.0, difference - 0.01, difference + 0.01, 0.5, 3, 9, 0.5)
+    return Comparison(arm, "ref", "loss_nats_per_token", found, None)
+
+
 def test_the_noise_floor_is_a_band_only_where_it_was_measured_above_zero():
-    effects = [Effect("a", 0.01, 0.0, 0.02, "not distinguishable")]
+    effects = [compared("a", 0.01)]
     for floor, drawn in ((0.003, True), (0.0, False), (None, False)):
         figure = forest_figure(effects, reference="ref", noise_floor=floor)
         assert ('"rect"' in json.dumps(figure.spec)) == drawn
@@ -142,8 +151,9 @@ def test_without_a_comparison_there_is_no_forest():
     assert "none compares" in figure.absent
 
 
-def point(arm, cost, difference, **more):
-    return Point(arm, cost, cost, cost, difference, None, None, state="efficient", **more)
+def point(arm, cost, difference):
+    price = Cost("trainable_params", cost, cost, cost, {0: cost})
+    return ParetoArm(arm, price, 1.0, compared(arm, difference), "efficient", (), "")
 
 
 def test_equal_costs_are_a_sentence_and_not_a_panel():

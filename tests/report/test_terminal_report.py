@@ -6,14 +6,15 @@ import io
 import pytest
 from rich.console import Console
 
-from loracle.report.terminal.run import number, result_view
+from loracle.records.result import parse_result
+from loracle.report.terminal.run import result_view
 from runs_fixture import load
 
 
 def shown(result, *, width=120):
     """The table as text, its blanks run together."""
     file = io.StringIO()
-    Console(file=file, width=width).print(result_view(result))
+    Console(file=file, width=width).print(result_view(parse_result(result, origin="here")))
     return [" ".join(line.split()) for line in file.getvalue().splitlines()]
 
 
@@ -27,18 +28,18 @@ def test_quality_is_shown_before_and_after(result):
     base, tuned = result["quality"]["base"], result["quality"]["tuned"]
     change = tuned["perplexity"] / base["perplexity"] - 1
     assert (
-        f"perplexity {base['perplexity']:.3f} {tuned['perplexity']:.3f} {change:+.1%} "
+        f"perplexity {base['perplexity']:.3f} {tuned['perplexity']:.3f} {100 * change:+.1f} % "
         "12 examples, 146 tokens"
     ) in text
     assert f"BLEU {base['bleu']:.2f} {tuned['bleu']:.2f} " in "\n".join(text)
-    assert "answers cut at the limit 100% 100% 4 greedy answers" in text
+    assert "answers cut at the limit 100 % 100 % 4 greedy answers" in text
 
 
 def test_cost_is_shown_with_its_units(result):
     text = shown(result)
     cost = result["efficiency"]
     clock, latency = cost["step_time_s"], cost["latency_ms_per_token"]
-    assert "trainable parameters 24,576 46.86% of the 52,448 of full fine-tuning" in text
+    assert "trainable parameters 24,576 46.86 % of the 52,448 of full fine-tuning" in text
     assert (
         f"time per step {clock['median']:.2f} s median of 6; quartiles {clock['p25']:.2f} to "
         f"{clock['p75']:.2f}"
@@ -88,9 +89,3 @@ def test_at_80_columns_no_figure_is_cut(result):
     assert "…" not in text
     for figure in ("24,576", "52,448", f"{result['quality']['tuned']['perplexity']:.3f}"):
         assert figure in text
-
-
-def test_a_number_has_its_unit_only_where_there_is_a_number():
-    assert number(1.234, ".1f", unit=" ms") == "1.2 ms"
-    assert number(0.0, ".1f") == "0.0"
-    assert number(None, ".1f", unit=" ms") == "n/a"

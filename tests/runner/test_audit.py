@@ -15,8 +15,9 @@ from loracle.errors import AuditError
 from loracle.model.adapters import Adapter, save_adapter
 from loracle.model.base import FrozenBase
 from loracle.model.load import load_base
+from loracle.records.files import to_json
+from loracle.records.result import Audit
 from loracle.runner.audit import (
-    Audit,
     audit_run,
     count_trainable,
     require_sound,
@@ -79,7 +80,7 @@ def run(tmp_path) -> FinishedRun:
 
 def test_an_honest_run_passes(run):
     audit = run.audit()
-    assert audit.faults() == []
+    assert audit.faults == []
     assert audit.updated_modules == audit.planned_modules == 21
     assert audit.trainable_params == audit.planned_params == run.adapter.plan.trainable_params
     assert audit.reload_difference < 1e-6
@@ -113,25 +114,25 @@ def test_the_stock_scores_are_those_of_a_model_of_nothing_but_stock(run):
 @pytest.mark.parametrize("value", [0.0, float("nan")])
 def test_a_module_that_did_not_move_is_caught(run, value):
     run.adapter.parameters[f"{DOWN}.lora_B"].data.fill_(value)
-    assert "lora_B moved in 20 of 21 modules" in run.audit().faults()
+    assert "lora_B moved in 20 of 21 modules" in run.audit().faults
 
 
 @pytest.mark.parametrize("name", [f"{DOWN}.base_layer", "model.norm", "model.embed_tokens"])
 def test_a_frozen_weight_that_changed_by_one_bit_is_caught(run, name):
     run.base.model.get_submodule(name).weight.data.view(torch.int32).flatten()[7] ^= 1
-    assert run.audit().faults() == ["frozen weights changed"]
+    assert run.audit().faults == ["frozen weights changed"]
 
 
 def test_a_parameter_that_trains_unplanned_is_caught(run):
     run.base.model.model.norm.weight.requires_grad_(True)
     planned = run.adapter.plan.trainable_params
-    assert run.audit().faults() == [f"{planned + 32} trainable, {planned} planned"]
+    assert run.audit().faults == [f"{planned + 32} trainable, {planned} planned"]
 
 
 def test_a_parameter_that_does_not_train_as_planned_is_caught(run):
     run.adapter.parameters[f"{DOWN}.lora_A"].requires_grad_(False)
     planned = run.adapter.plan.trainable_params
-    assert run.audit().faults() == [f"{planned - 4 * 48} trainable, {planned} planned"]
+    assert run.audit().faults == [f"{planned - 4 * 48} trainable, {planned} planned"]
 
 
 def test_a_saved_adapter_that_is_another_is_caught(run):
@@ -140,7 +141,7 @@ def test_a_saved_adapter_that_is_another_is_caught(run):
     key = f"base_model.model.{DOWN}.lora_B.weight"
     tensors[key] = tensors[key] * 1.5
     save_file(tensors, path)
-    exact, fault = run.audit().faults()
+    exact, fault = run.audit().faults
     assert exact == "the saved tensors are not the adapter's"
     assert fault.startswith("the saved adapter gives ")
     assert "through stock PEFT, the run recorded " in fault
@@ -152,19 +153,19 @@ def test_a_saved_tensor_too_small_a_change_for_the_loss_is_caught(run):
     key = f"base_model.model.{DOWN}.lora_B.weight"
     tensors[key] = tensors[key] * (1 + 1e-6)
     save_file(tensors, path)
-    assert run.audit().faults() == ["the saved tensors are not the adapter's"]
+    assert run.audit().faults == ["the saved tensors are not the adapter's"]
 
 
 def test_a_saved_adapter_of_another_scale_is_caught(run):
     config = run.saved / "adapter_config.json"
     config.write_text(config.read_text().replace('"lora_alpha": 8.0', '"lora_alpha": 8.1'))
-    (fault,) = run.audit().faults()
+    (fault,) = run.audit().faults
     assert fault.startswith("the saved adapter gives ")
 
 
 def test_recorded_scores_that_are_not_the_models_are_caught(run):
     run.scores[0] = replace(run.scores[0], nll_sum_nats=run.scores[0].nll_sum_nats + 0.1)
-    (fault,) = run.audit().faults()
+    (fault,) = run.audit().faults
     assert fault.startswith("the saved adapter gives ")
 
 
@@ -173,25 +174,25 @@ def test_several_faults_are_all_reported_in_one_line(run):
     run.base.model.model.norm.weight.requires_grad_(True)
     run.base.model.model.norm.weight.data.add_(1)
     audit = run.audit()
-    assert len(audit.faults()) == 4
+    assert len(audit.faults) == 4
     with pytest.raises(AuditError, match=r"^audit: lora_B moved in .*; frozen weights .*; \d+ tr"):
         require_sound(audit)
-    assert audit.to_json()["faults"] == audit.faults()
+    assert to_json(audit)["faults"] == audit.faults
 
 
 def test_a_loss_that_is_not_a_number_is_a_fault(run):
     audit = replace(run.audit(), reloaded_loss_nats_per_token=float("nan"))
-    assert any("nan nats per token" in fault for fault in audit.faults())
+    assert any("nan nats per token" in fault for fault in audit.faults)
 
 
 def test_another_runs_adapter_in_the_same_base_does_not_count(run):
     attach(run.base, tiny_plan(rank=2), name="other")
     assert count_trainable(run.base, adapter="default") == run.adapter.plan.trainable_params
-    assert run.audit().faults() == []
+    assert run.audit().faults == []
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_an_honest_run_in_16_bit_passes(dtype, tmp_path):
     # Single tokens round by percents in bf16; it takes many for a mean within 0.1 %.
     run = FinishedRun(tmp_path, dtype=dtype, examples=examples_of(100))
-    assert run.audit().faults() == []
+    assert run.audit().faults == []

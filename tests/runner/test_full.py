@@ -248,8 +248,8 @@ def test_in_a_study_it_is_judged_and_reported_beside_the_arms(place, tmp_path, m
     study = read_study(folder)
     assert study.unfinished == ()
     results = [run.result for run in study.runs if run.arm == "full"]
-    assert [result["placement"] for result in results] == ["full", "full"]
-    base = {run.result["quality"]["base"]["loss_nats_per_token"] for run in study.runs}
+    assert [result.placement for result in results] == ["full", "full"]
+    base = {run.result.quality.base.loss_nats_per_token for run in study.runs}
     assert len(base) == 1
     page = (folder / "report" / "index.html").read_text(encoding="utf-8")
     assert "full" in page

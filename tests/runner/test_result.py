@@ -11,7 +11,8 @@ from loracle.data import Example, Record
 from loracle.engine.evaluate import Answer, ExampleScore, TextScore
 from loracle.engine.measure import Latency, MemoryMeter
 from loracle.placement import ModulePlan, PlannedModule
-from loracle.runner.audit import Audit
+from loracle.records.files import to_json
+from loracle.records.result import Audit, ByAdapterState, PeakMemory, RunResult, StepTime, Trunk
 from loracle.runner.criteria import Repeat
 from loracle.runner.result import Measured, build_result, example_rows
 from loracle.runner.trunk import TrunkUse
@@ -66,7 +67,7 @@ def measured(**changes: object) -> Measured:
     return replace(whole, **changes)
 
 
-def result_of(found: Measured, *, repeats: list[Repeat] | None = None) -> dict:
+def result_of(found: Measured, *, repeats: list[Repeat] | None = None) -> RunResult:
     return build_result(
         config=load_config(overrides=["train.batch_size=8", "seed=3"]),
         signature="s" * 12,
@@ -80,42 +81,36 @@ def result_of(found: Measured, *, repeats: list[Repeat] | None = None) -> dict:
 
 
 def test_quality_before_and_after():
-    quality = result_of(measured())["quality"]
-    assert quality["base"]["loss_nats_per_token"] == pytest.approx(65 / 40)
-    assert quality["tuned"]["loss_nats_per_token"] == pytest.approx(48 / 40)
-    assert quality["tuned"]["perplexity"] == pytest.approx(3.3201169)
-    assert (quality["tuned"]["num_examples"], quality["tuned"]["num_targets"]) == (2, 40)
-    assert (quality["base"]["bleu"], quality["tuned"]["bleu"]) == (2.0, 12.5)
-    assert quality["tuned"]["bleu_signature"] == "nrefs:1|v"
-    assert (quality["tuned"]["chrf"], quality["tuned"]["chrf_signature"]) == (30.25, "nrefs:1|w")
-    assert (quality["tuned"]["num_answers"], quality["tuned"]["hit_limit_frac"]) == (4, 0.25)
+    quality = result_of(measured()).quality
+    assert quality.base.loss_nats_per_token == pytest.approx(65 / 40)
+    assert quality.tuned.loss_nats_per_token == pytest.approx(48 / 40)
+    assert quality.tuned.perplexity == pytest.approx(3.3201169)
+    assert (quality.tuned.num_examples, quality.tuned.num_targets) == (2, 40)
+    assert (quality.base.bleu, quality.tuned.bleu) == (2.0, 12.5)
+    assert quality.tuned.bleu_signature == "nrefs:1|v"
+    assert (quality.tuned.chrf, quality.tuned.chrf_signature) == (30.25, "nrefs:1|w")
+    assert (quality.tuned.num_answers, quality.tuned.hit_limit_frac) == (4, 0.25)
 
 
 def test_efficiency():
-    found = result_of(measured())["efficiency"]
-    assert found["trainable_params"] == 40
-    assert (found["total_params"], found["full_finetune_params"]) == (1000, 960)
-    assert found["trainable_frac"] == 0.04
+    cost = result_of(measured()).efficiency
+    assert cost.trainable_params == 40
+    assert (cost.total_params, cost.full_finetune_params) == (1000, 960)
+    assert cost.trainable_frac == 0.04
     # 17 clocked steps, 9 of 0.5 s and 8 of 1.5 s
-    assert found["step_time_s"] == {"median": 0.5, "p25": 0.5, "p75": 1.5, "num_steps": 17}
-    assert found["steps_per_epoch"] == 12.5
-    assert found["epoch_time_s"] == pytest.approx(16.5 / 17 * 12.5)
-    assert found["throughput_tokens_per_s"] == pytest.approx(1700 / 16.5)
-    assert found["latency_ms_per_token"] == {"base": 2.0, "unmerged": 3.0, "merged": None}
-    assert found["latency_first_token_ms"] == {"base": 5.0, "unmerged": 6.0, "merged": None}
-    assert found["peak_memory_gib"] == {
-        "kind": "resident_set",
-        "load": 1.0,
-        "train": 2.5,
-        "evaluate": None,
-        "generate": None,
-        "reserved": None,
-        "train_tensors": None,
-    }
+    assert cost.step_time_s == StepTime(median=0.5, p25=0.5, p75=1.5, num_steps=17)
+    assert cost.steps_per_epoch == 12.5
+    assert cost.epoch_time_s == pytest.approx(16.5 / 17 * 12.5)
+    assert cost.throughput_tokens_per_s == pytest.approx(1700 / 16.5)
+    assert cost.latency_ms_per_token == ByAdapterState(base=2.0, unmerged=3.0, merged=None)
+    assert cost.latency_first_token_ms == ByAdapterState(base=5.0, unmerged=6.0, merged=None)
+    assert cost.peak_memory_gib == PeakMemory(
+        kind="resident_set", load=1.0, train=2.5, evaluate=None, generate=None, reserved=None
+    )
 
 
-def test_what_was_not_measured_is_null():
-    found = result_of(
+def test_what_was_not_measured_is_none():
+    result = result_of(
         measured(
             base_text=None,
             tuned_text=None,
@@ -123,63 +118,62 @@ def test_what_was_not_measured_is_null():
             latency=dict.fromkeys(("base", "unmerged", "merged")),
         )
     )
-    for model in ("base", "tuned"):
-        for key in ("bleu", "bleu_signature", "chrf", "num_answers", "hit_limit_frac"):
-            assert found["quality"][model][key] is None
-    efficiency = found["efficiency"]
-    assert efficiency["step_time_s"] == {"median": None, "p25": None, "p75": None, "num_steps": 0}
-    assert efficiency["epoch_time_s"] is None
-    assert efficiency["throughput_tokens_per_s"] is None
-    assert set(efficiency["latency_ms_per_token"].values()) == {None}
-    assert found["criteria"]["convergence"]["passed"] is None
+    for quality in (result.quality.base, result.quality.tuned):
+        assert quality.bleu is quality.bleu_signature is quality.chrf is None
+        assert quality.num_answers is quality.hit_limit_frac is None
+    cost = result.efficiency
+    assert cost.step_time_s == StepTime(median=None, p25=None, p75=None, num_steps=0)
+    assert cost.epoch_time_s is cost.throughput_tokens_per_s is None
+    assert cost.latency_ms_per_token == ByAdapterState(base=None, unmerged=None, merged=None)
+    assert result.criteria.convergence.passed is None
 
 
 def test_who_and_when():
-    found = result_of(measured())
-    assert found["schema"] == 1
-    assert (found["signature"], found["device"], found["seed"]) == ("s" * 12, "Some CPU", 3)
-    assert (found["placement"], found["arm"]) == ("all-linear", "first")
-    assert found["adapter_sha256"] == "ab" * 32
-    age = datetime.now(UTC) - datetime.fromisoformat(found["finished_at"])
+    result = result_of(measured())
+    assert result.schema == 1
+    assert (result.signature, result.device, result.seed) == ("s" * 12, "Some CPU", 3)
+    assert (result.placement, result.arm) == ("all-linear", "first")
+    assert result.adapter_sha256 == "ab" * 32
+    age = datetime.now(UTC) - datetime.fromisoformat(result.finished_at)
     assert 0 <= age.total_seconds() < 60
 
 
 def test_an_arm_that_shared_its_steps_is_clocked_by_its_probe():
     probe = [{"clocked": step > 0, "step_time_s": 0.25, "num_tokens": 50} for step in range(5)]
-    found = result_of(measured(probed_rows=probe))["efficiency"]
-    assert found["measured"] == "probe of 4 steps, alone"
-    assert found["step_time_s"] == {"median": 0.25, "p25": 0.25, "p75": 0.25, "num_steps": 4}
-    assert found["throughput_tokens_per_s"] == 200
-    assert result_of(measured())["efficiency"]["measured"] == "whole run, alone"
+    cost = result_of(measured(probed_rows=probe)).efficiency
+    assert cost.measured == "probe of 4 steps, alone"
+    assert cost.step_time_s == StepTime(median=0.25, p25=0.25, p75=0.25, num_steps=4)
+    assert cost.throughput_tokens_per_s == 200
+    assert result_of(measured()).efficiency.measured == "whole run, alone"
 
 
 def test_a_frozen_trunk_is_stated_with_its_layer_its_size_and_its_time():
-    assert result_of(measured())["efficiency"]["trunk"] is None
-    found = result_of(measured(trunk=TrunkUse(layer=20, kept_gib=0.5)))
-    assert found["efficiency"]["trunk"] == {"layer": 20, "kept_gib": 0.5, "fill_time_s": None}
+    assert result_of(measured()).efficiency.trunk is None
+    result = result_of(measured(trunk=TrunkUse(layer=20, kept_gib=0.5)))
+    assert result.efficiency.trunk == Trunk(layer=20, kept_gib=0.5, fill_time_s=None)
 
 
 def test_the_four_criteria_see_this_run():
-    found = result_of(measured())["criteria"]
-    assert list(found) == ["convergence", "validation", "efficiency", "reproducibility"]
-    assert [found[name]["passed"] for name in found] == [True, True, True, None]
+    criteria = to_json(result_of(measured()).criteria)
+    assert list(criteria) == ["convergence", "validation", "efficiency", "reproducibility"]
+    assert [criteria[name]["passed"] for name in criteria] == [True, True, True, None]
     losses = tuple(row["loss_nats_per_token"] for row in step_rows())
     same = Repeat("before", "ab" * 32, losses, 48 / 40)
-    reproduced = result_of(measured(), repeats=[same])["criteria"]["reproducibility"]
-    assert reproduced["passed"] is True
-    assert "Bit-identical" in reproduced["evidence"]
+    reproduced = result_of(measured(), repeats=[same]).criteria.reproducibility
+    assert reproduced.passed is True
+    assert "Bit-identical" in reproduced.evidence
 
 
 def test_a_run_that_fails_its_audit_is_not_completed():
-    assert result_of(measured())["status"] == "completed"
+    assert result_of(measured()).status == "completed"
     broken = measured(audit=replace(AUDIT, frozen_weights_unchanged=False))
-    assert result_of(broken)["status"] == "failed"
-    assert result_of(broken)["audit"]["faults"] == ["frozen weights changed"]
+    assert result_of(broken).status == "failed"
+    assert result_of(broken).audit.faults == ["frozen weights changed"]
 
 
 def test_it_is_plain_json():
-    found = result_of(measured())
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    data = to_json(result_of(measured()))
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
 
 
 def example(row: int) -> Example:

@@ -272,7 +272,7 @@ def test_a_folder_of_something_else_is_left_alone(place, tmp_path):
     assert contents(tmp_path) == untouched
     outcome = place.baseline("--out", tmp_path, "--resume")
     assert outcome.code == 2
-    assert outcome.line.endswith("no run here to go on with (it has no config.yaml)")
+    assert outcome.line.endswith("no run here to resume (it has no config.yaml)")
     assert contents(tmp_path) == untouched
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from loracle.config.files import load_config
 from loracle.errors import Interrupted, ModelError, NonFiniteError, UsageError
+from loracle.records.result import read_result
 from loracle.records.run_folder import RunFolder
 from loracle.runner import active_run, bundle, bundle_size, probe, shared_base, untuned
 from loracle.runner import run_many as runner
@@ -164,7 +165,7 @@ def test_the_second_call_skips_what_is_done_and_computes_nothing(
     monkeypatch.setattr(runner, "open_shared_base", lambda *_, **__: pytest.fail("loaded a base"))
     outcomes = run_many(specs_of(here, root), bundle_size=3)
     assert [outcome.out.name for outcome in outcomes] == list(ARMS)
-    assert outcomes[2].result == load(root / "top" / "result.json")
+    assert outcomes[2].result == read_result(root / "top")
     assert contents(root) == untouched
 
 
@@ -177,7 +178,7 @@ def test_only_what_is_missing_is_done(studies, here, tmp_path):
     after = contents(root)
     assert {key: after[key] for key in untouched if key != "."} == untouched
     # Its bundle is gone, but had it been there it would have shared the steps.
-    assert outcomes[2].result["efficiency"]["measured"].startswith("probe")
+    assert outcomes[2].result.efficiency.measured.startswith("probe")
 
 
 @pytest.mark.parametrize("size", [1, 3])
@@ -320,10 +321,10 @@ def test_an_arm_is_probed_once_for_all_its_seeds(here, tmp_path, monkeypatch):
     specs = specs_of(here, tmp_path, arms, common=["measure.latency_trials=1"])
     outcomes = run_many(specs, bundle_size=2)
     assert sorted(measured) == ["all-linear", "attention"]
-    one, other = (outcomes[index].result["efficiency"] for index in (0, 2))
-    assert one["latency_ms_per_token"]["merged"] > 0
-    assert one["step_time_s"] == other["step_time_s"]
-    assert one["latency_ms_per_token"] == other["latency_ms_per_token"]
+    one, other = (outcomes[index].result.efficiency for index in (0, 2))
+    assert one.latency_ms_per_token.merged > 0
+    assert one.step_time_s == other.step_time_s
+    assert one.latency_ms_per_token == other.latency_ms_per_token
 
 
 # Three epochs, in few steps.

@@ -66,8 +66,8 @@ def test_every_planned_run_is_there_under_its_arms_name(done):
     assert study.unfinished == ()
     assert len(study.runs) == 3 * 2 + 1
     for run in study.runs:
-        assert run.result["arm"] == run.arm
-        assert run.result["seed"] == run.seed
+        assert run.result.arm == run.arm
+        assert run.result.seed == run.seed
         assert len(run.steps) == 4
         assert (run.path / "adapter" / "adapter_model.safetensors").is_file()
     assert set(study.runs_of("best")) == {0, 1}
@@ -81,7 +81,7 @@ def test_the_plan_states_modules_ranks_and_counts_as_the_runs_have_them(done):
             recorded = load(run.path / "modules.json")
             assert list(arm.modules) == recorded["modules"]
             assert arm.trainable_params == recorded["trainable_params"]
-            assert run.result["efficiency"]["trainable_params"] == arm.trainable_params
+            assert run.result.efficiency.trainable_params == arm.trainable_params
 
 
 def test_a_repeat_has_the_bits_of_the_first(done):
@@ -89,7 +89,7 @@ def test_a_repeat_has_the_bits_of_the_first(done):
     first = study.runs_of("all-linear")[0]
     (repeat,) = study.repeats_of("all-linear")
     assert facts(repeat.path) == facts(first.path)
-    assert repeat.result["criteria"]["reproducibility"]["passed"] is True
+    assert repeat.result.criteria.reproducibility.passed is True
 
 
 def test_scores_are_kept_and_choose_the_strategic_arm(done):
@@ -301,8 +301,9 @@ def test_best_rates_is_the_lowest_validation_loss_of_those_that_ended():
         return SimpleNamespace(arm=arm, config=SimpleNamespace(train=train))
 
     def ended(loss):
-        quality = {"tuned": {"loss_nats_per_token": loss}}
-        return SimpleNamespace(result=None if loss is None else {"quality": quality})
+        quality = SimpleNamespace(tuned=SimpleNamespace(loss_nats_per_token=loss))
+        result = None if loss is None else SimpleNamespace(quality=quality)
+        return SimpleNamespace(result=result)
 
     trials = [trial("a", 0.1), trial("a", 0.2), trial("a", 0.3), trial("b", 0.1)]
     found = best_rates(trials, [ended(2.0), ended(1.0), ended(None), ended(3.0)])

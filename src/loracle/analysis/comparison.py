@@ -1,8 +1,8 @@
-"""One arm against another: the difference, what Holm leaves of its p-value, a verdict and why.
+"""One arm against another: difference, Holm-corrected p-value, verdict and its reason.
 
-A verdict of better or worse takes a p-value below 5% after Holm's correction over all comparisons
-of its family, and a difference above the noise floor: what the same run, repeated, differs by.
-Anything else is "not distinguishable", which is a finding about the design as much as the arms.
+"Better" and "worse" need a p-value below 5% after Holm's correction over all comparisons of the
+family, and a difference above the noise floor, by which repeats of one run differ. Anything else is
+"not distinguishable", a finding about the design as much as the arms.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Verdict = Literal["better", "worse", "not distinguishable"]
 
 METRICS: tuple[Metric, ...] = ("loss_nats_per_token", "bleu")
 UNTUNED = "untuned"
-"""What stands for the model before training where an arm could stand."""
+"""Name of the model before training, in place of an arm."""
 
 _OPPOSITE: dict[Verdict, Verdict] = {
     "better": "worse",
@@ -31,16 +31,15 @@ _OPPOSITE: dict[Verdict, Verdict] = {
 
 @dataclass(frozen=True)
 class Comparison:
-    """An arm against another one on one metric, ours minus theirs."""
+    """An arm against another one on one metric, arm minus reference."""
 
     arm: str
-    """The arm in question."""
     reference: str
-    """What it is compared with: another arm, or ``untuned``."""
+    """Another arm, or ``untuned``."""
     metric: Metric
     """``loss_nats_per_token``: lower is better. ``bleu``: higher is better."""
-    found: Difference | None
-    """The difference; None: no seed completed in both, or the metric was not measured."""
+    measured: Difference | None
+    """None: no seed completed in both, or the metric was not measured."""
     noise_floor: float | None
     """The largest difference between a run and its repeat; None: not measured."""
     p_holm: float | None = None
@@ -48,35 +47,35 @@ class Comparison:
     num_comparisons: int = 0
     """Size of the family: comparisons that have a p-value."""
     verdict: Verdict = "not distinguishable"
-    """Whether the arm is better or worse than the reference."""
+    """Of the arm, compared with the reference."""
     reason: str = ""
     """The verdict in one sentence with the figures."""
 
     @property
     def difference(self) -> float | None:
-        """Ours minus theirs, nats per token or BLEU points."""
-        return None if self.found is None else self.found.estimate
+        """Arm minus reference, nats per token or BLEU points."""
+        return None if self.measured is None else self.measured.estimate
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """95% interval of the difference over seeds and examples, not corrected for the family."""
-        if self.found is None or self.found.low is None or self.found.high is None:
+        if self.measured is None or self.measured.low is None or self.measured.high is None:
             return None
-        return self.found.low, self.found.high
+        return self.measured.low, self.measured.high
 
     @property
     def p(self) -> float | None:
         """Two-sided p-value, not corrected."""
-        return None if self.found is None else self.found.p_value
+        return None if self.measured is None else self.measured.p_value
 
     @property
     def num_seeds(self) -> int:
         """Seeds that completed in both."""
-        return self.found.num_seeds if self.found else 0
+        return self.measured.num_seeds if self.measured else 0
 
     @property
     def effect_percent(self) -> float | None:
-        """How much higher our perplexity is, in percent: 100 (exp(difference) - 1); loss only."""
+        """Relative change of perplexity in percent, 100 (exp(difference) - 1); loss only."""
         return None if self.difference is None else self._percent(self.difference)
 
     @property
@@ -87,33 +86,33 @@ class Comparison:
 
     @property
     def smallest_effect(self) -> float | None:
-        """The difference that this design finds four times in five, at Holm's strictest level."""
-        if self.found is None:
+        """Difference found with 80% power at Holm's strictest level."""
+        if self.measured is None:
             return None
-        return self.found.smallest_effect_at(ALPHA / max(self.num_comparisons, 1))
+        return self.measured.smallest_effect_at(ALPHA / max(self.num_comparisons, 1))
 
     def reversed(self) -> Comparison:
-        """Returns the same comparison seen from the other arm, in the same family."""
-        found = self.found and replace(
-            self.found,
-            estimate=-self.found.estimate,
-            low=None if self.found.high is None else -self.found.high,
-            high=None if self.found.low is None else -self.found.low,
+        """Returns the comparison with arm and reference swapped, in the same family."""
+        measured = self.measured and replace(
+            self.measured,
+            estimate=-self.measured.estimate,
+            low=None if self.measured.high is None else -self.measured.high,
+            high=None if self.measured.low is None else -self.measured.low,
         )
-        other = replace(self, arm=self.reference, reference=self.arm, found=found)
+        other = replace(self, arm=self.reference, reference=self.arm, measured=measured)
         return _explained(replace(other, verdict=_OPPOSITE[self.verdict]))
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as plain data, derived figures included."""
-        found = self.found
+        measured = self.measured
         return {
             "arm": self.arm,
             "reference": self.reference,
             "metric": self.metric,
             "difference": self.difference,
             "interval": self.interval and list(self.interval),
-            "standard_error": found and found.standard_error,
-            "degrees_of_freedom": found and found.degrees_of_freedom,
+            "standard_error": measured and measured.standard_error,
+            "degrees_of_freedom": measured and measured.degrees_of_freedom,
             "p": self.p,
             "p_holm": self.p_holm,
             "num_comparisons": self.num_comparisons,
@@ -121,8 +120,8 @@ class Comparison:
             "smallest_effect": self.smallest_effect,
             "noise_floor": self.noise_floor,
             "num_seeds": self.num_seeds,
-            "num_examples": found.num_examples if found else 0,
-            "seed_share": found and found.seed_share,
+            "num_examples": measured.num_examples if measured else 0,
+            "seed_share": measured and measured.seed_share,
             "verdict": self.verdict,
             "reason": self.reason,
         }
@@ -143,16 +142,11 @@ def judged(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
 
 def _judged(comparison: Comparison) -> Comparison:
     verdict: Verdict = "not distinguishable"
-    if _is_established(comparison) and comparison.difference is not None:
+    difference, p_holm = comparison.difference or 0.0, comparison.p_holm
+    if p_holm is not None and p_holm < ALPHA and abs(difference) > (comparison.noise_floor or 0.0):
         lower_is_better = comparison.metric == "loss_nats_per_token"
-        verdict = "better" if (comparison.difference < 0) == lower_is_better else "worse"
+        verdict = "better" if (difference < 0) == lower_is_better else "worse"
     return _explained(replace(comparison, verdict=verdict))
-
-
-def _is_established(comparison: Comparison) -> bool:
-    if comparison.p_holm is None or comparison.p_holm >= ALPHA:
-        return False
-    return abs(comparison.difference or 0.0) > (comparison.noise_floor or 0.0)
 
 
 def _explained(comparison: Comparison) -> Comparison:
@@ -160,31 +154,28 @@ def _explained(comparison: Comparison) -> Comparison:
 
 
 def _reason(comparison: Comparison) -> str:
-    found = comparison.found
-    if found is None:
+    measured = comparison.measured
+    if measured is None:
         return "Not measured on a seed that completed in both."
     if comparison.interval is None or comparison.p_holm is None:
-        few = "one seed" if found.num_seeds < 2 else "one example"
+        few = "one seed" if measured.num_seeds < 2 else "one example"
         return f"{_difference_words(comparison)} on {few}: no interval, so no verdict."
-    if found.standard_error == 0 and found.estimate == 0:
+    if measured.standard_error == 0 and measured.estimate == 0:
         return f"Identical to {comparison.reference} on every seed and example."
-    low, high = (_signed(comparison, end) for end in comparison.interval)
-    told = (
-        f"{_difference_words(comparison)} (95% interval {low} to {high}, "
-        f"Holm {p_words(comparison.p_holm)})"
-    )
+    decimals = 4 if comparison.metric == "loss_nats_per_token" else 2
+    low, high = (f"{end:+.{decimals}f}" for end in comparison.interval)
+    p_words = "p < 0.001" if comparison.p_holm < 0.001 else f"p = {comparison.p_holm:.3f}"
+    figures = f"{_difference_words(comparison)} (95% interval {low} to {high}, Holm {p_words})"
     if comparison.p_holm >= ALPHA:
-        return f"{told}: this could be chance{_visible_words(comparison)}."
+        smallest = comparison.smallest_effect
+        visible = (
+            f"; a difference of {_amount(comparison, smallest)} would be found" if smallest else ""
+        )
+        return f"{figures}: this could be chance{visible}."
     if comparison.verdict == "not distinguishable":
         floor = _amount(comparison, comparison.noise_floor or 0.0)
-        return f"{told}: no more than the same run differs by when it is repeated ({floor})."
-    return f"{told}."
-
-
-def _visible_words(comparison: Comparison) -> str:
-    if comparison.smallest_effect is None:
-        return ""
-    return f"; a difference of {_amount(comparison, comparison.smallest_effect)} would be found"
+        return f"{figures}: no more than the same run differs by when it is repeated ({floor})."
+    return f"{figures}."
 
 
 def _difference_words(comparison: Comparison) -> str:
@@ -198,12 +189,3 @@ def _difference_words(comparison: Comparison) -> str:
 def _amount(comparison: Comparison, value: float) -> str:
     is_loss = comparison.metric == "loss_nats_per_token"
     return f"{value:.4f} nats per token" if is_loss else f"{value:.2f} points"
-
-
-def _signed(comparison: Comparison, value: float) -> str:
-    return f"{value:+.4f}" if comparison.metric == "loss_nats_per_token" else f"{value:+.2f}"
-
-
-def p_words(p_value: float) -> str:
-    """Returns a p-value as papers print it: ``p = 0.034``, ``p < 0.001``."""
-    return "p < 0.001" if p_value < 0.001 else f"p = {p_value:.3f}"

@@ -1,4 +1,4 @@
-"""What a study's runs came to, example by example, as arrays.
+"""Losses and answers of a study's runs by example, as arrays.
 
 Shape legend: E scored validation examples, A answered ones, 10 counts per answer
 (`loracle.analysis.stats.bleu`).
@@ -17,6 +17,8 @@ from loracle.analysis.comparison import UNTUNED, Comparison
 from loracle.analysis.stats.bleu import Counts, answer_counts, paired_bleu_of_counts
 from loracle.analysis.stats.paired import paired_difference
 from loracle.errors import RunFolderError
+from loracle.records.names import EXAMPLES
+from loracle.records.rows import ExampleRow
 from loracle.records.study_folder import RunRecord, StudyRecord
 
 Floats = NDArray[np.float64]
@@ -29,32 +31,33 @@ class Outcomes:
     tokens: Floats
     """Target tokens of each example: (E,)."""
     base_nll_nats: Floats
-    """NLL of each example by the untuned model, summed over its tokens: (E,)."""
+    """NLL of each example under the untuned model, summed over its tokens: (E,)."""
     nll_nats: Mapping[str, Mapping[int, Floats]]
     """Arm -> seed -> the same after training: (E,)."""
     base_counts: Counts | None
-    """Of the untuned model's answers: (A, 10); None: it was not asked."""
+    """Counts of the untuned model's answers: (A, 10); None: it did not answer."""
     counts: Mapping[str, Mapping[int, Counts]]
-    """Arm -> seed -> the same after training; empty where nothing was asked."""
+    """Arm -> seed -> the same after training; empty without answers."""
 
     @property
     def num_answers(self) -> int:
         """Examples that were answered."""
-        found = [len(counts) for by_seed in self.counts.values() for counts in by_seed.values()]
-        return max(found, default=0)
+        return max(
+            (len(c) for by_seed in self.counts.values() for c in by_seed.values()), default=0
+        )
 
 
 def read_outcomes(study: StudyRecord) -> Outcomes:
     """Returns the outcomes of the study's completed runs.
 
     Raises:
-        RunFolderError: If two runs were not scored, or not asked, on the same examples.
+        RunFolderError: If two runs did not score, or not answer, the same examples.
     """
     runs = [run for arm in study.arms for run in study.runs_of(arm.name).values()]
     _require_same_examples(runs)
     first = _scored(runs[0]) if runs else []
-    asked = _answered(runs[0]) if runs else []
-    has_base = bool(asked) and all(row["base_generated"] is not None for row in asked)
+    answered = _answered(runs[0]) if runs else []
+    has_base = bool(answered) and all(row["base_generated"] is not None for row in answered)
     return Outcomes(
         tokens=_column(first, "tokens"),
         base_nll_nats=_column(first, "base_nll_sum_nats"),
@@ -65,7 +68,7 @@ def read_outcomes(study: StudyRecord) -> Outcomes:
             }
             for arm in study.arms
         },
-        base_counts=_counts(asked, "base_generated") if has_base else None,
+        base_counts=_counts(answered, "base_generated") if has_base else None,
         counts={
             arm.name: {
                 seed: _counts(_answered(run), "generated")
@@ -81,54 +84,49 @@ def compare_losses(
     outcomes: Outcomes, arm: str, reference: str, *, noise_floor: float | None
 ) -> Comparison:
     """Returns two arms' difference in loss, or an arm's from the untuned model; not yet judged."""
-    ours, theirs = _paired(
-        outcomes.nll_nats, arm, reference=reference, untuned=outcomes.base_nll_nats
-    )
-    found = paired_difference(ours, theirs, outcomes.tokens) if ours else None
-    return Comparison(arm, reference, "loss_nats_per_token", found, noise_floor)
+    a, b = _paired(outcomes.nll_nats, arm, reference=reference, untuned=outcomes.base_nll_nats)
+    difference = paired_difference(a, b, outcomes.tokens) if a else None
+    return Comparison(arm, reference, "loss_nats_per_token", difference, noise_floor)
 
 
 def compare_bleu(
     outcomes: Outcomes, arm: str, reference: str, *, noise_floor: float | None
 ) -> Comparison:
     """Returns two arms' difference in BLEU, or an arm's from the untuned model; not yet judged."""
-    ours, theirs = _paired(outcomes.counts, arm, reference=reference, untuned=outcomes.base_counts)
-    found = paired_bleu_of_counts(np.stack(ours), np.stack(theirs)) if ours else None
-    return Comparison(arm, reference, "bleu", found, noise_floor)
+    a, b = _paired(outcomes.counts, arm, reference=reference, untuned=outcomes.base_counts)
+    difference = paired_bleu_of_counts(np.stack(a), np.stack(b)) if a else None
+    return Comparison(arm, reference, "bleu", difference, noise_floor)
 
 
 def _paired(
     by_arm: Mapping[str, Mapping[int, Any]], arm: str, *, reference: str, untuned: Any
 ) -> tuple[list[Any], list[Any]]:
-    """Returns the arrays of the seeds that both have; the untuned model's, once."""
-    ours = by_arm[arm]
+    """Returns the arrays of both arms for their common seeds; the untuned model's, once."""
+    a = by_arm[arm]
     if reference == UNTUNED:
-        seeds = sorted(ours) if untuned is not None else []
-        return [ours[seed] for seed in seeds], [untuned] if seeds else []
-    theirs = by_arm[reference]
-    seeds = sorted(ours.keys() & theirs.keys())
-    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+        seeds = sorted(a) if untuned is not None else []
+        return [a[seed] for seed in seeds], [untuned] if seeds else []
+    b = by_arm[reference]
+    seeds = sorted(a.keys() & b.keys())
+    return [a[seed] for seed in seeds], [b[seed] for seed in seeds]
 
 
 def _require_same_examples(runs: Sequence[RunRecord]) -> None:
     for run in runs[1:]:
-        for rows, done in ((_scored, "scored"), (_answered, "asked")):
-            if _examples(rows(run)) != _examples(rows(runs[0])):
+        for rows, done in ((_scored, "scored"), (_answered, "answered")):
+            a, b = ([(row["row"], row["tokens"]) for row in rows(r)] for r in (run, runs[0]))
+            if a != b:
                 raise RunFolderError(
-                    f"{run.path / 'examples.jsonl'}: was not {done} on the examples of "
+                    f"{run.path / EXAMPLES}: {done} other examples than "
                     f"{runs[0].id}; only runs on the same examples can be compared"
                 )
 
 
-def _examples(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, Any]]:
-    return [(row["row"], row["tokens"]) for row in rows]
-
-
-def _scored(run: RunRecord) -> list[dict[str, Any]]:
+def _scored(run: RunRecord) -> list[ExampleRow]:
     return [row for row in run.examples if row["nll_sum_nats"] is not None]
 
 
-def _answered(run: RunRecord) -> list[dict[str, Any]]:
+def _answered(run: RunRecord) -> list[ExampleRow]:
     return [row for row in run.examples if row["generated"] is not None]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from loracle.records.study_folder import StudyRecord
 
@@ -41,7 +39,7 @@ def taken_rates(study: StudyRecord) -> dict[str, float]:
     """Returns the rate of each arm that was searched: the one with the lowest validation loss."""
     found: dict[str, tuple[float, float]] = {}
     for run in study.search:
-        tried = (final_loss(run.result), run.learning_rate)
+        tried = (run.result.quality.tuned.loss_nats_per_token, run.learning_rate)
         found[run.arm] = min(found.get(run.arm, tried), tried)
     return {arm: rate for arm, (_, rate) in found.items()}
 
@@ -51,9 +49,3 @@ def arms_at_the_edge(study: StudyRecord) -> list[str]:
     grid = (study.study.get("search") or {}).get("learning_rates", [])
     ends = {min(grid), max(grid)} if grid else set()
     return [arm for arm, rate in taken_rates(study).items() if rate in ends]
-
-
-def final_loss(result: Mapping[str, Any]) -> float:
-    """Returns the validation loss of the tuned model, in nats per token."""
-    loss: float = result["quality"]["tuned"]["loss_nats_per_token"]
-    return loss

@@ -1,12 +1,11 @@
-"""Plain figures of an arm over its seeds, and the noise that a study measured of itself."""
+"""Mean and spread of an arm over its seeds, and the noise floor of a study."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from loracle.analysis.comparison import METRICS, UNTUNED, Metric
 from loracle.records.study_folder import RunRecord, StudyRecord
@@ -19,17 +18,17 @@ class Summary:
     mean: float
     """Over the seeds; of perplexity, exp of the mean loss."""
     sd: float | None
-    """Between seeds, of one seed and not of the mean; None with fewer than two."""
+    """Standard deviation between seeds (not of the mean); None with fewer than two."""
     n: int
-    """Seeds."""
+    """Number of seeds."""
 
 
 @dataclass(frozen=True)
 class ArmSummary:
-    """What an arm came to; None where it was not measured."""
+    """An arm's metrics; None where not measured."""
 
     arm: str
-    """Its name, or ``untuned``."""
+    """An arm's name, or ``untuned``."""
     loss_nats_per_token: Summary | None
     """Validation loss."""
     perplexity: Summary | None
@@ -40,37 +39,30 @@ class ArmSummary:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What a metric differs by when nothing that is compared differs."""
+    """How much a metric varies between repeats and between seeds of one arm."""
 
     metric: Metric
-    """Of which metric."""
     repeats: tuple[float, ...] | None
-    """|difference| of each repeat from the run that it repeats, same seed; 0 is a finding. None:
-    no run was repeated."""
+    """|difference| of each repeat from the run of the same seed; None: no run was repeated."""
     seeds_arm: str | None
-    """The arm with extra seeds; None: no arm has."""
+    """The arm with extra seeds; None: no arm has any."""
     seeds_sd: float | None
-    """Standard deviation of its metric over all of its seeds."""
+    """Standard deviation of the metric over all seeds of that arm."""
     num_seeds: int
-    """How many those are."""
 
     @property
     def floor(self) -> float | None:
         """The largest difference between a run and its repeat; None: not measured."""
         return max(self.repeats) if self.repeats else None
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain data."""
-        return asdict(self) | {"repeats": self.repeats and list(self.repeats)}
-
 
 def summarise_arm(study: StudyRecord, arm: str) -> ArmSummary:
-    """Returns an arm's figures over its completed seeds."""
+    """Returns an arm's metrics over its completed seeds."""
     return _summary(arm, list(study.runs_of(arm).values()), model="tuned")
 
 
 def summarise_untuned(study: StudyRecord) -> ArmSummary:
-    """Returns the untuned model's figures, from the first run that counts."""
+    """Returns the untuned model's metrics, from the first run of an arm."""
     runs = [run for run in study.runs if run.role == "arm"]
     return _summary(UNTUNED, runs[:1], model="base")
 
@@ -84,8 +76,8 @@ def _summary(arm: str, runs: Sequence[RunRecord], *, model: str) -> ArmSummary:
     losses = _values(runs, "loss_nats_per_token", model=model)
     perplexity = None
     if losses:
-        each = _over_seeds([math.exp(loss) for loss in losses])
-        perplexity = Summary(math.exp(statistics.fmean(losses)), each.sd, each.n)
+        by_seed = _over_seeds([math.exp(loss) for loss in losses])
+        perplexity = Summary(math.exp(statistics.fmean(losses)), by_seed.sd, by_seed.n)
     bleu = _values(runs, "bleu", model=model)
     return ArmSummary(
         arm=arm,
@@ -101,8 +93,8 @@ def _over_seeds(values: Sequence[float]) -> Summary:
 
 
 def _values(runs: Sequence[RunRecord], metric: Metric, *, model: str = "tuned") -> list[float]:
-    found = [run.result["quality"][model][metric] for run in runs]
-    return [value for value in found if value is not None]
+    values = [getattr(getattr(run.result.quality, model), metric) for run in runs]
+    return [value for value in values if value is not None]
 
 
 def _noise(study: StudyRecord, metric: Metric) -> NoiseFloor:

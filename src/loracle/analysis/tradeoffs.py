@@ -1,8 +1,8 @@
-"""What an arm's loss costs: the Pareto set with its uncertainty, and a recommendation in words.
+"""Loss against cost: the Pareto set with its uncertainty.
 
 An arm is dominated only if another one is established to cost no more and to be better. Costs are
-compared seed by seed, over the same batches. Where an arm that may cost no more may be as good, the
-arm is undecided: whether its price buys anything is not known.
+compared seed by seed, over the same batches. An arm is undecided if another one may cost no more
+and may be as good.
 """
 
 from __future__ import annotations
@@ -11,14 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loracle.analysis.comparison import Comparison
-from loracle.analysis.costs import (
-    Axis,
-    Cost,
-    amount_words,
-    arm_costs,
-    costs_more,
-    costs_no_more,
-)
+from loracle.analysis.costs import Axis, Cost, amount_words, costs_more, costs_no_more, costs_of
 from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import StudyRecord
 
@@ -30,45 +23,37 @@ class ParetoArm:
     """An arm on one axis of cost."""
 
     arm: str
-    """Its name."""
     cost: Cost
-    """Over its runs."""
     loss_nats_per_token: float
-    """Mean over its seeds."""
+    """Mean over seeds."""
     comparison: Comparison | None
-    """With the reference arm: the loss difference and its interval; None: it is the reference."""
+    """Loss against the reference arm; None: it is the reference."""
     state: State
     """``efficient``: every arm is established to cost more, or to be worse."""
     rivals: tuple[str, ...]
-    """Arms that dominate it; of an undecided arm, those that are neither established to cost more
-    nor to be worse."""
+    """Arms that dominate it; for an undecided arm, those that may cost no more and be as good."""
     reason: str
     """The state in one sentence."""
 
+    @property
+    def difference(self) -> float | None:
+        """Loss minus the reference's, nats per token; None: no seed in common."""
+        return self.comparison.difference if self.comparison else 0.0
+
 
 def pareto(study: StudyRecord, verdicts: Verdicts, axis: Axis) -> tuple[ParetoArm, ...]:
-    """Returns every arm whose loss and cost were measured, in the study's order.
-
-    Args:
-        study: The study.
-        verdicts: What `verdicts.judge` found in it: direct comparisons of all pairs.
-        axis: What the loss is weighed against.
-    """
-    costs = {
-        arm.name: cost
-        for arm in study.arms
-        if (cost := arm_costs(study, arm.name).get(axis)) and verdicts.summary(arm.name)
-    }
+    """Returns every arm whose loss and cost were measured, in the study's order."""
+    costs = {arm: cost for arm, cost in costs_of(study, axis).items() if verdicts.summary(arm)}
     return tuple(_placed(arm, costs=costs, verdicts=verdicts) for arm in costs)
 
 
 def _placed(arm: str, *, costs: dict[str, Cost], verdicts: Verdicts) -> ParetoArm:
-    mine = costs[arm]
-    near = [other for other in costs if other != arm and not costs_more(costs[other], mine)]
+    cost = costs[arm]
+    near = [other for other in costs if other != arm and not costs_more(costs[other], cost)]
     better = [
         other
         for other in near
-        if costs_no_more(costs[other], mine) and verdicts.is_worse(arm, other)
+        if costs_no_more(costs[other], cost) and verdicts.is_worse(arm, other)
     ]
     rivals = better or [other for other in near if not verdicts.is_worse(other, arm)]
     state: State = "dominated" if better else "undecided" if rivals else "efficient"
@@ -77,12 +62,12 @@ def _placed(arm: str, *, costs: dict[str, Cost], verdicts: Verdicts) -> ParetoAr
     assert summary.loss_nats_per_token is not None, "a completed run has a loss"
     return ParetoArm(
         arm=arm,
-        cost=mine,
+        cost=cost,
         loss_nats_per_token=summary.loss_nats_per_token.mean,
         comparison=verdicts.comparison(arm),
         state=state,
         rivals=tuple(rivals),
-        reason=_reason(state, mine, rivals=rivals, is_cheapest=not near),
+        reason=_reason(state, cost, rivals=rivals, is_cheapest=not near),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a study found: every arm against the reference, with intervals, verdicts and noise.
+"""Verdicts of a study: every arm against the reference, with intervals and noise.
 
 Families of comparisons, each corrected by Holm on its own: all arms against the reference, all
 arms against the untuned model, all pairs of arms; each metric is a family of its own.
@@ -12,7 +12,7 @@ from itertools import combinations
 from typing import Any
 
 from loracle.analysis.comparison import METRICS, UNTUNED, Comparison, Metric, judged
-from loracle.analysis.costs import Axis, Cost, arm_costs
+from loracle.analysis.costs import Axis, arm_costs
 from loracle.analysis.outcomes import Outcomes, compare_bleu, compare_losses, read_outcomes
 from loracle.analysis.summaries import (
     ArmSummary,
@@ -28,48 +28,44 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class CostDifference:
-    """What an arm costs beside the reference: described, not tested."""
+    """Cost of an arm beside the reference's; not tested."""
 
     arm: str
-    """The arm."""
     axis: Axis
-    """What was measured, with its unit."""
     value: float
     """Median over the arm's runs."""
     reference_value: float
-    """The same of the reference."""
+    """Median over the reference's runs."""
     ratio: float
     """value / reference_value."""
 
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Everything that a study's statistics found."""
+    """All results of a study's statistics."""
 
     reference: str
-    """The arm that the others are compared with."""
     seeds: tuple[int, ...]
-    """Seeds of which any arm has a completed run."""
+    """Seeds with a completed run of any arm."""
     num_examples: int
-    """Validation examples that were scored."""
+    """Scored validation examples."""
     num_tokens: int
-    """Their target tokens."""
+    """Target tokens of these."""
     num_answers: int
-    """Validation examples that were answered; 0: no BLEU."""
+    """Answered validation examples; 0: no BLEU."""
     summaries: tuple[ArmSummary, ...]
-    """Of every arm that has a completed run, in the study's order."""
+    """Arms with a completed run, in the study's order."""
     untuned: ArmSummary
-    """Of the model before training."""
+    """The model before training."""
     comparisons: tuple[Comparison, ...]
-    """Every arm but the reference against it: the losses, then BLEU if it was measured."""
+    """Every other arm against the reference: losses, then BLEU if it was measured."""
     versus_untuned: tuple[Comparison, ...]
-    """Every arm against the untuned model, likewise."""
+    """Every arm against the untuned model: losses, then BLEU if it was measured."""
     pairs: tuple[Comparison, ...]
-    """The losses of every two arms, each pair once."""
+    """Losses of every two arms, each pair once."""
     costs: tuple[CostDifference, ...]
-    """Every arm but the reference against it, on each axis that both were measured on."""
+    """Every other arm against the reference, on each axis measured for both."""
     noise: Mapping[Metric, NoiseFloor]
-    """By metric."""
 
     def comparison(self, arm: str, *, metric: Metric = "loss_nats_per_token") -> Comparison | None:
         """Returns an arm's comparison with the reference; None: not measured, or itself."""
@@ -82,51 +78,46 @@ class Verdicts:
         return _find(self.versus_untuned, arm, UNTUNED, metric)
 
     def pair(self, arm: str, other: str) -> Comparison | None:
-        """Returns the comparison of two arms' losses as ``arm`` sees it; None: not measured."""
+        """Returns the comparison of two arms' losses, arm minus other; None: not measured."""
         mirrored = _find(self.pairs, other, arm, "loss_nats_per_token")
-        found = _find(self.pairs, arm, other, "loss_nats_per_token")
-        return found or (mirrored and mirrored.reversed())
+        pair = _find(self.pairs, arm, other, "loss_nats_per_token")
+        return pair or (mirrored and mirrored.reversed())
 
     def is_worse(self, arm: str, other: str) -> bool:
         """Returns whether an arm is established to have a higher loss than another.
 
-        Holm's correction is over all pairs; against the reference it is enough if the verdict
-        says so, which is corrected over the arms, or a table and the advice below it would differ.
+        Pairs are corrected over all pairs. Against the reference the table's verdict, corrected
+        over the arms, counts too: advice must not contradict the table above it.
         """
-        found = [self.pair(arm, other)]
+        comparisons = [self.pair(arm, other)]
         if other == self.reference:
-            found.append(self.comparison(arm))
+            comparisons.append(self.comparison(arm))
         elif arm == self.reference and (mirrored := self.comparison(other)):
-            found.append(mirrored.reversed())
-        return any(each is not None and each.verdict == "worse" for each in found)
+            comparisons.append(mirrored.reversed())
+        return any(c is not None and c.verdict == "worse" for c in comparisons)
 
     def summary(self, arm: str) -> ArmSummary | None:
-        """Returns an arm's figures; None: no run of it completed."""
+        """Returns an arm's summary; None: no run of it completed."""
         return next((summary for summary in self.summaries if summary.arm == arm), None)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as plain data, ``verdicts.json``; what was not measured is null."""
-        return {
-            "schema": SCHEMA,
-            "reference": self.reference,
-            "seeds": list(self.seeds),
-            "num_examples": self.num_examples,
-            "num_tokens": self.num_tokens,
-            "num_answers": self.num_answers,
-            "summaries": [asdict(summary) for summary in self.summaries],
-            "untuned": asdict(self.untuned),
-            "comparisons": [comparison.to_json() for comparison in self.comparisons],
-            "versus_untuned": [comparison.to_json() for comparison in self.versus_untuned],
-            "pairs": [comparison.to_json() for comparison in self.pairs],
-            "costs": [asdict(cost) for cost in self.costs],
-            "noise": [noise.to_json() for noise in self.noise.values()],
+        """Returns the contents of ``verdicts.json``; null: not measured."""
+        lists = {
+            key: [comparison.to_json() for comparison in comparisons]
+            for key, comparisons in (
+                ("comparisons", self.comparisons),
+                ("versus_untuned", self.versus_untuned),
+                ("pairs", self.pairs),
+            )
         }
+        noise = [asdict(noise) for noise in self.noise.values()]
+        return {"schema": SCHEMA, **asdict(self), **lists, "noise": noise}
 
 
 def judge(study: StudyRecord) -> Verdicts:
-    """Returns what the study's completed runs establish.
+    """Returns the verdicts over the study's completed runs.
 
-    An arm is compared over the seeds that it and the other completed.
+    Two arms are compared over the seeds that both completed.
 
     Raises:
         RunFolderError: If two runs were not scored on the same examples.
@@ -171,23 +162,18 @@ def _families(
 
 
 def _cost_differences(study: StudyRecord, arms: list[str]) -> tuple[CostDifference, ...]:
-    theirs = arm_costs(study, study.reference)
+    reference = {axis: cost.median for axis, cost in arm_costs(study, study.reference).items()}
     return tuple(
-        _cost_difference(arm, cost, theirs[axis])
+        CostDifference(arm, axis, cost.median, reference[axis], ratio=cost.median / reference[axis])
         for arm in arms
         if arm != study.reference
         for axis, cost in arm_costs(study, arm).items()
-        if axis in theirs
+        if axis in reference
     )
-
-
-def _cost_difference(arm: str, ours: Cost, theirs: Cost) -> CostDifference:
-    ratio = ours.median / theirs.median
-    return CostDifference(arm, ours.axis, ours.median, theirs.median, ratio)
 
 
 def _find(
     comparisons: tuple[Comparison, ...], arm: str, reference: str, metric: Metric
 ) -> Comparison | None:
-    wanted = (arm, reference, metric)
-    return next((c for c in comparisons if (c.arm, c.reference, c.metric) == wanted), None)
+    key = (arm, reference, metric)
+    return next((c for c in comparisons if (c.arm, c.reference, c.metric) == key), None)

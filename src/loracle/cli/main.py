@@ -197,7 +197,7 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="As Markdown.")] = False,
 ) -> None:
     """Write a study's report; print the table of a run, or of runs that differ in their seed."""
-    from loracle.records.study_folder import STUDY
+    from loracle.records.names import STUDY
 
     if (folder / STUDY).is_file():
         if markdown:

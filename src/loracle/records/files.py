@@ -1,4 +1,4 @@
-"""Files that are the old one or the new one, never half of each, whenever a signal strikes."""
+"""Atomic file writes, JSON without NaN, and dataclasses to and from JSON."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from loracle.errors import NonFiniteError, RunFolderError
 
-# What the file system says, in the user's words.
+T = TypeVar("T")
+
+# Errors of the file system, in words that a user can act on.
 _FAULTS = {
     errno.ENOSPC: "the disk is full; free some space or give another --out",
     errno.EDQUOT: "the disk quota is used up; free some space or give another --out",
@@ -26,7 +31,7 @@ _FAULTS = {
     errno.EISDIR: "a folder is where a file should be",
 }
 
-# How safetensors passes on what the system said.
+# How safetensors quotes an error of the system.
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 # Network and FUSE folders (Colab's Drive) that cannot sync a directory or lock a file.
@@ -35,11 +40,7 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK)
 
 @contextmanager
 def disk_faults(path: Path) -> Iterator[None]:
-    """Turns what the file system refuses into one clear line about ``path``.
-
-    Raises:
-        RunFolderError: Full disk, no permission, a file in the way, and the like.
-    """
+    """Turns an ``OSError`` into a `RunFolderError` of one line about ``path``."""
     try:
         yield
     except OSError as error:
@@ -49,10 +50,9 @@ def disk_faults(path: Path) -> Iterator[None]:
 
 @contextmanager
 def plain_os_errors() -> Iterator[None]:
-    """Turns a full disk back into the ``OSError`` it is: safetensors has an error of its own.
+    """Turns safetensors' own error for a full disk and the like back into an ``OSError``.
 
     Raises:
-        OSError: What the system said to safetensors.
         RuntimeError: For its other errors.
     """
     from safetensors import SafetensorError
@@ -67,10 +67,10 @@ def plain_os_errors() -> Iterator[None]:
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Replaces ``path`` by ``content``: a temporary file beside it, synced, renamed over it.
+    """Replaces ``path`` through a synced temporary file beside it.
 
     Raises:
-        RunFolderError: If it cannot be written; ``path`` is then what it was.
+        RunFolderError: If it cannot be written; ``path`` is then unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_faults(path):
@@ -94,7 +94,7 @@ def write_json(path: Path, data: Mapping[str, Any], *, indent: int = 2) -> None:
 
 
 def write_synced(path: Path, content: bytes) -> None:
-    """Writes a file and returns once it is on the disk."""
+    """Writes a file and syncs it to the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -102,7 +102,7 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Returns once the names in a folder are on the disk, where the file system can say so."""
+    """Syncs the names in a folder to the disk, where the file system supports it."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,7 +114,7 @@ def sync_folder(path: Path) -> None:
 
 
 def is_unsupported(error: OSError) -> bool:
-    """Returns whether the file system lacks the operation, rather than failed at it."""
+    """Returns whether the file system does not support the operation."""
     return error.errno in _UNSUPPORTED
 
 
@@ -151,6 +151,32 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return [_parse(line, origin=f"{path}:{n}") for n, line in enumerate(lines, 1)]
 
 
+def to_json(value: Any) -> dict[str, Any]:
+    """Returns a dataclass as plain data: its fields in order, then its computed fields."""
+    data: dict[str, Any] = _adapter(value.__class__).dump_python(value)
+    return data
+
+
+def from_json(kind: Callable[..., T], data: Mapping[str, Any], *, origin: str) -> T:
+    """Returns the dataclass that `to_json` wrote; keys that it does not have are ignored.
+
+    Raises:
+        RunFolderError: Naming the first key that is missing or of another type.
+    """
+    try:
+        value: T = _adapter(kind).validate_python(data)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(map(str, fault["loc"]))
+        raise RunFolderError(f"{origin}: {key}: {fault['msg'].lower()}") from None
+    return value
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
@@ -177,5 +203,7 @@ def _non_finite(data: Any, *, key: str) -> str | None:
         items = list(data.items())
     elif isinstance(data, Sequence) and not isinstance(data, str):
         items = list(enumerate(data))
-    found = (_non_finite(value, key=f"{key}.{name}" if key else str(name)) for name, value in items)
-    return next(filter(None, found), None)
+    faults = (
+        _non_finite(value, key=f"{key}.{name}" if key else str(name)) for name, value in items
+    )
+    return next(filter(None, faults), None)

@@ -1,4 +1,4 @@
-"""Finding runs: a path for a new one, the one to resume, the ones that completed."""
+"""Paths of new runs, and the runs under a folder: the one to resume, the completed ones."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from loracle.config.run import Config, config_digest
 from loracle.errors import LoracleError, RunFolderError
-from loracle.records.files import read_json
+from loracle.records.names import CONFIG, LOCK, STATUS
+from loracle.records.result import RunResult, read_result
 from loracle.records.run_folder import read_status, recorded_config
+
+_UNFINISHED = ("running", "failed", "interrupted")
 
 
 def new_run_path(root: Path, *, name: str) -> Path:
@@ -27,34 +29,30 @@ def new_run_path(root: Path, *, name: str) -> Path:
 
 
 def find_resumable(root: Path, *, config: Config) -> Path | None:
-    """Returns the newest unfinished run under ``root`` that is the run ``config`` describes."""
-    wanted = config_digest(config)
-    ours = [path for path in _runs(root) if _is_unfinished(path) and _digest(path) == wanted]
-    return max(ours, key=_started_at, default=None)
+    """Returns the newest unfinished run under ``root`` with this configuration."""
+    digest = config_digest(config)
+    unfinished = (path for path in _runs(root) if _status(path) in _UNFINISHED)
+    return max((p for p in unfinished if _digest(p) == digest), key=_started_at, default=None)
 
 
 def completed_runs(root: Path) -> Iterator[Path]:
-    """Yields the folder of every completed run under ``root``, in the order of their names."""
+    """Yields the folder of every completed run under ``root``, by name."""
     for path in _runs(root):
         if _status(path) == "completed":
             yield path
 
 
 def _runs(root: Path) -> Iterator[Path]:
-    """Yields every run folder under ``root``; what is inside a run is not searched."""
+    """Yields every run folder under ``root``; runs are not searched for further runs."""
     for folder, subfolders, files in os.walk(root):
-        if "config.yaml" in files and ("status.json" in files or ".lock" in files):
+        if CONFIG in files and (STATUS in files or LOCK in files):
             subfolders.clear()
             yield Path(folder)
         subfolders.sort()
 
 
-def _is_unfinished(path: Path) -> bool:
-    return _status(path) in ("running", "failed", "interrupted")
-
-
 def _status(path: Path) -> str | None:
-    """Returns a run's status; None if its file is damaged, which must not hide the other runs."""
+    """Returns a run's status; None if the file is damaged."""
     try:
         return read_status(path).get("status")
     except LoracleError:
@@ -62,7 +60,7 @@ def _status(path: Path) -> str | None:
 
 
 def _digest(path: Path) -> str | None:
-    """Returns a run's digest; None if another version's config is no longer valid."""
+    """Returns a run's configuration digest; None if its configuration is no longer valid."""
     try:
         return config_digest(recorded_config(path))
     except LoracleError:
@@ -70,28 +68,28 @@ def _digest(path: Path) -> str | None:
 
 
 def _started_at(path: Path) -> tuple[int, str]:
-    """Orders runs by their start: the lock is made first and never written again."""
-    lock = path / ".lock"
-    marker = lock if lock.exists() else path / "config.yaml"
+    """Sort key: the lock is made when a run starts and never written again."""
+    lock = path / LOCK
+    marker = lock if lock.exists() else path / CONFIG
     return marker.stat().st_mtime_ns, path.name
 
 
-def read_results(root: Path) -> list[dict[str, Any]]:
+def read_results(root: Path) -> list[RunResult]:
     """Returns the results of the finished runs in a folder, by seed.
 
     Raises:
         RunFolderError: If there is none, or they are not one configuration in one environment.
     """
-    results = [read_json(path / "result.json") for path in completed_runs(root)]
+    results = [read_result(path) for path in completed_runs(root)]
     if not results:
         raise RunFolderError(f"{root}: no finished run in it")
-    families = {without_seed(result["signature"]) for result in results}
+    families = {without_seed(result.signature) for result in results}
     if len(families) > 1:
         raise RunFolderError(
             f"{root}: its runs differ in more than the seed and do not belong in one table "
             f"({'; '.join(_unlike(sorted(families)[:2]))})"
         )
-    return sorted(results, key=lambda result: result["seed"])
+    return sorted(results, key=lambda result: result.seed)
 
 
 def without_seed(signature: str) -> str:
@@ -100,9 +98,8 @@ def without_seed(signature: str) -> str:
 
 
 def _unlike(signatures: Sequence[str]) -> list[str]:
-    one, other = (dict(_items(signature)) for signature in signatures)
-    return [f"{key}: {one.get(key)} and {other.get(key)}" for key in one if one[key] != other[key]]
-
-
-def _items(signature: str) -> list[tuple[str, str]]:
-    return [tuple(item.split(":", 1)) for item in signature.split("|")]  # type: ignore[misc]
+    a, b = (
+        {key: value for key, _, value in (item.partition(":") for item in signature.split("|"))}
+        for signature in signatures
+    )
+    return [f"{key}: {a[key]} and {b.get(key)}" for key in a if a[key] != b.get(key)]

@@ -1,15 +1,14 @@
-"""How near a plan came to what was measured, as a study's folder keeps it."""
+"""Predicted and measured memory and step times of a study's arms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from loracle.records.files import read_json, write_json
+from loracle.records.files import from_json, read_json, to_json, write_json
+from loracle.records.names import PREDICTED
 
-FILE = "predicted.json"
-"""In a study's folder."""
 _SCHEMA = 1
 
 
@@ -21,15 +20,15 @@ class ArmAccuracy:
     predicted_gib: float
     """Peak of live tensors in training."""
     measured_gib: float | None
-    """The same, counted or read from the device; null: not measured."""
+    """Measured peak, counted or read from the device; None: not measured."""
     memory_kind: str
-    """What was measured: a key of `loracle.records.result.MEMORY_KINDS`."""
+    """A key of `loracle.records.result.MEMORY_KINDS`."""
     predicted_step_s: float | None
-    """Of a step over as many tokens as those that were clocked; null: the speed is not known."""
+    """For a step with as many tokens as the clocked ones; None: the device was not calibrated."""
     measured_step_s: float | None
-    """Median over the run; null: not measured."""
+    """Median over the run; None: not measured."""
     speed_measured_at: str | None
-    """Date of the device's calibration, on which a predicted time rests; null: there is none."""
+    """Date of the device's calibration; None: no time was predicted."""
 
     @property
     def memory_error_frac(self) -> float | None:
@@ -48,17 +47,16 @@ def _error(predicted: float | None, measured: float | None) -> float | None:
     return (predicted - measured) / measured
 
 
-def keep_accuracy(folder: Path, found: Sequence[ArmAccuracy]) -> Path:
-    """Leaves predictions and measurements in a study's folder and returns their file."""
-    path = folder / FILE
-    rows = {"schema": _SCHEMA, "arms": [asdict(each) for each in found]}
-    write_json(path, rows)
+def keep_accuracy(folder: Path, accuracies: Sequence[ArmAccuracy]) -> Path:
+    """Writes predictions and measurements into a study's folder and returns the file."""
+    path = folder / PREDICTED
+    write_json(path, {"schema": _SCHEMA, "arms": [to_json(arm) for arm in accuracies]})
     return path
 
 
 def kept_accuracy(folder: Path) -> list[ArmAccuracy]:
-    """Returns what was kept in a study's folder; empty if nothing was."""
-    path = folder / FILE
+    """Returns the predictions in a study's folder; empty if there are none."""
+    path = folder / PREDICTED
     if not path.is_file():
         return []
-    return [ArmAccuracy(**row) for row in read_json(path)["arms"]]
+    return [from_json(ArmAccuracy, row, origin=f"{path}") for row in read_json(path)["arms"]]

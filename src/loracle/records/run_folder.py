@@ -1,4 +1,4 @@
-"""The run folder: everything a run leaves behind, readable at any moment, also after SIGKILL.
+"""The run folder: all files of a run, readable at any moment, also after SIGKILL.
 
 ::
 
@@ -6,8 +6,8 @@
     status.json     running, completed, ...       evals.jsonl     one row per validation
     environment.json, data.json, modules.json, examples.jsonl, result.json, adapter/, checkpoints/
 
-Whole files are replaced in one stroke; the two growing files gain one line at a time, and a last
-line that was cut short is not a row. Finding runs is `loracle.records.find_runs`.
+Whole files are replaced atomically. The two growing files gain one line at a time; a last line that
+was cut short is dropped.
 """
 
 from __future__ import annotations
@@ -29,27 +29,28 @@ from loracle.records.files import (
     read_json,
     read_jsonl,
     strict_json,
+    to_json,
     write_durably,
+    write_json,
 )
-from loracle.records.names import CHECKPOINTS
+from loracle.records.names import CHECKPOINTS, CONFIG, EVALS, LOCK, RESULT, STATUS, STEPS
+from loracle.records.result import RunResult
 
 Status = Literal["running", "completed", "failed", "interrupted"]
 
-_STEPS, _EVALS = "steps.jsonl", "evals.jsonl"
 _STATUS_FIELDS = ("phase", "step", "max_steps", "error")
 
 
 class RunFolder:
     """One run's folder, held by one process at a time.
 
-    Get one from ``create`` or ``reopen``, as a context manager or with ``close`` at the end. The
-    kernel releases the folder if the process dies. A completed run can be read and never written.
+    The kernel releases the lock if the process dies. A completed run can be read and never written.
 
     Attributes:
         path: The folder.
         config: The run's resolved configuration.
-        status: What ``status.json`` holds.
-        failed_before: Whether the run had failed when it was opened to go on with.
+        status: Contents of ``status.json``.
+        failed_before: Whether the run had failed when it was reopened.
     """
 
     def __init__(self, path: Path, *, config: Config, status: dict[str, Any], lock: int) -> None:
@@ -71,10 +72,10 @@ class RunFolder:
             _require_vacant(path)
             lock = _acquire(path)
         try:
-            # Again, now that nobody else can be about to create one here.
+            # Again under the lock: another process may have created a run meanwhile.
             _require_vacant(path)
             run = cls(path, config=config, status={}, lock=lock)
-            run.write_yaml("config.yaml", config.model_dump(mode="json"))
+            run.write_yaml(CONFIG, config.model_dump(mode="json"))
             run.set_status("running", max_steps=config.train.max_steps)
         except BaseException:
             os.close(lock)
@@ -83,12 +84,12 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, *, config: Config | None = None) -> Self:
-        """Returns the folder of an existing run, to go on with it (or to read it, if completed).
+        """Returns the folder of an existing run, to resume it (or to read it, if completed).
 
         Args:
             path: The folder.
-            config: What the caller means to run; None takes the recorded one. How the run is
-                checkpointed and tracked may differ from before, what it computes may not.
+            config: The requested configuration; None: the recorded one. Checkpointing and tracking
+                may differ from the recorded one, nothing else.
 
         Raises:
             RunFolderError: If there is no run, it is another one, is in use or cannot be written.
@@ -111,20 +112,20 @@ class RunFolder:
         return run
 
     def _continue(self, recorded: Config) -> None:
-        """Makes an unfinished run ready to be written again."""
+        """Prepares an unfinished run for writing."""
         if self.is_finished:
             return
-        for name in (_STEPS, _EVALS):
+        for name in (STEPS, EVALS):
             self._drop_partial_line(name)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         if self.config != recorded:
-            self.write_yaml("config.yaml", self.config.model_dump(mode="json"))
+            self.write_yaml(CONFIG, self.config.model_dump(mode="json"))
         self.set_status("running")
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run completed; nothing in its folder is then ever overwritten."""
+        """Whether the run completed; its files are then never overwritten."""
         return self.status.get("status") == "completed"
 
     @property
@@ -137,7 +138,7 @@ class RunFolder:
         return (self.path / name).exists()
 
     def close(self) -> None:
-        """Lets go of the folder."""
+        """Releases the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -154,32 +155,30 @@ class RunFolder:
         self.close()
 
     def set_status(self, status: Status, **fields: Any) -> None:
-        """Replaces ``status.json``; a field that is not given keeps its value, except ``error``.
+        """Replaces ``status.json``; "completed" is the last write to a run.
 
-        Args:
-            status: Setting "completed" is the last thing that is written to a run.
-            fields: ``phase``, ``step``, ``max_steps``, ``error``.
+        Fields are ``phase``, ``step``, ``max_steps`` and ``error``; one that is not given keeps its
+        value, except ``error``, which is cleared.
         """
         assert set(fields) <= set(_STATUS_FIELDS), f"no such status field in {sorted(fields)}"
-        kept = {key: self.status.get(key) for key in _STATUS_FIELDS if key != "error"}
-        merged = {**kept, "error": None, **fields}
         new = {
             "status": status,
-            **{key: merged[key] for key in _STATUS_FIELDS},
+            **{key: self.status.get(key) for key in _STATUS_FIELDS},
+            "error": None,
+            **fields,
             "updated_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-        self.write_json("status.json", new)
+        self.write_json(STATUS, new)
         self.status = new
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
-        """Replaces a JSON file.
+        """Replaces a JSON file, as `loracle.records.files.write_json` does."""
+        self._require_open(name)
+        write_json(self.path / name, data)
 
-        Raises:
-            NonFiniteError: If a value is NaN or infinite.
-            RunFolderError: If it cannot be written.
-        """
-        text = strict_json(data, origin=name, indent=2)
-        self._replace(name, f"{text}\n")
+    def write_result(self, result: RunResult) -> None:
+        """Replaces ``result.json``."""
+        self.write_json(RESULT, to_json(result))
 
     def write_yaml(self, name: str, data: Mapping[str, Any]) -> None:
         """Replaces a YAML file."""
@@ -192,31 +191,27 @@ class RunFolder:
 
     def append_step(self, row: Mapping[str, Any]) -> None:
         """Adds a row to ``steps.jsonl``; it needs a ``step``."""
-        self._append(_STEPS, row)
+        self._append(STEPS, row)
 
     def append_eval(self, row: Mapping[str, Any]) -> None:
         """Adds a row to ``evals.jsonl``; it needs a ``step``."""
-        self._append(_EVALS, row)
+        self._append(EVALS, row)
 
     def rewind(self, step: int) -> None:
-        """Forgets what was recorded after ``step``, the step of the checkpoint just loaded.
-
-        Args:
-            step: Rows up to this one stay; -1 forgets them all, the validation before training too.
-        """
-        for name in (_STEPS, _EVALS):
+        """Drops the rows after ``step``, that of the loaded checkpoint; -1 drops all of them."""
+        for name in (STEPS, EVALS):
             rows = self.read_jsonl(name)
-            kept = [row for row in rows if row["step"] <= step]
-            if len(kept) < len(rows):
-                self.write_jsonl(name, kept)
+            valid = [row for row in rows if row["step"] <= step]
+            if len(valid) < len(rows):
+                self.write_jsonl(name, valid)
 
     def steps(self) -> list[dict[str, Any]]:
         """Returns the complete rows of ``steps.jsonl``; none if there is no such file."""
-        return self.read_jsonl(_STEPS)
+        return self.read_jsonl(STEPS)
 
     def evals(self) -> list[dict[str, Any]]:
         """Returns the complete rows of ``evals.jsonl``; none if there is no such file."""
-        return self.read_jsonl(_EVALS)
+        return self.read_jsonl(EVALS)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Returns the object in a JSON file."""
@@ -251,7 +246,7 @@ class RunFolder:
             file.truncate(file.read().rfind(b"\n") + 1)
 
 
-# What runs lack that were recorded before it existed; it changes nothing that a run computes.
+# Defaults of keys that older runs lack; none of them changes what a run computes.
 _ADDED: dict[str, Any] = {"measure": {"clock_rounds": 0}}
 
 
@@ -262,38 +257,35 @@ def recorded_config(path: Path) -> Config:
         RunFolderError: If there is no run at ``path``.
         ConfigError: If what it records is not a valid configuration.
     """
-    file = path / "config.yaml"
+    file = path / CONFIG
     if not file.is_file():
-        raise RunFolderError(f"{path}: no run here to go on with (it has no config.yaml)")
+        raise RunFolderError(f"{path}: no run here to resume (it has no config.yaml)")
     return parse_config(merge(_ADDED, read_yaml(file)), origin=str(file))
 
 
 def read_status(path: Path) -> dict[str, Any]:
-    """Returns what ``status.json`` holds; of a run killed before it was written, "running"."""
-    file = path / "status.json"
+    """Returns ``status.json``; "running" for a run that was killed before writing it."""
+    file = path / STATUS
     return read_json(file) if file.is_file() else {"status": "running"}
 
 
 def _require_vacant(path: Path) -> None:
-    """Raises unless nothing is in the folder but what a creation that was killed leaves."""
-    if (path / "config.yaml").is_file():
+    """Raises unless the folder is empty but for the leftovers of a killed ``create``."""
+    if (path / CONFIG).is_file():
         if read_status(path).get("status") == "completed":
             raise RunFolderError(f"{path}: holds a finished run, which is never overwritten")
         raise RunFolderError(f"{path}: holds an unfinished run; --resume continues it")
-    others = sorted(entry.name for entry in path.iterdir() if not _is_leftover(entry.name))
+    names = sorted(entry.name for entry in path.iterdir())
+    others = [n for n in names if n != LOCK and not (n[0] == "." and n.endswith(".tmp"))]
     if others:
         raise RunFolderError(
             f"{path}: holds {others[0]!r} and is not a run folder; give a new or empty one"
         )
 
 
-def _is_leftover(name: str) -> bool:
-    return name == ".lock" or (name.startswith(".") and name.endswith(".tmp"))
-
-
 def _acquire(path: Path) -> int:
-    """Returns the descriptor that holds the folder's lock; closing it lets go."""
-    descriptor = os.open(path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    """Returns the descriptor that holds the folder's lock; closing it releases the lock."""
+    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -302,7 +294,7 @@ def _acquire(path: Path) -> int:
             f"{path}: in use by another process; wait, or give another --out"
         ) from None
     except OSError as error:
-        # A folder that cannot be locked is still one to run in.
+        # A file system without locks is still usable.
         if not is_unsupported(error):
             os.close(descriptor)
             raise

@@ -9,24 +9,18 @@ from typing import Any
 
 from loracle.config.run import Config, changes, config_digest, flatten
 
-# What must agree before two runs' numbers share a table, as dotted keys or their sections.
+# Sections that must agree before the numbers of two runs share a table.
 _COMPARED = ("loracle", "python", "device", "torch_settings", "cuda", "versions")
-
-
-_SAID_BY_ENGINE = ("loracle.version", "loracle.commit", "loracle.dirty")
+# Implied by the digest of the engine's code, where there is one.
+_IMPLIED_BY_ENGINE = ("loracle.version", "loracle.commit", "loracle.dirty")
 
 
 def signature(
     *, config: Config, model: str, data: str, placement: str, environment: Mapping[str, Any]
 ) -> str:
-    """Returns one line that says what a result is a result of, after sacreBLEU's.
+    """Returns one line that identifies what produced a result, after sacreBLEU's.
 
-    Args:
-        config: The run's configuration; ranks, steps, batch, rate and seed come from it.
-        model: ``name@revision`` of the base.
-        data: Fingerprint of the records, their split and their tokens.
-        placement: Name of the placement.
-        environment: What ``capture_environment`` returned.
+    ``model``: the base as ``name@revision``; ``data``: fingerprint of records, split and tokens.
     """
     packages = environment["versions"]
     items = {
@@ -58,22 +52,19 @@ def signature(
 
 
 def _settings_digest(config: Config) -> str:
-    """Returns 12 hex digits of every setting, but for those that have an item of their own.
-
-    Seeds of one configuration share it, and a local source may lie anywhere.
-    """
+    """Returns 12 hex digits of the settings without an item of their own in the signature."""
     data = config.data.model_copy(update={"source": ""})
     own = {"model": "", "data": data, "seed": 0, "dtype": "auto", "device": "auto"}
     return config_digest(config.model_copy(update=own))
 
 
-def environment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Returns ``key: one's value -> other's value`` wherever two numbers stop being comparable.
+def environment_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Returns ``key: a's value -> b's value`` wherever numbers stop being comparable.
 
     Versions, the engine's code, device, dtype, threads and PyTorch's switches; not the date, the
-    memory, how many cores lay idle, or a commit that changed nothing of the engine.
+    memory, idle cores, or a commit that did not change the engine.
     """
-    return changes(_compared(one), _compared(other))
+    return changes(_compared(a), _compared(b))
 
 
 def without_folder(source: str) -> str:
@@ -82,11 +73,10 @@ def without_folder(source: str) -> str:
 
 
 def _compared(environment: Mapping[str, Any]) -> dict[str, Any]:
-    found = flatten({key: environment.get(key) for key in _COMPARED})
-    if "loracle.engine" in found:
-        # Says what the commit says, and nothing of what does not count.
-        found = {key: value for key, value in found.items() if key not in _SAID_BY_ENGINE}
-    return found
+    values = flatten({key: environment.get(key) for key in _COMPARED})
+    if "loracle.engine" in values:
+        values = {key: value for key, value in values.items() if key not in _IMPLIED_BY_ENGINE}
+    return values
 
 
 def _commit(loracle: Mapping[str, Any]) -> str:

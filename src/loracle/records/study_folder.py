@@ -1,4 +1,4 @@
-"""A study as it lies on the disk, read for statistics and reports; never written here.
+"""A study's folder, read for statistics and reports; never written here.
 
 ::
 
@@ -8,9 +8,9 @@
     scores.json       scores of the modules on the frozen base; absent without strategic arms
     clock.json        step times of the arms, taken in turn; absent if they were not
     runs/<id>/        one run folder each (`loracle.records.run_folder`)
-    report/           what came of it
+    report/           page, figures, tables, verdicts
 
-What a run must have to count is ``result.json`` with the status "completed".
+A run counts if it has a ``result.json`` with the status "completed".
 """
 
 from __future__ import annotations
@@ -19,34 +19,44 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from loracle.config.files import read_yaml
 from loracle.errors import RunFolderError
-from loracle.placement.inventory import Inventory, LinearModule
-from loracle.records.files import read_json, read_jsonl
+from loracle.placement.inventory import Inventory
+from loracle.records.files import from_json, read_json, read_jsonl
+from loracle.records.names import (
+    CLOCK,
+    EVALS,
+    EXAMPLES,
+    PLAN,
+    RESULT,
+    SCORES,
+    STATUS,
+    STEPS,
+    STUDY,
+    run_folder,
+)
+from loracle.records.result import RunResult, read_result
+from loracle.records.rows import EvalRow, ExampleRow, StepRow
 
 Role = Literal["arm", "repeat", "extra-seed", "search"]
-
-PLAN, STUDY, SCORES, CLOCK = "plan.json", "study.yaml", "scores.json", "clock.json"
 
 
 @dataclass(frozen=True)
 class ArmRecord:
-    """A placement under test, as it was resolved for the model."""
+    """A placement under test, resolved for the model."""
 
     name: str
-    """Its name in the study."""
     placement: str
-    """Label of its placement."""
+    """Label of the placement."""
     rank: int | None
-    """r that most of its adapters have; None: no adapters (full fine-tuning)."""
+    """r of most of its adapters; None: full fine-tuning, without adapters."""
     alpha: float | None
-    """Its updates are scaled by alpha / rank."""
+    """Updates are scaled by alpha / rank."""
     trainable_params: int
-    """Parameters that train."""
     budget_gap_frac: float | None
-    """(its parameters - the reference's) / the reference's; None without a budget to match."""
+    """(parameters - the reference's) / the reference's; None without a budget to match."""
     modules: tuple[Mapping[str, Any], ...]
     """``modules.json``'s entries: name, rank, alpha, layer, kind, in_features, out_features, ..."""
 
@@ -56,34 +66,30 @@ class RunRecord:
     """A completed run of a study."""
 
     id: str
-    """Name of its folder."""
+    """Name of the folder."""
     arm: str
-    """Name of its arm."""
     seed: int
-    """Its seed."""
     role: Role
-    """``arm``: counts in the comparison; the others measure noise or search a learning rate."""
+    """``arm`` counts in the comparison; the others measure noise or search a learning rate."""
     learning_rate: float
     """Peak learning rate."""
     path: Path
-    """Its folder."""
-    result: Mapping[str, Any]
-    """``result.json``."""
+    result: RunResult
 
     @cached_property
-    def steps(self) -> list[dict[str, Any]]:
+    def steps(self) -> list[StepRow]:
         """Rows of ``steps.jsonl``."""
-        return read_jsonl(self.path / "steps.jsonl")
+        return cast("list[StepRow]", read_jsonl(self.path / STEPS))
 
     @cached_property
-    def evals(self) -> list[dict[str, Any]]:
+    def evals(self) -> list[EvalRow]:
         """Rows of ``evals.jsonl``."""
-        return read_jsonl(self.path / "evals.jsonl")
+        return cast("list[EvalRow]", read_jsonl(self.path / EVALS))
 
     @cached_property
-    def examples(self) -> list[dict[str, Any]]:
+    def examples(self) -> list[ExampleRow]:
         """Rows of ``examples.jsonl``, in the order of the validation set."""
-        return read_jsonl(self.path / "examples.jsonl")
+        return cast("list[ExampleRow]", read_jsonl(self.path / EXAMPLES))
 
 
 @dataclass(frozen=True)
@@ -91,22 +97,20 @@ class StudyClock:
     """Step times of the arms, taken in turn on the same batches (`loracle.study.clock`)."""
 
     step_time_s: Mapping[str, tuple[float, ...]]
-    """By arm, one per round; full fine-tuning has none."""
+    """By arm, one per round; none for full fine-tuning."""
 
     @property
     def num_rounds(self) -> int:
-        """Steps of each arm."""
+        """Steps per arm."""
         return min(map(len, self.step_time_s.values()))
 
 
 @dataclass(frozen=True)
 class StudyRecord:
-    """Everything a report is made from."""
+    """All records of a study that a report uses."""
 
     path: Path
-    """The study's folder."""
     name: str
-    """Its name."""
     study: Mapping[str, Any]
     """``study.yaml``: question, reference, budget, seeds, config (the resolved base), ..."""
     arms: tuple[ArmRecord, ...]
@@ -114,7 +118,7 @@ class StudyRecord:
     runs: tuple[RunRecord, ...]
     """Completed runs, in the plan's order."""
     unfinished: tuple[Mapping[str, Any], ...]
-    """Planned runs that did not complete: id, arm, seed, role, status, error."""
+    """Planned runs that did not complete, with their status and error."""
     search: tuple[RunRecord, ...]
     """Completed trial runs of the learning-rate search; empty without one."""
     inventory: Inventory
@@ -138,7 +142,7 @@ class StudyRecord:
         return {run.seed: run for run in self.runs if run.arm == arm and run.role == role}
 
     def repeats_of(self, arm: str) -> tuple[RunRecord, ...]:
-        """Returns the completed repeats of an arm: a seed it has already, run again."""
+        """Returns the completed repeats of an arm: the same seed, run again."""
         return tuple(run for run in self.runs if run.arm == arm and run.role == "repeat")
 
 
@@ -151,7 +155,7 @@ def read_study(path: Path) -> StudyRecord:
     if not (path / PLAN).is_file() or not (path / STUDY).is_file():
         raise RunFolderError(f"{path}: not a study (no {STUDY} and {PLAN})")
     plan, study = read_json(path / PLAN), read_yaml(path / STUDY)
-    runs = tuple(_completed(path, plan["runs"]))
+    origin, runs = f"{path / PLAN}", tuple(_completed(path, plan["runs"]))
     if not runs:
         raise RunFolderError(f"{path}: none of the study's runs has completed yet")
     done = {run.id for run in runs}
@@ -160,15 +164,11 @@ def read_study(path: Path) -> StudyRecord:
         path=path,
         name=study["name"],
         study=study,
-        arms=tuple(ArmRecord(**arm | {"modules": tuple(arm["modules"])}) for arm in plan["arms"]),
+        arms=tuple(from_json(ArmRecord, arm, origin=origin) for arm in plan["arms"]),
         runs=runs,
         unfinished=tuple(_unfinished(path, run) for run in plan["runs"] if run["id"] not in done),
         search=tuple(_completed(path, plan.get("search", ()))),
-        inventory=Inventory(
-            modules=tuple(LinearModule(**module) for module in plan["inventory"]["modules"]),
-            num_layers=plan["inventory"]["num_layers"],
-            total_params=plan["inventory"]["total_params"],
-        ),
+        inventory=from_json(Inventory, plan["inventory"], origin=f"{origin}: inventory"),
         scores=scores,
         clock=_clock(path),
     )
@@ -183,15 +183,15 @@ def _clock(path: Path) -> StudyClock | None:
 
 def _completed(path: Path, planned: Iterable[Mapping[str, Any]]) -> Iterable[RunRecord]:
     for run in planned:
-        folder = path / "runs" / run["id"]
-        if not (folder / "result.json").is_file():
+        folder = run_folder(path, run["id"])
+        if not (folder / RESULT).is_file():
             continue
-        result = read_json(folder / "result.json")
-        if result["status"] == "completed":
+        result = read_result(folder)
+        if result.status == "completed":
             yield RunRecord(path=folder, result=result, **run)
 
 
 def _unfinished(path: Path, run: Mapping[str, Any]) -> dict[str, Any]:
-    file = path / "runs" / run["id"] / "status.json"
+    file = run_folder(path, run["id"]) / STATUS
     status = read_json(file) if file.is_file() else {"status": "not started"}
     return {**run, "status": status["status"], "error": status.get("error")}

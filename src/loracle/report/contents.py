@@ -1,4 +1,4 @@
-"""Everything a report says, gathered once: the page, the tables and the paper all draw on it."""
+"""The contents of a report, which page, tables and paper draw on."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import StudyRecord
 from loracle.report.figures.costs import cost_figures
 from loracle.report.figures.curve_charts import loss_figures
-from loracle.report.figures.forest import Effect, forest_figure
+from loracle.report.figures.forest import forest_figure
 from loracle.report.figures.maps import (
     maps_caption,
     placement_figures,
@@ -53,32 +53,31 @@ class Tables:
     """The report's tables."""
 
     verdicts: Table
-    """Every arm beside the reference: what answers the question."""
+    """Every arm beside the reference."""
     effects: Table
-    """The same without BLEU and costs, for paper."""
+    """The verdicts without BLEU and costs, for the paper."""
     bleu: Table | None
-    """The same of BLEU, for paper; None: no answers."""
+    """BLEU differences, for the paper; None: no answers."""
     untuned: Table
     """Every arm beside the untuned model."""
     costs: Table
-    """What every arm costs."""
     tradeoffs: Table
-    """Efficient, dominated or undecided."""
+    """Efficient, dominated or undecided, by cost."""
     orderings: Table
-    """What others published."""
+    """Published orderings and their outcome here."""
     criteria: Table
     """The four criteria of every run."""
     evidence: Table
-    """Their evidence."""
+    """Evidence of the criteria."""
     unfinished: Table | None
     """Runs that did not complete; None: all did."""
     search: Table | None
-    """Learning rates that were tried; None: none were."""
+    """Learning rates tried; None: no search."""
     predicted: Table | None
-    """What a plan says beside what was measured; None: nothing was predicted."""
+    """Predictions beside measurements; None: nothing was predicted."""
 
     def __iter__(self) -> Iterator[Table]:
-        """Yields those that there are."""
+        """Yields the tables that exist."""
         yield from (table for table in vars(self).values() if table is not None)
 
 
@@ -89,25 +88,24 @@ class Figures:
     forest: Figure
     """Loss differences with their intervals."""
     losses: tuple[Figure, ...]
-    """Loss curves."""
     tradeoffs: tuple[Figure, ...]
     """Loss against each cost."""
     costs: tuple[Figure, ...]
     """Memory and time."""
     maps: tuple[Figure, ...]
-    """Where each arm's adapters sit."""
+    """Positions of each arm's adapters."""
     map_sheet: Figure
-    """The same on one sheet."""
+    """All maps on one sheet."""
     scores: tuple[Figure, ...]
-    """What the scores saw."""
+    """Heat maps of the module scores."""
 
     def on_page(self) -> list[Figure]:
-        """Returns those that a page shows, in its order."""
-        losses, rest = self.losses, (*self.tradeoffs, *self.maps, *self.scores, *self.costs)
-        return [self.forest, *losses, *rest]
+        """Returns the page's figures, in its order."""
+        rest = (*self.tradeoffs, *self.maps, *self.scores, *self.costs)
+        return [self.forest, *self.losses, *rest]
 
     def on_paper(self) -> list[Figure]:
-        """Returns those that have a file of their own."""
+        """Returns the figures with a file of their own."""
         return [
             *(self.forest, *self.losses, *self.tradeoffs, *self.costs),
             *(self.map_sheet, *self.scores),
@@ -116,32 +114,27 @@ class Figures:
 
 @dataclass(frozen=True)
 class Contents:
-    """All of a report but its looks."""
+    """A report without its layout; texts are lists of sentences or paragraphs."""
 
     study: StudyRecord
-    """What was run."""
     verdicts: Verdicts
-    """What it established."""
     provenance: Provenance
-    """Where the numbers come from."""
     answer: tuple[str, ...]
-    """What was found, in words."""
     advice: tuple[str, ...]
-    """What to take, in words."""
     noise: tuple[str, ...]
-    """The noise that was measured, in words."""
+    """The noise floor."""
     methods: tuple[str, ...]
-    """How it was made: model and data, training, arms, measures, statistics."""
+    """Model and data, training, arms, measures, statistics."""
     limits: tuple[str, ...]
-    """What it cannot show."""
+    """What the study cannot show."""
     orderings_note: str
     """Why a published ordering may come out otherwise."""
     maps_caption: str
-    """How the maps are to be read."""
+    """How to read the maps."""
     environment: tuple[tuple[str, str], ...]
     """What it was measured on."""
     signatures: tuple[tuple[str, str], ...]
-    """What each arm's results are results of."""
+    """Signatures of each arm's runs."""
     sample_seeds: tuple[int, ...]
     """Seeds of the shown answers."""
     samples: tuple[Sample, ...]
@@ -196,9 +189,10 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
 def figures_of(study: StudyRecord, verdicts: Verdicts) -> Figures:
     """Returns the figures of a study's report."""
     looks = looks_of([arm.name for arm in study.arms], reference=study.reference)
+    comparisons = [verdicts.comparison(arm.name) for arm in arms_by_effect(study, verdicts)]
     return Figures(
         forest=forest_figure(
-            _effects(study, verdicts),
+            [c for c in comparisons if c and c.difference is not None],
             reference=study.reference,
             noise_floor=verdicts.noise["loss_nats_per_token"].floor,
         ),
@@ -209,15 +203,3 @@ def figures_of(study: StudyRecord, verdicts: Verdicts) -> Figures:
         map_sheet=placement_sheet(study),
         scores=tuple(score_figures(study)),
     )
-
-
-def _effects(study: StudyRecord, verdicts: Verdicts) -> list[Effect]:
-    found = (verdicts.comparison(arm.name) for arm in arms_by_effect(study, verdicts))
-    effects = []
-    for comparison in found:
-        if comparison is not None and comparison.difference is not None:
-            low, high = comparison.interval or (None, None)
-            effects.append(
-                Effect(comparison.arm, comparison.difference, low, high, comparison.verdict)
-            )
-    return effects

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from loracle.records.rows import ExampleRow
 from loracle.records.study_folder import StudyRecord
 
 _EMPTY = "(empty)"
@@ -13,66 +13,48 @@ _EMPTY = "(empty)"
 
 @dataclass(frozen=True)
 class Answered:
-    """One text under a name."""
+    """One answer and its author."""
 
     name: str
-    """Who wrote it."""
     text: str
-    """What was written."""
     cut: bool
     """It hit the token limit."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One held-out instruction and what was answered."""
+    """One held-out instruction and its answers."""
 
     instruction: str
-    """The instruction."""
     input: str
-    """Its input; empty: none."""
     answers: tuple[Answered, ...]
     """The reference answer, the untuned model's, then each arm's."""
 
 
 def samples_of(study: StudyRecord, *, how_many: int = 4) -> tuple[list[int], list[Sample]]:
-    """Returns the seeds whose answers are shown, of each arm its lowest, and the samples.
+    """Returns the seeds whose answers are shown, the lowest of each arm, and the samples.
 
-    They are the first of the validation set that every shown arm answered: nobody chose them.
-
-    Args:
-        study: The study.
-        how_many: Instructions to show.
+    Samples are the first ``how_many`` of the validation set that every shown arm answered.
     """
-    answered = {
-        arm.name: rows for arm in study.arms if (rows := _rows_of_lowest_seed(study, arm.name))
-    }
+    answered = {arm.name: rows for arm in study.arms if (rows := _answers_by_row(study, arm.name))}
     if not answered:
         return [], []
     first = next(iter(answered.values()))
-    common = [
-        row["row"]
-        for row in first
-        if all(_find(rows, row["row"]) is not None for rows in answered.values())
-    ]
+    common = [row for row in first if all(row in rows for rows in answered.values())]
     seeds = sorted({min(study.runs_of(arm)) for arm in answered})
-    return seeds, [_sample(answered, row) for row in common[:how_many]]
+    return seeds, [
+        _sample({arm: rows[row] for arm, rows in answered.items()}) for row in common[:how_many]
+    ]
 
 
-def _rows_of_lowest_seed(study: StudyRecord, arm: str) -> list[dict[str, Any]]:
+def _answers_by_row(study: StudyRecord, arm: str) -> dict[int, ExampleRow]:
+    """Returns the answered examples of an arm's lowest seed by their number."""
     runs = study.runs_of(arm)
-    if not runs:
-        return []
-    return [row for row in runs[min(runs)].examples if row["generated"] is not None]
+    examples = runs[min(runs)].examples if runs else []
+    return {row["row"]: row for row in examples if row["generated"] is not None}
 
 
-def _find(rows: Sequence[Mapping[str, Any]], number: int) -> Mapping[str, Any] | None:
-    return next((row for row in rows if row["row"] == number), None)
-
-
-def _sample(answered: Mapping[str, Sequence[Mapping[str, Any]]], number: int) -> Sample:
-    found = {arm: _find(rows, number) for arm, rows in answered.items()}
-    rows = {arm: row for arm, row in found.items() if row is not None}
+def _sample(rows: Mapping[str, ExampleRow]) -> Sample:
     first = next(iter(rows.values()))
     return Sample(
         instruction=first["instruction"],

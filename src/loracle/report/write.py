@@ -7,6 +7,7 @@ from pathlib import Path
 
 from loracle.analysis.verdicts import judge
 from loracle.records.files import disk_faults, strict_json, write_durably
+from loracle.records.names import PAGE, REPORT, VERDICTS
 from loracle.records.study_folder import read_study
 from loracle.report.contents import Contents, contents_of
 from loracle.report.figures.vega import pdf_of, svg_of, themed
@@ -14,18 +15,12 @@ from loracle.report.page.page import page_of
 from loracle.report.paper.paper import limits_file, macros_file, paper_of
 from loracle.report.tables.table import latex_of, markdown_of
 
-FOLDER = "report"
-
 
 def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
-    """Writes the report of a study and returns its page.
+    """Writes the report of a study, by default into its folder, and returns the page.
 
-    Same records, same bytes: dates come from the results. Files of an earlier report that this one
-    does not have are removed.
-
-    Args:
-        study_folder: The study.
-        out: Where to; None: ``report`` in the study's folder.
+    The same records give the same bytes: dates come from the results. Figures and tables of an
+    earlier report are removed.
 
     Raises:
         RunFolderError: If there is no study with a completed run, or it cannot be written.
@@ -33,7 +28,7 @@ def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
     study = read_study(study_folder)
     verdicts = judge(study)
     contents = contents_of(study, verdicts)
-    folder = out or study_folder / FOLDER
+    folder = out or study_folder / REPORT
     files = dict(_files(contents))
     with disk_faults(folder):
         for name in ("figures", "tables"):
@@ -41,14 +36,11 @@ def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
             _remove_others(folder / name, keep=set(files))
     for path, content in files.items():
         write_durably(folder / path, content)
-    return folder / "index.html"
+    return folder / PAGE
 
 
 def study_markdown(study_folder: Path) -> str:
     """Returns a study's answer and its verdict table as Markdown.
-
-    Args:
-        study_folder: The study.
 
     Raises:
         RunFolderError: If there is no study with a completed run.
@@ -59,7 +51,7 @@ def study_markdown(study_folder: Path) -> str:
 
 
 def _files(contents: Contents) -> Iterator[tuple[str, bytes]]:
-    """Yields every file of the report; the page, which needs none of the others, last."""
+    """Yields name and content of every file; the page last, so that it follows the others."""
     for figure in contents.figures.on_paper():
         if figure.spec is not None:
             svg = svg_of(themed(figure.spec))
@@ -71,14 +63,14 @@ def _files(contents: Contents) -> Iterator[tuple[str, bytes]]:
     yield "tables/limits.tex", limits_file(contents).encode()
     yield "macros.tex", macros_file(contents).encode()
     yield "paper.tex", paper_of(contents).encode()
-    verdicts = strict_json(contents.verdicts.to_json(), origin="verdicts.json", indent=2)
-    yield "verdicts.json", (verdicts + "\n").encode()
-    yield "index.html", page_of(contents).encode()
+    verdicts = strict_json(contents.verdicts.to_json(), origin=VERDICTS, indent=2)
+    yield VERDICTS, (verdicts + "\n").encode()
+    yield PAGE, page_of(contents).encode()
 
 
 def _remove_others(folder: Path, *, keep: set[str]) -> None:
-    """Removes what an earlier report left that this one does not write; only our kinds of file."""
+    """Removes files of an earlier report that this one does not write."""
     for path in folder.iterdir():
-        ours = path.suffix in (".svg", ".pdf", ".md", ".tex")
-        if ours and f"{folder.name}/{path.name}" not in keep:
+        is_ours = path.suffix in (".svg", ".pdf", ".md", ".tex")
+        if is_ours and f"{folder.name}/{path.name}" not in keep:
             path.unlink()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from loracle.config.run import Config, config_digest
@@ -18,6 +18,7 @@ from loracle.engine.out_of_memory import memory_faults
 from loracle.engine.train_state import TrainState, restore_state
 from loracle.errors import Interrupted, LoracleError, OutOfMemory, RunFolderError
 from loracle.records.names import DATA, ENVIRONMENT, MEMORY, MODULES
+from loracle.records.result import RunResult
 from loracle.records.run_folder import RunFolder
 from loracle.records.signature import environment_differences
 from loracle.runner.bundle_size import BundleChoice
@@ -49,8 +50,8 @@ class ActiveRun:
     tracker: Tracker
     error: LoracleError | None = None
     """Why the run failed."""
-    result: dict[str, Any] | None = None
-    """As ``result.json`` holds it, once the run has completed."""
+    result: RunResult | None = None
+    """Set once the run has completed."""
 
     @property
     def folder(self) -> RunFolder:
@@ -141,7 +142,7 @@ def open_runs(
     """Attaches the adapters of a bundle and restores its runs; an error where a run cannot open."""
     memory = shared.meter()
     names = adapter_names([run.name for run in prepared])
-    engine = {"bundle": {**choice.to_json(), "size": len(prepared)}}
+    engine = {"bundle": {**asdict(choice), "size": len(prepared)}}
     opened: list[ActiveRun | LoracleError] = []
     for run, name, probe in zip(prepared, names, probed, strict=True):
         try:

@@ -1,12 +1,10 @@
-"""A finished run's proof that it is what it claims to be."""
+"""Checks of a finished run: what trained, what stayed frozen, and whether it reloads."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -23,71 +21,10 @@ from loracle.model.layers.four_bit import four_bit_config
 from loracle.model.whole import moved_weights, stored_weights
 from loracle.quiet import quiet_transformers
 from loracle.records.names import ADAPTER_WEIGHTS
+from loracle.records.result import Audit
 
 # assumed: packed rows and single sequences may round differently in 16 bits; 0.1 % is the promise
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What was checked, and with what outcome."""
-
-    updated_modules: int
-    """Modules whose lora_B is nonzero and finite; of full fine-tuning, tensors that moved."""
-    planned_modules: int
-    frozen_weights_unchanged: bool | None
-    """None: nothing is frozen in full fine-tuning."""
-    trainable_params: int
-    planned_params: int
-    saved_tensors_exact: bool
-    """The file holds the adapter's tensors, bit for bit, and no others."""
-    reloaded_loss_nats_per_token: float
-    """Of the saved adapter on a fresh base through stock PEFT, one example at a time."""
-    recorded_loss_nats_per_token: float
-    """Of the run's final validation on the same examples."""
-    reloaded_examples: int
-    relative_tolerance: float
-
-    @property
-    def reload_difference(self) -> float:
-        """Relative difference between the reloaded and the recorded loss."""
-        recorded = self.recorded_loss_nats_per_token
-        return abs(self.reloaded_loss_nats_per_token - recorded) / recorded
-
-    @property
-    def is_full(self) -> bool:
-        """True of full fine-tuning."""
-        return self.frozen_weights_unchanged is None
-
-    def faults(self) -> list[str]:
-        """Returns one sentence for each claim that does not hold."""
-        what, library = ("model", "Transformers") if self.is_full else ("adapter", "PEFT")
-        parts, unit = ("weights", "tensors") if self.is_full else ("lora_B", "modules")
-        found = []
-        if self.updated_modules != self.planned_modules:
-            found.append(
-                f"{parts} moved in {self.updated_modules} of {self.planned_modules} {unit}"
-            )
-        if self.frozen_weights_unchanged is False:
-            found.append("frozen weights changed")
-        if self.trainable_params != self.planned_params:
-            found.append(f"{self.trainable_params} trainable, {self.planned_params} planned")
-        if not self.saved_tensors_exact:
-            found.append(f"the saved tensors are not the {what}'s")
-        if not self.reload_difference <= self.relative_tolerance:
-            found.append(
-                f"the saved {what} gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
-                f"through stock {library}, the run recorded {self.recorded_loss_nats_per_token:.6f}"
-            )
-        return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the audit as plain data."""
-        return {
-            **asdict(self),
-            "reload_difference": self.reload_difference,
-            "faults": self.faults(),
-        }
 
 
 def audit_run(
@@ -110,7 +47,7 @@ def audit_run(
         saved: Folder of the saved adapter or model.
         model_folder: Folder of the weights that training began with.
         digest_before: ``base.weights_digest()`` from before training.
-        digest_after: The same from after the last step that anything on the base took.
+        digest_after: The same from after the last step that any run on the base took.
         examples: Validation examples to score again.
         scores: The run's final scores of these examples.
         progress: Called after each example.
@@ -124,15 +61,13 @@ def audit_run(
         progress=progress,
     )
     tokens = sum(score.num_targets for score in scores)
+    if plan.is_full:
+        updated = moved_weights(trained, model_folder=model_folder)
+    else:
+        lora_b = [trained.parameters[f"{module.name}.lora_B"] for module in plan.modules]
+        updated = sum(bool(torch.isfinite(b).all() and b.any()) for b in lora_b)
     return Audit(
-        updated_modules=(
-            moved_weights(trained, model_folder=model_folder)
-            if plan.is_full
-            else sum(
-                bool(torch.isfinite(b).all() and b.any())
-                for b in (trained.parameters[f"{module.name}.lora_B"] for module in plan.modules)
-            )
-        ),
+        updated_modules=updated,
         planned_modules=len(trained.parameters if plan.is_full else plan.modules),
         frozen_weights_unchanged=None if plan.is_full else digest_after == digest_before,
         trainable_params=count_trainable(base, adapter=trained.name),
@@ -147,12 +82,12 @@ def audit_run(
 
 def require_sound(audit: Audit) -> None:
     """Raises AuditError if any claim does not hold."""
-    if faults := audit.faults():
-        raise AuditError("audit: " + "; ".join(faults))
+    if audit.faults:
+        raise AuditError("audit: " + "; ".join(audit.faults))
 
 
 def count_trainable(base: FrozenBase, *, adapter: str) -> int:
-    """Returns how many parameters train in a run: its adapter's, and any that should be frozen."""
+    """Returns how many parameters train in a run, wrongly unfrozen ones included."""
     return sum(
         parameter.numel()
         for name, parameter in base.model.named_parameters()
@@ -182,7 +117,7 @@ def stock_nll_sums(
     like: FrozenBase,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[float]:
-    """Returns each example's NLL in nats through Transformers and PEFT as they come.
+    """Returns each example's NLL in nats through unmodified Transformers and PEFT.
 
     A fresh base, the adapter from its file, stock attention, PEFT's own forward, one example at a
     time: nothing of ours but the token ids, and ``like``'s dtype and device. Without ``saved``, the

@@ -1,53 +1,32 @@
-"""The four success criteria of the baseline, each with a sentence of evidence.
-
-Passed is True, False, or None where nothing was measured that could tell.
-"""
+"""The four success criteria of the baseline, each with a sentence of evidence."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from loracle.engine.evaluate import ExampleScore, Likelihood, likelihood
+from loracle.engine.evaluate import ExampleScore, likelihood
 from loracle.engine.measure import Parameters
-from loracle.records.files import read_json, read_jsonl
+from loracle.records.files import read_jsonl
 from loracle.records.find_runs import completed_runs
+from loracle.records.names import STEPS
+from loracle.records.result import Criterion, read_result
 
 _PARTS = 5
-
-
 # assumed: "significantly fewer" in the sense of the plan is at least ten times fewer
 _FEW = 0.1
-
-
 # assumed: runs whose validation losses agree within 0.1 % are consistent
 _CONSISTENT = 1e-3
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """A verdict and why."""
-
-    passed: bool | None
-    evidence: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain data."""
-        return asdict(self)
 
 
 def convergence(losses: Sequence[float]) -> Criterion:
     """Returns whether the training loss decreased consistently.
 
-    Single steps see different examples, so the losses are averaged over five equal parts of the
-    run: the last must be below the first by two standard errors of their difference, and the
-    trend over the parts must point down.
-
-    Args:
-        losses: Nats per target token, one per step.
+    Single steps see different examples, so the losses (nats per target token, one per step) are
+    averaged over five equal parts of the run: the last must be below the first by two standard
+    errors of their difference, and the trend over the parts must point down.
     """
     if len(losses) < 2 * _PARTS:
         return Criterion(None, f"{len(losses)} steps are too few to tell (at least {2 * _PARTS}).")
@@ -73,14 +52,9 @@ def validation(base: Sequence[ExampleScore], tuned: Sequence[ExampleScore]) -> C
     return Criterion(
         after.perplexity < before.perplexity,
         f"Perplexity {before.perplexity:.3f} -> {after.perplexity:.3f} "
-        f"({relative_change(before, after):+.1%}) on {after.num_examples} held-out examples, "
-        f"{after.num_targets:,} tokens; better on {better} of them.",
+        f"({after.perplexity / before.perplexity - 1:+.1%}) on {after.num_examples} held-out "
+        f"examples, {after.num_targets:,} tokens; better on {better} of them.",
     )
-
-
-def relative_change(before: Likelihood, after: Likelihood) -> float:
-    """Returns the change of perplexity as a fraction of what it was."""
-    return after.perplexity / before.perplexity - 1
 
 
 def efficiency(parameters: Parameters) -> Criterion:
@@ -95,7 +69,7 @@ def efficiency(parameters: Parameters) -> Criterion:
 
 @dataclass(frozen=True)
 class Repeat:
-    """What two runs with one signature are compared by."""
+    """The part of a run that repeats of one signature are compared by."""
 
     name: str
     """Folder of the run."""
@@ -114,8 +88,8 @@ def reproducibility(this: Repeat, *, others: Sequence[Repeat]) -> Criterion:
         for other in others
         if other.adapter_sha256 == this.adapter_sha256 and other.losses == this.losses
     ]
-    mine = this.final_loss_nats_per_token
-    gap = max(abs(other.final_loss_nats_per_token - mine) / mine for other in others)
+    loss = this.final_loss_nats_per_token
+    gap = max(abs(other.final_loss_nats_per_token - loss) / loss for other in others)
     if len(exact) == len(others):
         evidence = (
             f"Bit-identical adapter and losses in {len(others)} earlier run(s) of this signature "
@@ -130,25 +104,20 @@ def reproducibility(this: Repeat, *, others: Sequence[Repeat]) -> Criterion:
 
 
 def repeats_of(run: Path, *, signature: str) -> list[Repeat]:
-    """Returns the finished runs beside ``run`` that have its signature.
-
-    Args:
-        run: Its folder.
-        signature: Of its result.
-    """
-    beside = (path for path in completed_runs(run.parent) if path != run)
-    found = (_repeat(path, signature=signature) for path in beside)
-    return [repeat for repeat in found if repeat is not None]
+    """Returns the finished runs with this signature beside the folder ``run``."""
+    others = (path for path in completed_runs(run.parent) if path != run)
+    repeats = (_repeat(path, signature=signature) for path in others)
+    return [repeat for repeat in repeats if repeat is not None]
 
 
 def _repeat(path: Path, *, signature: str) -> Repeat | None:
-    """Returns what a finished run is compared by, or None if it is another run."""
-    result = read_json(path / "result.json")
-    if result["signature"] != signature:
+    """Returns a finished run as a repeat; None if its signature differs."""
+    result = read_result(path)
+    if result.signature != signature:
         return None
     return Repeat(
         name=path.name,
-        adapter_sha256=result["adapter_sha256"],
-        losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / "steps.jsonl")),
-        final_loss_nats_per_token=result["quality"]["tuned"]["loss_nats_per_token"],
+        adapter_sha256=result.adapter_sha256,
+        losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / STEPS)),
+        final_loss_nats_per_token=result.quality.tuned.loss_nats_per_token,
     )

@@ -9,7 +9,7 @@ from loracle.engine.evaluate import Answer, ExampleScore, TextScore, score_answe
 from loracle.engine.measure import Latency
 from loracle.model.adapters import save_adapter
 from loracle.model.whole import WEIGHTS, save_whole
-from loracle.records.files import disk_faults, plain_os_errors
+from loracle.records.files import disk_faults, plain_os_errors, to_json
 from loracle.records.names import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -17,11 +17,11 @@ from loracle.records.names import (
     EXAMPLES,
     MEMORY,
     MODEL,
-    RESULT,
 )
+from loracle.records.result import Audit
 from loracle.records.signature import signature
 from loracle.runner.active_run import ActiveRun
-from loracle.runner.audit import Audit, audit_run, require_sound
+from loracle.runner.audit import audit_run, require_sound
 from loracle.runner.criteria import repeats_of
 from loracle.runner.evaluation import recorded_eval
 from loracle.runner.probe import latency_of
@@ -150,10 +150,10 @@ def finish_run(run: ActiveRun, *, latency: Mapping[str, Latency | None], audit: 
         shared.data.validation, base_scores=base_scores, tuned_scores=tuned_scores, answers=answers
     )
     folder.write_jsonl(EXAMPLES, rows)
-    folder.write_json(RESULT, result)
+    folder.write_result(result)
     for name in (ANSWERS, MEMORY):
         (folder.path / name).unlink(missing_ok=True)
-    run.tracker.summarize(result)
+    run.tracker.summarize(to_json(result))
     require_sound(audit)
     folder.set_status("completed", phase="done", step=run.state.step)
     run.result = result

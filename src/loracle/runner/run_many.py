@@ -23,7 +23,8 @@ from loracle.engine.device import (
 )
 from loracle.errors import Interrupted, LoracleError, UsageError
 from loracle.records.files import disk_faults
-from loracle.records.names import CONFIG, MODULES, RESULT
+from loracle.records.names import CONFIG, MODULES
+from loracle.records.result import RunResult, read_result
 from loracle.records.run_folder import RunFolder, recorded_config
 from loracle.runner.active_run import record_failure
 from loracle.runner.bundle import run_bundle
@@ -75,7 +76,7 @@ def run_many(
     with ExitStack() as opened, StopRequest() as stop:
         folders = [opened.enter_context(_open_folder(spec, resume=resume)) for spec in specs]
         outcomes = {
-            folder.path: RunOutcome(folder.path, folder.read_json(RESULT))
+            folder.path: RunOutcome(folder.path, read_result(folder.path))
             for folder in folders
             if folder.is_finished
         }
@@ -276,8 +277,8 @@ def run_baseline(
     resume: bool = False,
     progress: Progress | None = None,
     notes: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Does one run, and returns its result as ``result.json`` holds it.
+) -> RunResult:
+    """Does one run, and returns its result.
 
     Args:
         config: The resolved configuration.

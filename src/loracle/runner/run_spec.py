@@ -9,6 +9,7 @@ from typing import Any
 
 from loracle.config.run import Config
 from loracle.errors import LoracleError
+from loracle.records.result import RunResult
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class RunOutcome:
 
     out: Path
     """Its run folder."""
-    result: dict[str, Any] | None
-    """As ``result.json`` holds it; None if it has none."""
+    result: RunResult | None
+    """None if it has none."""
     error: LoracleError | None = None
     """Why it failed; None if it completed."""

@@ -24,7 +24,6 @@ from loracle.forecast.trace import Trace, made_up_examples, trace_step
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
 from loracle.records.predictions import ArmAccuracy, keep_accuracy, kept_accuracy
-from loracle.records.result import kind_of_memory, peak_memory_gib
 from loracle.records.run_folder import recorded_config
 from loracle.records.study_folder import RunRecord, StudyRecord
 from loracle.text import GIB
@@ -80,7 +79,7 @@ def _trace(job: _Job) -> _Traced:
 
     environment = read_json(job.run.path / "environment.json")
     dtype: torch.dtype = getattr(torch, environment["device"]["dtype"])
-    on_gpu = kind_of_memory(job.run.result) == "cuda_allocated"
+    on_gpu = job.run.result.efficiency.peak_memory_gib.kind_of_training == "cuda_allocated"
     device = Device("", 0, has_bf16=dtype == torch.bfloat16, is_gpu=on_gpu)
     row = _measured_step(job)
     base = pretend_base(
@@ -106,7 +105,7 @@ def _trace(job: _Job) -> _Traced:
 def _measured_step(job: _Job) -> Mapping[str, Any]:
     """Returns the longest step of those whose memory counts: on a CPU the first few, else all."""
     steps = job.run.steps
-    if kind_of_memory(job.run.result) == "tensors":
+    if job.run.result.efficiency.peak_memory_gib.kind_of_training == "tensors":
         steps = steps[: max(2, job.config.measure.skip_steps)]
     longest: Mapping[str, Any] = max(steps, key=lambda row: row["num_tokens"])
     return longest
@@ -125,22 +124,23 @@ def _shares(total: int, count: int) -> list[int]:
 
 def _accuracy(run: RunRecord, traced: _Traced) -> ArmAccuracy:
     environment = read_json(run.path / "environment.json")
+    memory = run.result.efficiency.peak_memory_gib
     named = environment["device"]
     device = Device(named["name"], 0, has_bf16=True)
     known = known_calibration(device, dtype=named["dtype"])
     clocked = [row["num_tokens"] for row in run.steps if row["clocked"]]
     predicted_s = None
     if known is not None and clocked and "trunk" not in environment.get("engine", {}):
-        overlaps = kind_of_memory(run.result) == "cuda_allocated"
+        overlaps = memory.kind_of_training == "cuda_allocated"
         seconds = traced.trace.work.seconds(known.rates(overlaps=overlaps))
         predicted_s = seconds * statistics.median(clocked) / traced.tokens
     return ArmAccuracy(
         arm=run.arm,
         predicted_gib=traced.trace.peak / GIB,
-        measured_gib=peak_memory_gib(run.result),
-        memory_kind=kind_of_memory(run.result),
+        measured_gib=memory.of_training,
+        memory_kind=memory.kind_of_training,
         predicted_step_s=predicted_s,
-        measured_step_s=run.result["efficiency"]["step_time_s"]["median"],
+        measured_step_s=run.result.efficiency.step_time_s.median,
         speed_measured_at=known.measured_at if known and predicted_s is not None else None,
     )
 

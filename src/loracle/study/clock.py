@@ -17,8 +17,8 @@ from loracle.engine.out_of_memory import memory_faults
 from loracle.engine.train import StepRecord
 from loracle.errors import OutOfMemory
 from loracle.records.files import read_json, write_json
+from loracle.records.names import CLOCK
 from loracle.records.signature import environment_differences
-from loracle.records.study_folder import CLOCK
 from loracle.runner.probe import scratch_run
 from loracle.runner.progress import Progress
 from loracle.runner.shared_base import SharedBase, open_shared_base

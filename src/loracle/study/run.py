@@ -22,8 +22,8 @@ from loracle.config.run import Config, changes, flatten
 from loracle.errors import RunFolderError
 from loracle.placement import Inventory
 from loracle.records.files import disk_faults, read_json, write_durably, write_json
+from loracle.records.names import PLAN, SCORES, STUDY
 from loracle.records.signature import environment_differences
-from loracle.records.study_folder import PLAN, SCORES, STUDY
 from loracle.runner.progress import Progress
 from loracle.runner.run_many import portable_config, run_many
 from loracle.runner.run_spec import RunOutcome, RunSpec
@@ -263,7 +263,7 @@ def best_rates(trials: Sequence[PlannedRun], outcomes: Sequence[RunOutcome]) -> 
     for trial, outcome in zip(trials, outcomes, strict=True):
         if outcome.result is None:
             continue
-        loss = outcome.result["quality"]["tuned"]["loss_nats_per_token"]
+        loss = outcome.result.quality.tuned.loss_nats_per_token
         rate = trial.config.train.learning_rate
         found[trial.arm] = min(found.get(trial.arm, (loss, rate)), (loss, rate))
     return {arm: rate for arm, (_, rate) in found.items()}

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loracle.analysis.stats import holm
+from loracle.analysis.stats.multiple import holm
 
 P_VALUES = st.lists(st.none() | st.floats(0, 1), max_size=12)
 

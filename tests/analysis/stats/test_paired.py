@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_rel
 
-from loracle.analysis.stats import paired_difference
 from loracle.analysis.stats.difference import critical_value, difference_of
-from loracle.analysis.stats.paired import variance_parts
+from loracle.analysis.stats.paired import paired_difference, variance_parts
 
 EFFECT = 0.05
 EXAMPLE_SD, BOTH_SD = 0.05, 0.02

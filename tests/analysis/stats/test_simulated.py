@@ -24,8 +24,7 @@ def test_without_noise_an_arm_differs_by_its_effect_exactly(tmp_path):
     none = Noise(seed=0, example=0, both=0)
     study = simulated_study(tmp_path, arms=ARMS[:2], noise=none, num_examples=8)
     ours, theirs = (
-        study.runs_of(arm.name)[0].result["quality"]["tuned"]["loss_nats_per_token"]
-        for arm in ARMS[1::-1]
+        study.runs_of(arm.name)[0].result.quality.tuned.loss_nats_per_token for arm in ARMS[1::-1]
     )
     assert ours - theirs == pytest.approx(ARMS[1].effect_nats)
 
@@ -35,7 +34,7 @@ def test_losses_of_results_evaluations_and_examples_agree(tmp_path):
     for run in study.runs:
         total = np.sum([row["nll_sum_nats"] for row in run.examples])
         tokens = sum(row["tokens"] for row in run.examples)
-        loss = run.result["quality"]["tuned"]["loss_nats_per_token"]
+        loss = run.result.quality.tuned.loss_nats_per_token
         assert loss == pytest.approx(total / tokens)
         assert run.evals[-1]["loss_nats_per_token"] == loss
         assert [row["generated"] is None for row in run.examples] == [False] * 3 + [True] * 5

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from loracle.analysis.stats import Difference
 from loracle.analysis.stats.bleu import answer_counts, paired_bleu_of_counts
+from loracle.analysis.stats.difference import Difference
 
 Arm = Sequence[Sequence[str]]
 """Answers of each seed."""

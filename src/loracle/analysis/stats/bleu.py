@@ -30,15 +30,15 @@ _ORDERS = 4
 
 
 def answer_counts(answers: Sequence[str], references: Sequence[str]) -> Counts:
-    """Returns what corpus BLEU is computed from, of each answer: (E, 10)."""
+    """Returns the counts of each answer that corpus BLEU is computed from: (E, 10)."""
     from sacrebleu.metrics import BLEU
 
     # The effective order is for the score of one sentence, which is not used; with it, no hint.
     bleu = BLEU(effective_order=True)
     rows = []
     for answer, reference in zip(answers, references, strict=True):
-        found = bleu.sentence_score(answer, [reference])
-        rows.append([found.sys_len, found.ref_len, *found.counts, *found.totals])
+        score = bleu.sentence_score(answer, [reference])
+        rows.append([score.sys_len, score.ref_len, *score.counts, *score.totals])
     return np.asarray(rows, dtype=np.int64).reshape(-1, 2 + 2 * _ORDERS)
 
 
@@ -77,8 +77,8 @@ def fast_bleu(counts: Counts) -> Floats:
 
 
 def paired_bleu_of_counts(
-    ours: Counts,
-    theirs: Counts,
+    a: Counts,
+    b: Counts,
     *,
     resamples: int = 1000,
     seed: int = 0,
@@ -87,22 +87,22 @@ def paired_bleu_of_counts(
     """Returns the difference in corpus BLEU, 0 to 100 points, averaged over the seeds.
 
     Args:
-        ours: Counts of our answers, from `answer_counts`: (S, E, 10).
-        theirs: The same of the other arm; (1, E, 10) for a model that has no seeds.
+        a: Counts from `answer_counts`: (S, E, 10).
+        b: Counts of the other arm; (1, E, 10) for a model without seeds.
         resamples: Times that the examples are drawn again.
-        seed: Of the draws.
+        seed: Seed of the draws.
         coverage: Probability that the interval holds the true difference.
     """
-    num_seeds, num_examples, _ = ours.shape
-    each = corpus_bleu(ours.sum(1)) - corpus_bleu(theirs.sum(1))
+    num_seeds, num_examples, _ = a.shape
+    by_seed = corpus_bleu(a.sum(1)) - corpus_bleu(b.sum(1))
     seed_variance = example_variance = 0.0
     if num_seeds > 1:
         drawn = _times_drawn(num_examples, resamples=resamples, seed=seed)
-        again = fast_bleu(_sums(drawn, ours)) - fast_bleu(_sums(drawn, theirs))
-        seed_variance = float(each.var(ddof=1)) / num_seeds
+        again = fast_bleu(_sums(drawn, a)) - fast_bleu(_sums(drawn, b))
+        seed_variance = float(by_seed.var(ddof=1)) / num_seeds
         example_variance = _shared_variance(again, num_examples=num_examples)
     return difference_of(
-        float(each.mean()),
+        float(by_seed.mean()),
         seed_variance=seed_variance,
         example_variance=example_variance,
         num_seeds=num_seeds,

@@ -48,18 +48,17 @@ _SMALLEST_TAIL = 1e-30
 
 @dataclass(frozen=True)
 class Difference:
-    """A mean difference, ours minus theirs, and how well it is known."""
+    """A mean difference between two arms, and its uncertainty."""
 
     estimate: float
     """Nats per token, or BLEU points."""
     standard_error: float | None
     """Over the population of seeds and of examples; None with one seed or one example."""
     degrees_of_freedom: float | None
-    """Of the Student's t that has the interval's critical value; None: no interval, or no noise."""
+    """Of the Student's t with the interval's critical value; None: no interval, or no variance."""
     low: float | None
     """Lower end of the interval."""
     high: float | None
-    """Upper end of the interval."""
     p_value: float | None
     """Two-sided; None without an interval."""
     num_seeds: int
@@ -67,15 +66,13 @@ class Difference:
     num_examples: int
     """Examples that both arms were measured on."""
     seed_share: float | None
-    """Of the variance, what the seeds contribute, with what differs by seed and example; the rest
-    is the examples'."""
+    """Share of the variance due to the seeds, residual included; the rest is the examples'."""
 
     def smallest_effect_at(self, alpha: float) -> float | None:
         """Returns the difference found with a power of 80% by a two-sided test at ``alpha``.
 
-        (critical value + t quantile of the power) x standard error, with the error as it was
-        estimated: a statement about the design, not about what was found. None if no noise was
-        seen: two arms that came out the same say nothing about the design.
+        (critical value + t quantile of the power) x estimated standard error: a statement about the
+        design, not about the result. None without noise, as between identical arms.
         """
         if not self.standard_error or self.seed_share is None:
             return None
@@ -100,15 +97,8 @@ def difference_of(
 ) -> Difference:
     """Returns a difference with its interval.
 
-    With one seed there is no interval: examples alone say nothing about the next seed.
-
-    Args:
-        estimate: Ours minus theirs.
-        seed_variance: Part of the estimate's variance known from ``num_seeds`` seeds.
-        example_variance: Part known from ``num_examples`` examples.
-        num_seeds: Seeds.
-        num_examples: Examples.
-        coverage: Probability that the interval holds the true difference.
+    With one seed there is no interval: examples alone say nothing about the next seed. One part of
+    the estimate's variance is known from ``num_seeds`` seeds, the other from ``num_examples``.
     """
     if num_seeds < 2 or num_examples < 2:
         return _without_interval(estimate, num_seeds=num_seeds, num_examples=num_examples)
@@ -151,14 +141,13 @@ def _without_interval(estimate: float, *, num_seeds: int, num_examples: int) -> 
 
 
 def _without_noise(estimate: float, *, num_seeds: int, num_examples: int) -> Difference:
-    """Returns a difference that every seed and example shows alike, as of identical arms."""
-    nothing_found = estimate == 0
+    """Returns a difference without variance, as between identical arms."""
     return replace(
         _without_interval(estimate, num_seeds=num_seeds, num_examples=num_examples),
         standard_error=0.0,
         low=estimate,
         high=estimate,
-        p_value=1.0 if nothing_found else 2 * _SMALLEST_TAIL,
+        p_value=1.0 if estimate == 0 else 2 * _SMALLEST_TAIL,
     )
 
 
@@ -167,11 +156,7 @@ def critical_value(
 ) -> NDArray[np.float64]:
     """Returns the value that |estimate| / error exceeds with probability 2 x ``tail`` by chance.
 
-    Args:
-        tail: Probability beyond it on one side.
-        seed_share: Share of the seeds in the estimated variance, 0 to 1, of any shape.
-        num_seeds: Seeds, at least 2.
-        num_examples: Examples, at least 2.
+    ``seed_share``, 0 to 1, may have any shape; it takes at least two seeds and two examples.
     """
     from scipy.stats import t
 

@@ -12,8 +12,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     dependence between the comparisons, the chance of one false rejection among them is at most
     alpha. Never less powerful than Bonferroni.
 
-    Args:
-        p_values: One per comparison; None: a comparison that was not made, which does not count.
+    None stands for a comparison that was not made and does not count.
 
     Source: Holm 1979, Scandinavian Journal of Statistics 6:65.
     """

@@ -42,7 +42,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Parts:
-    """An estimate and what seeds and examples contribute to its variance."""
+    """An estimate and the parts of its variance due to seeds and examples."""
 
     estimate: Floats
     """Nats per token, of shape (...)."""
@@ -53,18 +53,17 @@ class Parts:
 
 
 def paired_difference(
-    ours: ArrayLike, theirs: ArrayLike, weights: ArrayLike, *, coverage: float = 1 - ALPHA
+    a: ArrayLike, b: ArrayLike, weights: ArrayLike, *, coverage: float = 1 - ALPHA
 ) -> Difference:
     """Returns the difference in loss, nats per token, over the population of seeds and examples.
 
     Args:
-        ours: NLL in nats, summed over the tokens of an example: (S, E).
-        theirs: The same of the other arm, with the same seeds and examples; (1, E) for a model that
-            has no seeds.
+        a: NLL in nats, summed over the tokens of an example: (S, E).
+        b: NLL of the other arm on the same seeds and examples; (1, E) for a model without seeds.
         weights: Target tokens of each example: (E,).
         coverage: Probability that the interval holds the true difference.
     """
-    differences = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    differences = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
     tokens = np.asarray(weights, dtype=np.float64)
     num_seeds, num_examples = differences.shape
     assert tokens.shape == (num_examples,), "one weight per example"
@@ -80,12 +79,7 @@ def paired_difference(
 
 
 def variance_parts(differences: Floats, weights: Floats) -> Parts:
-    """Returns the estimate and its variance by source, of many studies at once.
-
-    Args:
-        differences: D_se: (..., S, E).
-        weights: n_e: (..., E).
-    """
+    """Returns estimate and variance parts of D_se (..., S, E) with weights n_e (..., E)."""
     num_seeds, num_examples = differences.shape[-2:]
     theta = differences.sum((-2, -1)) / (num_seeds * weights.sum(-1))
     expected = weights * theta[..., None]

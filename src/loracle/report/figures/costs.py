@@ -1,4 +1,4 @@
-"""What each arm costs, as bars with their spread over runs."""
+"""Costs of the arms as bars, with their spread over runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def cost_figures(study: StudyRecord) -> list[Figure]:
 
 
 def _base_latency(study: StudyRecord) -> str:
-    read = [run.result["efficiency"]["latency_ms_per_token"]["base"] for run in study.runs]
+    read = [run.result.efficiency.latency_ms_per_token.base for run in study.runs]
     measured = [value for value in read if value is not None]
     if not measured:
         return "The base alone was not measured."
@@ -48,22 +48,18 @@ def _bars(study: StudyRecord, axis: Axis, *, note: str) -> Figure:
     if not costs:
         return missing(name, title, why=f"No completed run measured the {words}.")
     absent = [arm.name for arm in study.arms if arm.name not in costs]
+    over = "rounds" if axis == "step_time_s" and study.clock else "an arm's runs"
     lacking = f" Not measured for {', '.join(absent)}." if absent else ""
     return Figure(
         name,
         title,
-        caption=f"{_what_is_shown(study, axis)} {note}{lacking}",
+        caption=f"Bars: median over {over}; lines: {range_words(study, axis)}. {note}{lacking}",
         spec={
             "width": _WIDTH_PX,
             "height": _ROW_PX * len(costs),
             "layer": _bar_layers(costs, label=axis_label(axis)),
         },
     )
-
-
-def _what_is_shown(study: StudyRecord, axis: Axis) -> str:
-    of = "rounds" if axis == "step_time_s" and study.clock else "an arm's runs"
-    return f"Bars: median over {of}; lines: {range_words(study, axis)}."
 
 
 def _bar_layers(costs: Mapping[str, Cost], *, label: str) -> list[Spec]:

@@ -40,6 +40,12 @@ def _training(curves: Curves | None, *, looks: Mapping[str, Look]) -> Figure:
     if curves is None:
         return missing(name, _NAMES[name], why="No completed run recorded the loss of a step.")
     title = "training loss, nats per token"
+    stride = curves.stride_steps
+    faint = (
+        "single steps, mean over seeds"
+        if stride == 1
+        else f"means of {stride} consecutive steps over seeds"
+    )
     raw: Spec = {
         "data": values(curves.raw),
         "mark": {"type": "line", "strokeWidth": 0.7},
@@ -53,8 +59,8 @@ def _training(curves: Curves | None, *, looks: Mapping[str, Look]) -> Figure:
         name,
         _NAMES[name],
         caption=f"Lines: running mean over {curves.window_steps} steps, then mean over seeds. "
-        f"{_band(curves.smooth)} Faint: "
-        f"{_raw_words(curves.stride_steps)}. Arms see the same batches, so their noise is shared.",
+        f"{_band(curves.smooth)} Faint: {faint}. "
+        "Arms see the same batches, so their noise is shared.",
         spec=_panel([*_band_layers(curves.smooth, title, looks), raw], curves.smooth, title, looks),
     )
 
@@ -89,7 +95,7 @@ def _validation(study: StudyRecord, *, looks: Mapping[str, Look]) -> Figure:
         why = "Every run was validated before and after training only: the tables have it."
         return missing(name, _NAMES[name], why=why)
     title = "validation loss, nats per token"
-    untuned = study.runs[0].result["quality"]["base"]["loss_nats_per_token"]
+    untuned = study.runs[0].result.quality.base.loss_nats_per_token
     points: Spec = {
         "name": "points",
         "data": values(rows),
@@ -117,7 +123,7 @@ def _validation(study: StudyRecord, *, looks: Mapping[str, Look]) -> Figure:
 
 
 def _panel(below: list[Spec], rows: Rows, title: str, looks: Mapping[str, Look]) -> Spec:
-    """Returns a panel of lines over ``below``, with what a pointer finds on top."""
+    """Returns a panel of lines over ``below``, with tooltips on top."""
     hover: Spec = {
         "name": "hover",
         "data": values(rows),
@@ -133,7 +139,7 @@ def _panel(below: list[Spec], rows: Rows, title: str, looks: Mapping[str, Look])
 
 
 def _line(rows: Rows, title: str, looks: Mapping[str, Look]) -> Spec:
-    """Returns the lines, in whose legend clicks pick arms."""
+    """Returns the lines; clicks in their legend pick arms."""
     return {
         "name": "lines",
         "data": values(rows),
@@ -169,12 +175,6 @@ def _band_layers(rows: Rows, title: str, looks: Mapping[str, Look]) -> list[Spec
 def _band(rows: Rows) -> str:
     seeds = max(row["seeds"] for row in rows)
     return "Bands: lowest to highest over seeds." if seeds > 1 else "One seed: there is no band."
-
-
-def _raw_words(stride_steps: int) -> str:
-    if stride_steps == 1:
-        return "single steps, mean over seeds"
-    return f"means of {stride_steps} consecutive steps over seeds"
 
 
 def _step_and_loss(title: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Loss curves: what every arm's training and validation losses did, over seeds."""
+"""Loss curves: training and validation losses of every arm, over seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loracle.records.study_folder import RunRecord, StudyRecord
 
 Losses = NDArray[np.float64]
 
-# assumed: more points than this a line of 600 pixels cannot show
+# assumed: a line of 600 pixels cannot show more points
 _MAX_POINTS = 120
 # assumed: a twelfth of a run is short beside it and long beside the noise of one batch
 _WINDOWS_PER_RUN = 12
@@ -22,16 +22,16 @@ _WINDOWS_PER_RUN = 12
 
 @dataclass(frozen=True)
 class Curves:
-    """What the loss panels draw."""
+    """Rows of the loss panels."""
 
     smooth: list[dict[str, Any]]
     """arm, step, loss, low, high: running mean over steps, mean and range over seeds."""
     raw: list[dict[str, Any]]
     """arm, step, loss: mean over seeds."""
     gaps: list[dict[str, Any]]
-    """Like ``smooth``, of the loss minus the reference's on the same batch; without it."""
+    """Like ``smooth``, for the other arms' loss minus the reference's on the same batch."""
     window_steps: int
-    """Steps that the running mean takes."""
+    """Width of the running mean."""
     stride_steps: int
     """Steps from one drawn point to the next."""
 
@@ -53,13 +53,14 @@ def loss_curves(study: StudyRecord) -> Curves | None:
         raw += _mean_rows(arm, stack, stride=stride)
         shared = [seed for seed in seeds if seed in reference]
         if arm != study.reference and shared:
-            gap = _stacked([_gap(seeds[seed], reference[seed]) for seed in shared])
+            pairs = [_stacked([seeds[seed], reference[seed]]) for seed in shared]
+            gap = _stacked([arm_loss - reference_loss for arm_loss, reference_loss in pairs])
             gaps += _rows(arm, _running_mean(gap, half=half), stride=stride)
     return Curves(smooth, raw, gaps, window_steps=2 * half + 1, stride_steps=stride)
 
 
 def validation_curves(study: StudyRecord) -> list[dict[str, Any]]:
-    """Returns arm, step, loss, low, high of every validation of a tuned model, over seeds."""
+    """Returns rows like ``Curves.smooth`` of every validation of a tuned model."""
     rows = []
     for arm in study.arms:
         at: dict[int, list[float]] = {}
@@ -67,21 +68,16 @@ def validation_curves(study: StudyRecord) -> list[dict[str, Any]]:
             for row in run.evals:
                 if row["model"] == "tuned":
                     at.setdefault(row["step"], []).append(row["loss_nats_per_token"])
-        rows += [_row(arm.name, step, found) for step, found in sorted(at.items())]
+        rows += [_row(arm.name, step, losses) for step, losses in sorted(at.items())]
     return rows
 
 
 def _by_seed(runs: Mapping[int, RunRecord]) -> dict[int, Losses]:
-    found = {
+    losses = {
         seed: np.array([row["loss_nats_per_token"] for row in run.steps], dtype=float)
         for seed, run in runs.items()
     }
-    return {seed: losses for seed, losses in found.items() if len(losses)}
-
-
-def _gap(ours: Losses, theirs: Losses) -> Losses:
-    both = min(len(ours), len(theirs))
-    return ours[:both] - theirs[:both]
+    return {seed: loss for seed, loss in losses.items() if len(loss)}
 
 
 def _stacked(losses: Sequence[Losses]) -> Losses:
@@ -91,7 +87,7 @@ def _stacked(losses: Sequence[Losses]) -> Losses:
 
 
 def _running_mean(losses: Losses, *, half: int) -> Losses:
-    """Returns, seeds x steps, the mean over each step and ``half`` steps to either side of it."""
+    """Returns the mean over each step and ``half`` steps on either side: seeds x steps."""
     sums = np.concatenate([np.zeros((len(losses), 1)), np.cumsum(losses, axis=1)], axis=1)
     steps = np.arange(losses.shape[1])
     first, last = np.maximum(steps - half, 0), np.minimum(steps + half + 1, len(steps))

@@ -1,4 +1,4 @@
-"""Every held-out example before and after training: what a mean hides."""
+"""Loss of every held-out example before and after training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AFTER = "tuned, nats per token"
 
 
 def example_figure(study: StudyRecord) -> Figure:
-    """Returns each example's loss of the untuned and the tuned model, of the reference arm."""
+    """Returns each example's loss under the untuned model and the tuned reference arm."""
     runs = study.runs_of(study.reference)
     rows = _rows(runs[min(runs)].examples) if runs else []
     title = f"Every held-out example, {study.reference}"

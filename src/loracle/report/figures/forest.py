@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from loracle.analysis.comparison import Comparison
 from loracle.report.figures.palette import BAD, GOOD, INK, OPEN
 from loracle.report.figures.vega import Figure, Spec, category, missing, quantity, values
 from loracle.report.text.numbers import LOSS_DECIMALS, with_interval
@@ -18,49 +18,27 @@ _VERDICTS: Mapping[str, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Effect:
-    """One row of the forest plot."""
-
-    arm: str
-    """Name of the arm."""
-    difference: float
-    """Its metric minus the reference's."""
-    low: float | None
-    """Lower end of the interval; None: there is none."""
-    high: float | None
-    """Upper end."""
-    verdict: str
-    """better, worse or not distinguishable, as the statistics found it."""
-
-
 def forest_figure(
-    effects: Sequence[Effect], *, reference: str, noise_floor: float | None
+    comparisons: Sequence[Comparison], *, reference: str, noise_floor: float | None
 ) -> Figure:
-    """Returns the forest plot of the loss.
-
-    Args:
-        effects: In the order of the rows.
-        reference: The arm at zero.
-        noise_floor: Half width of the band of differences that are noise; None: not measured.
-    """
+    """Returns the forest plot of the loss, a row per comparison, in their order."""
     name, title = "forest", f"Loss beside {reference}"
-    if not effects:
+    if not comparisons:
         return missing(name, title, why=f"No arm shares a seed with {reference}, so none compares.")
     axis = f"loss minus {reference}'s, nats per token (left of zero: lower loss, better)"
-    order = [effect.arm for effect in effects]
-    intervals = all(effect.low is not None for effect in effects)
+    order = [comparison.arm for comparison in comparisons]
+    intervals = all(comparison.interval for comparison in comparisons)
     return Figure(
         name,
         title,
         caption=_caption(intervals=intervals, noise_floor=noise_floor),
         spec={
             "width": _WIDTH_PX,
-            "height": _ROW_PX * len(effects),
+            "height": _ROW_PX * len(comparisons),
             "layer": [
                 *_noise_layers(noise_floor, axis),
                 _zero(axis),
-                *_effect_layers(effects, order=order, axis=axis),
+                *_effect_layers(comparisons, order=order, axis=axis),
             ],
         },
     )
@@ -99,8 +77,10 @@ def _zero(axis: str) -> Spec:
     }
 
 
-def _effect_layers(effects: Sequence[Effect], *, order: Sequence[str], axis: str) -> list[Spec]:
-    rows = [_row(effect) for effect in effects]
+def _effect_layers(
+    comparisons: Sequence[Comparison], *, order: Sequence[str], axis: str
+) -> list[Spec]:
+    rows = [_row(comparison) for comparison in comparisons]
     drawn = [row for row in rows if row["low"] is not None]
     arm = category("arm", None, sort=list(order), axis={"labelPadding": 6, "ticks": False})
     colour, shape = _verdict_scales()
@@ -132,14 +112,15 @@ def _effect_layers(effects: Sequence[Effect], *, order: Sequence[str], axis: str
     return [lines, dots] if drawn else [dots]
 
 
-def _row(effect: Effect) -> dict[str, Any]:
+def _row(comparison: Comparison) -> dict[str, Any]:
+    low, high = comparison.interval or (None, None)
     return {
-        "arm": effect.arm,
-        "difference": effect.difference,
-        "low": effect.low,
-        "high": effect.high,
-        "verdict": effect.verdict,
-        "shown": with_interval(effect.difference, effect.low, effect.high, decimals=LOSS_DECIMALS),
+        "arm": comparison.arm,
+        "difference": comparison.difference,
+        "low": low,
+        "high": high,
+        "verdict": comparison.verdict,
+        "shown": with_interval(comparison.difference, low, high, decimals=LOSS_DECIMALS),
     }
 
 

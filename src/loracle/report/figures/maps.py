@@ -1,8 +1,8 @@
-"""Where adapters sit, as maps of layers x modules, and what the scores saw there."""
+"""Maps of layers x modules: ranks of the adapters, and module scores."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from loracle.placement.inventory import Inventory
 from loracle.records.study_folder import ArmRecord, StudyRecord
 from loracle.report.figures.palette import INK, SHADE
-from loracle.report.figures.vega import Figure, Rows, Spec, category, missing, quantity, values
+from loracle.report.figures.vega import Figure, Spec, category, missing, quantity, values
 from loracle.report.text.numbers import count
 from loracle.text import slug_of
 
@@ -28,7 +28,7 @@ class Grid:
     kinds: tuple[str, ...]
     """Rows: module kinds in the model's order."""
     layers: tuple[str, ...]
-    """Columns: layer indices, and what lies outside the layers if something there is adapted."""
+    """Columns: layer indices, and ``outside`` if a module outside the layers is adapted."""
 
     @property
     def cell_px(self) -> int:
@@ -37,7 +37,7 @@ class Grid:
 
 
 def grid_of(study: StudyRecord) -> Grid:
-    """Returns the grid of the modules that lie in layers, or that some arm adapts."""
+    """Returns the grid of the modules in layers, and of those that some arm adapts."""
     adapted = {module["name"] for arm in study.arms for module in arm.modules}
     shown = [m for m in study.inventory.modules if m.layer is not None or m.name in adapted]
     layers = [str(layer) for layer in range(study.inventory.num_layers)]
@@ -78,7 +78,7 @@ def placement_sheet(study: StudyRecord) -> Figure:
 
 
 def maps_caption(study: StudyRecord) -> str:
-    """Returns how the shades are to be read."""
+    """Returns how to read the shades."""
     return (
         f"Columns: layers; rows: linear modules. The darker, the higher the rank; "
         f"the highest is {_highest_rank(study)}. Empty cells carry no adapter."
@@ -113,7 +113,7 @@ def _map(arm: ArmRecord, *, grid: Grid, inventory: Inventory, highest: int) -> S
         "y": category("kind", None, scale={"domain": list(grid.kinds)}, axis={"ticks": False}),
     }
     floor: Spec = {
-        "data": values(_unique(empty)),
+        "data": values(list({tuple(row.items()): row for row in empty}.values())),
         "mark": {"type": "rect", "color": INK, "fillOpacity": 0.07},
         "encoding": position,
     }
@@ -144,9 +144,11 @@ def _map(arm: ArmRecord, *, grid: Grid, inventory: Inventory, highest: int) -> S
 
 
 def _adapted_cells(arm: ArmRecord, *, inventory: Inventory, highest: int) -> list[dict[str, Any]]:
-    """Returns layer, kind and rank of each adapted cell; of full fine-tuning, every cell."""
+    """Returns layer, kind and rank of each adapted cell; every cell for full fine-tuning."""
     if arm.rank is None:
-        cells = [(_column(m.layer), m.kind, highest) for m in inventory.modules if _in_layers(m)]
+        cells = [
+            (_column(m.layer), m.kind, highest) for m in inventory.modules if m.layer is not None
+        ]
     else:
         cells = [(_column(m["layer"]), m["kind"], m["rank"]) for m in arm.modules]
     ranks: dict[tuple[str, str], list[int]] = {}
@@ -156,24 +158,16 @@ def _adapted_cells(arm: ArmRecord, *, inventory: Inventory, highest: int) -> lis
         {
             "layer": column,
             "kind": kind,
-            "rank": max(found),
-            "shown": "every weight" if arm.rank is None else str(max(found)),
-            "modules": len(found),
+            "rank": max(in_cell),
+            "shown": "every weight" if arm.rank is None else str(max(in_cell)),
+            "modules": len(in_cell),
         }
-        for (column, kind), found in ranks.items()
+        for (column, kind), in_cell in ranks.items()
     ]
-
-
-def _in_layers(module: Any) -> bool:
-    return module.layer is not None
 
 
 def _column(layer: int | None) -> str:
     return _OUTSIDE if layer is None else str(layer)
-
-
-def _unique(rows: Rows) -> Rows:
-    return list({tuple(row.items()): row for row in rows}.values())
 
 
 def _axis() -> Spec:
@@ -204,10 +198,15 @@ def _heat_map(scores: Mapping[str, float], *, inventory: Inventory) -> Spec:
         if module.name in scores:
             cell = (_column(module.layer), module.kind)
             cells.setdefault(cell, []).append(scores[module.name])
-    means = {cell: fmean(found) for cell, found in cells.items()}
-    ordered = sorted(means.values())
+    means = {cell: fmean(in_cell) for cell, in_cell in cells.items()}
+    others = max(1, len(means) - 1)
     rows = [
-        {"layer": layer, "kind": kind, "score": mean, "above": _share_below(mean, ordered)}
+        {
+            "layer": layer,
+            "kind": kind,
+            "score": mean,
+            "above": sum(other < mean for other in means.values()) / others,
+        }
         for (layer, kind), mean in means.items()
     ]
     layers = [str(layer) for layer in range(inventory.num_layers)]
@@ -232,8 +231,3 @@ def _heat_map(scores: Mapping[str, float], *, inventory: Inventory) -> Spec:
             ],
         },
     }
-
-
-def _share_below(value: float, ordered: Sequence[float]) -> float:
-    below = sum(other < value for other in ordered)
-    return below / max(1, len(ordered) - 1)

@@ -1,8 +1,7 @@
-"""How arms look: colour, dash and shape, fixed by their place in the study.
+"""Colour, dash and shape of the arms, by their position in the study.
 
-The reference is drawn in the colour of the text. With nine to twelve arms no palette alone is
-enough for a colour-blind reader, so each arm has a dash and a shape too. Light and dark pages need
-different colours; figures on paper take the light ones.
+The reference has the colour of the text. For nine to twelve arms no palette is enough for
+colour-blind readers, so each arm has a dash and a shape too. Paper uses the light colours.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class Look:
 def looks_of(arms: Sequence[str], *, reference: str) -> dict[str, Look]:
     """Returns each arm's look, in the order of ``arms``."""
     others = [arm for arm in arms if arm != reference]
-    found = {
+    looks = {
         arm: Look(
             *_COLOURS[index % len(_COLOURS)],
             dash=_DASHES[(index + index // len(_COLOURS)) % len(_DASHES)],
@@ -69,8 +68,8 @@ def looks_of(arms: Sequence[str], *, reference: str) -> dict[str, Look]:
         )
         for index, arm in enumerate(others)
     }
-    found[reference] = Look(INK, INK, dash=_DASHES[0], shape="circle")
-    return {arm: found[arm] for arm in arms}
+    looks[reference] = Look(INK, INK, dash=_DASHES[0], shape="circle")
+    return {arm: looks[arm] for arm in arms}
 
 
 def arm_scale(looks: Mapping[str, Look], part: str) -> dict[str, object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from loracle.analysis.costs import AXES
@@ -22,17 +21,13 @@ from loracle.report.text.numbers import (
 
 _WIDTH_PX, _HEIGHT_PX, _LABEL_PX = 300, 270, 13
 
-
 _GUTTER_PX = 8
-
 
 # assumed: within this share of each other, costs are one cost and there is nothing to trade
 _SAME_COST_FRAC = 0.05
 
-
 # assumed: costs further apart than this are read better on a logarithmic axis
 _LOG_FROM_RATIO = 12.0
-
 
 _STATES: Mapping[str, tuple[str, str]] = {
     "efficient": (GOOD, "circle"),
@@ -40,32 +35,13 @@ _STATES: Mapping[str, tuple[str, str]] = {
     "dominated": (OPEN, "cross"),
 }
 
-
-@dataclass(frozen=True)
-class Point:
-    """One arm in the plane of loss and cost."""
-
-    arm: str
-    """Name of the arm."""
-    cost: float
-    """Median over its runs."""
-    cost_low: float
-    """Lowest of its runs."""
-    cost_high: float
-    """Highest of its runs."""
-    difference: float
-    """Loss minus the reference's, nats per token."""
-    low: float | None
-    """Lower end of its interval; None: there is none, as for the reference itself."""
-    high: float | None
-    """Upper end."""
-    state: str
-    """efficient, dominated or undecided, as the trade-offs found it."""
+Row = dict[str, Any]
+"""An arm in the plane of loss and cost."""
 
 
 def tradeoff_figure(
     name: str,
-    points: Sequence[Point],
+    arms: Sequence[ParetoArm],
     *,
     title: str,
     label: str,
@@ -76,17 +52,18 @@ def tradeoff_figure(
 
     Args:
         name: Stem of its files.
-        points: Arms that measured the cost and were compared.
+        arms: An arm without a difference from the reference is left out.
         title: Name of the cost.
-        label: The same with its unit, for the axis.
+        label: Title with unit, for the axis.
         reference: The arm at zero.
         spans: What a horizontal line shows.
     """
+    points = [_row(arm) for arm in arms if arm.difference is not None]
     heading = f"Loss against {title}"
     if len(points) < 2:
         why = f"Fewer than two arms have both a measured {title} and a loss to compare."
         return missing(name, heading, why=why)
-    lowest, highest = min(p.cost for p in points), max(p.cost for p in points)
+    lowest, highest = min(p["cost"] for p in points), max(p["cost"] for p in points)
     if highest - lowest <= _SAME_COST_FRAC * highest:
         return missing(name, heading, why=_same_cost(title, lowest, highest))
     return Figure(
@@ -107,9 +84,11 @@ def _same_cost(title: str, lowest: float, highest: float) -> str:
     )
 
 
-def _panel(points: Sequence[Point], *, label: str, reference: str) -> Spec:
+def _panel(points: Sequence[Row], *, label: str, reference: str) -> Spec:
     x_domain = _cost_domain(points)
-    y_domain = _loss_domain(points)
+    ends = [p[key] for p in points for key in ("difference", "low", "high") if p[key] is not None]
+    margin = 0.06 * (max(ends) - min(ends)) or 1e-3
+    y_domain = min(ends) - margin, max(ends) + margin
     logarithmic = x_domain[0] > 0 and x_domain[1] / x_domain[0] > _LOG_FROM_RATIO
     scale = {"domain": list(x_domain), "nice": False, "type": "log" if logarithmic else "linear"}
     axis: Spec = {"labelOverlap": True, "tickCount": 5}
@@ -131,22 +110,16 @@ def _panel(points: Sequence[Point], *, label: str, reference: str) -> Spec:
     }
 
 
-def _cost_domain(points: Sequence[Point]) -> tuple[float, float]:
-    low, high = min(p.cost_low for p in points), max(p.cost_high for p in points)
+def _cost_domain(points: Sequence[Row]) -> tuple[float, float]:
+    low, high = min(p["cost_low"] for p in points), max(p["cost_high"] for p in points)
     if low > 0 and high / low > _LOG_FROM_RATIO:
         return low / 1.3, high * 1.3
     margin = 0.08 * (high - low)
     return max(0.0, low - margin), high + margin
 
 
-def _loss_domain(points: Sequence[Point]) -> tuple[float, float]:
-    ends = [end for p in points for end in (p.difference, p.low, p.high) if end is not None]
-    margin = 0.06 * (max(ends) - min(ends)) or 1e-3
-    return min(ends) - margin, max(ends) + margin
-
-
 def _leader_layers(
-    points: Sequence[Point],
+    points: Sequence[Row],
     *,
     x: Spec,
     y: Spec,
@@ -156,15 +129,15 @@ def _leader_layers(
     """Returns the names in a column right of the plot, each with a thin line to its point."""
     per_px = (y_domain[1] - y_domain[0]) / _HEIGHT_PX
     heights = spread(
-        [p.difference for p in points],
+        [p["difference"] for p in points],
         gap=_LABEL_PX * per_px,
         low=y_domain[0],
         high=y_domain[1],
     )
     ends = [
-        {"arm": point.arm, "cost": cost, "loss": loss, "end": end}
+        {"arm": point["arm"], "cost": cost, "loss": loss, "end": end}
         for point, height in zip(points, heights, strict=True)
-        for end, (cost, loss) in enumerate(((point.cost, point.difference), (right, height)))
+        for end, (cost, loss) in enumerate(((point["cost"], point["difference"]), (right, height)))
     ]
     lines: Spec = {
         "data": values(ends),
@@ -192,7 +165,7 @@ def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -
     """Returns the nearest positions that keep their order, ``gap`` apart, within low and high.
 
     Least squares by pooling neighbours that are too close (isotonic regression of the positions
-    less their due gaps). Where there is no room for all, the gap shrinks.
+    minus their gaps). Where there is no room for all, the gap shrinks.
     """
     count = len(positions)
     gap = min(gap, (high - low) / max(1, count - 1))
@@ -205,21 +178,20 @@ def spread(positions: Sequence[float], *, gap: float, low: float, high: float) -
             pools[-1] += last
     pooled = [_mean(pool) for pool in pools for _ in pool]
     highest = high - (count - 1) * gap
-    found = [0.0] * count
+    placed = [0.0] * count
     for rank, index in enumerate(order):
-        found[index] = min(max(pooled[rank], low), max(low, highest)) + rank * gap
-    return found
+        placed[index] = min(max(pooled[rank], low), max(low, highest)) + rank * gap
+    return placed
 
 
 def _mean(pool: Sequence[float]) -> float:
     return sum(pool) / len(pool)
 
 
-def _spread_layers(points: Sequence[Point], *, x: Spec, y: Spec) -> list[Spec]:
-    rows = [_row(point) for point in points]
+def _spread_layers(points: Sequence[Row], *, x: Spec, y: Spec) -> list[Spec]:
     layers: list[Spec] = [
         {
-            "data": values(rows),
+            "data": values(points),
             "mark": {"type": "rule", "strokeWidth": 1.3, "opacity": 0.8},
             "encoding": {
                 "x": quantity("cost_low", **x),
@@ -229,7 +201,7 @@ def _spread_layers(points: Sequence[Point], *, x: Spec, y: Spec) -> list[Spec]:
             },
         }
     ]
-    drawn = [row for row in rows if row["low"] is not None]
+    drawn = [point for point in points if point["low"] is not None]
     if drawn:
         layers.append(
             {
@@ -246,9 +218,9 @@ def _spread_layers(points: Sequence[Point], *, x: Spec, y: Spec) -> list[Spec]:
     return layers
 
 
-def _dots(points: Sequence[Point], *, x: Spec, y: Spec) -> Spec:
+def _dots(points: Sequence[Row], *, x: Spec, y: Spec) -> Spec:
     return {
-        "data": values([_row(point) for point in points]),
+        "data": values(points),
         "mark": {"type": "point", "filled": True, "size": 75, "opacity": 1},
         "encoding": {
             "x": quantity("cost", **x),
@@ -267,19 +239,20 @@ def _dots(points: Sequence[Point], *, x: Spec, y: Spec) -> Spec:
     }
 
 
-def _row(point: Point) -> dict[str, Any]:
-    decimals = 0 if point.cost > 1000 else decimals_for([point.cost])
+def _row(arm: ParetoArm) -> Row:
+    cost = arm.cost.median
+    low, high = (arm.comparison and arm.comparison.interval) or (None, None)
     return {
-        "arm": point.arm,
-        "cost": point.cost,
-        "cost_low": point.cost_low,
-        "cost_high": point.cost_high,
-        "difference": point.difference,
-        "low": point.low,
-        "high": point.high,
-        "state": point.state,
-        "shown": with_interval(point.difference, point.low, point.high, decimals=LOSS_DECIMALS),
-        "cost_shown": fixed(point.cost, decimals=decimals),
+        "arm": arm.arm,
+        "cost": cost,
+        "cost_low": arm.cost.low,
+        "cost_high": arm.cost.high,
+        "difference": arm.difference,
+        "low": low,
+        "high": high,
+        "state": arm.state,
+        "shown": with_interval(arm.difference, low, high, decimals=LOSS_DECIMALS),
+        "cost_shown": fixed(cost, decimals=0 if cost > 1000 else decimals_for([cost])),
     }
 
 
@@ -297,7 +270,7 @@ def tradeoff_figures(study: StudyRecord, verdicts: Verdicts) -> list[Figure]:
     return [
         tradeoff_figure(
             f"tradeoff-{axis.replace('_', '-')}",
-            [point for arm in pareto(study, verdicts, axis) if (point := _point(arm, verdicts))],
+            pareto(study, verdicts, axis),
             title=AXES[axis][0],
             label=axis_label(axis),
             reference=verdicts.reference,
@@ -305,23 +278,3 @@ def tradeoff_figures(study: StudyRecord, verdicts: Verdicts) -> list[Figure]:
         )
         for axis in AXES
     ]
-
-
-def _point(arm: ParetoArm, verdicts: Verdicts) -> Point | None:
-    """Returns an arm's point; None if it cannot be compared with the reference."""
-    is_reference = arm.arm == verdicts.reference
-    difference = arm.comparison.difference if arm.comparison else None
-    difference = 0.0 if is_reference else difference
-    if difference is None:
-        return None
-    low, high = (arm.comparison and arm.comparison.interval) or (None, None)
-    return Point(
-        arm=arm.arm,
-        cost=arm.cost.median,
-        cost_low=arm.cost.low,
-        cost_high=arm.cost.high,
-        difference=difference,
-        low=low,
-        high=high,
-        state=arm.state,
-    )

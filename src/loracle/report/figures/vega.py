@@ -1,8 +1,7 @@
 """Figures as Vega-Lite, one description for the page, the notebook and the paper.
 
-A figure is plain data until it is drawn: the page embeds it with Vega's own script, paper gets it
-through vl-convert, a notebook through Altair. Text and rules take the colour of the text around
-them (``currentColor``), so that one description serves light pages, dark pages and print.
+The page embeds figures with Vega's own script, the paper gets them through vl-convert, a notebook
+through Altair. Text and rules are in ``currentColor``: right on light pages, dark ones and paper.
 """
 
 from __future__ import annotations
@@ -81,19 +80,19 @@ class Figure:
     spec: Spec | None
     """Vega-Lite; None: there is nothing to draw."""
     absent: str | None = None
-    """Where there is nothing to draw, the sentence that says why."""
+    """Why there is nothing to draw."""
 
     def __post_init__(self) -> None:
         assert (self.spec is None) == bool(self.absent), self.name
 
 
 def missing(name: str, title: str, *, why: str) -> Figure:
-    """Returns a panel that says why it has nothing to show."""
+    """Returns a panel with the reason why it has nothing to show."""
     return Figure(name, title, caption="", spec=None, absent=why)
 
 
 def themed(spec: Spec) -> Spec:
-    """Returns ``spec`` with the theme that every figure shares."""
+    """Returns ``spec`` with the common theme."""
     return {**spec, "config": _CONFIG}
 
 
@@ -117,12 +116,12 @@ def for_page(spec: Spec) -> Spec:
     text = json.dumps(spec)
     for name, light, _ in css_variables():
         text = text.replace(f'"{light}"', f'"var({name})"')
-    found: Spec = json.loads(text)
-    return found
+    coloured: Spec = json.loads(text)
+    return coloured
 
 
 def for_paper(spec: Spec) -> Spec:
-    """Returns ``spec`` without the invisible marks that only a pointer finds."""
+    """Returns ``spec`` without its invisible marks for tooltips."""
     layers = [layer for layer in spec.get("layer", ()) if layer.get("name") != "hover"]
     return {**spec, "layer": layers} if layers else spec
 
@@ -160,11 +159,7 @@ def embedding_script() -> str:
 
 
 def as_altair(figure: Figure) -> altair.TopLevelMixin:
-    """Returns a figure for a notebook, validated against Vega-Lite's schema.
-
-    Args:
-        figure: One with something to show.
-    """
+    """Returns a figure that has a spec for a notebook, validated against Vega-Lite's schema."""
     import altair
 
     assert figure.spec is not None, figure.absent

@@ -1,17 +1,14 @@
-"""The page: one file with everything in it, which no network is asked for."""
+"""The report as one self-contained HTML file."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loracle.report.contents import Contents
 from loracle.report.figures.palette import css_variables
 from loracle.report.figures.vega import embedding_script, for_page, themed
 from loracle.text import plural
-
-if TYPE_CHECKING:
-    import jinja2
 
 _SECTIONS = (
     ("answer", "Answer"),
@@ -29,83 +26,40 @@ _SECTIONS = (
 
 def page_of(contents: Contents) -> str:
     """Returns the report as one HTML file."""
-    templates = _templates()
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    loader = PackageLoader("loracle.report.page")
+    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     return templates.get_template("page.html.j2").render(
-        page=_view(contents),
+        contents=contents,
+        study=contents.study.study,
+        tables=contents.tables,
+        figures=contents.figures,
+        samples_caption=_samples_caption(contents),
+        commands=_commands(contents),
         sections=_SECTIONS,
         style=_safe(templates.get_template("page.css.j2").render(colours=css_variables())),
         specs=_safe(_specs(contents)),
         vega=_safe(embedding_script()),
-        script=_safe(_source(templates, "page.js")),
-    )
-
-
-def _templates() -> jinja2.Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    return Environment(
-        loader=PackageLoader("loracle.report.page"), autoescape=True, undefined=StrictUndefined
+        script=_safe(loader.get_source(templates, "page.js")[0]),
     )
 
 
 def _safe(text: str) -> Any:
-    """Returns text of ours that goes into the page as it is."""
+    """Returns text that goes into the page unescaped."""
     from markupsafe import Markup
 
     return Markup(text)  # noqa: S704 - style, script, and JSON without a "<"
 
 
-def _source(templates: jinja2.Environment, name: str) -> str:
-    assert templates.loader is not None
-    return templates.loader.get_source(templates, name)[0]
-
-
 def _specs(contents: Contents) -> str:
-    """Returns the figures as JSON that can stand in a script element, whatever an arm is called."""
+    """Returns the figures as JSON that is safe in a script element."""
     specs = {
         figure.name: for_page(themed(figure.spec))
         for figure in contents.figures.on_page()
         if figure.spec is not None
     }
     return json.dumps(specs, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _view(contents: Contents) -> dict[str, Any]:
-    """Returns what the template asks for by name."""
-    tables, figures = contents.tables, contents.figures
-    return {
-        "name": contents.study.name,
-        "question": contents.study.study["question"],
-        "answer": (*contents.answer, *contents.advice[:1]),
-        "provenance": contents.provenance.line,
-        "verdicts": tables.verdicts,
-        "forest": figures.forest,
-        "noise": contents.noise,
-        "untuned": tables.untuned,
-        "losses": figures.losses,
-        "recommendation": contents.advice,
-        "tradeoff_table": tables.tradeoffs,
-        "tradeoffs": figures.tradeoffs,
-        "maps_caption": contents.maps_caption,
-        "maps": figures.maps,
-        "scores": figures.scores,
-        "costs": tables.costs,
-        "cost_figures": figures.costs,
-        "samples": contents.samples,
-        "samples_caption": _samples_caption(contents),
-        "criteria": tables.criteria,
-        "evidence": tables.evidence,
-        "unfinished": tables.unfinished,
-        "search": tables.search,
-        "predicted": tables.predicted,
-        "orderings": tables.orderings,
-        "orderings_note": contents.orderings_note,
-        "methods": contents.methods,
-        "limits": contents.limits,
-        "environment": contents.environment,
-        "signatures": contents.signatures,
-        "commands": _commands(contents),
-    }
 
 
 def _samples_caption(contents: Contents) -> str:

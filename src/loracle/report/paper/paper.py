@@ -1,4 +1,4 @@
-"""The paper: a skeleton without a number of its own, and the macros that carry them into it."""
+"""The paper: a skeleton without numbers, and the macros that carry them into it."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def _captions(figures: Sequence[Figure]) -> dict[str, str]:
 
 
 def _arm_values(comparison: Comparison, *, taken: set[str]) -> dict[str, str]:
-    """Returns an arm's figures under names that say which, e.g. ``LossDifferenceAttentionQv``.
+    """Returns an arm's figures by macro name, e.g. ``LossDifferenceAttentionQv``.
 
-    Names of letters only may collide (``a-b`` and ``a_b``); the later arm's then end in Again.
+    Names of letters only may collide (``a-b`` and ``a_b``); the later ones end in Again.
     """
     arm = comparison.arm
     while macro_name("loss-difference", arm) in taken:
@@ -116,6 +116,6 @@ def _arm_values(comparison: Comparison, *, taken: set[str]) -> dict[str, str]:
 
 
 def limits_file(contents: Contents) -> str:
-    """Returns what the study cannot show as a LaTeX list."""
+    """Returns the study's limits as a LaTeX list."""
     items = [f"\\item {escape(sentence)}" for sentence in contents.limits]
     return "\n".join(["\\begin{itemize}", *items, "\\end{itemize}"]) + "\n"

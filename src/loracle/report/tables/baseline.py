@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import reduce
-from operator import getitem
 from typing import Any
 
 from loracle.analysis.comparison import Comparison
 from loracle.analysis.verdicts import judge
 from loracle.records.find_runs import without_seed
+from loracle.records.result import RunResult
 from loracle.records.study_folder import StudyRecord
 from loracle.report.text.numbers import NOT_MEASURED
 from loracle.text import plural
-
-Result = Mapping[str, Any]
 
 
 def baseline_table(study: StudyRecord) -> str:
@@ -47,12 +45,12 @@ def baseline_table(study: StudyRecord) -> str:
         "",
         _measured_on(results),
         "",
-        f"Signature: `{without_seed(results[0]['signature'])}`",
+        f"Signature: `{without_seed(results[0].signature)}`",
     ]
     return "\n".join(lines)
 
 
-def _changes(study: StudyRecord, results: Sequence[Result]) -> dict[str, str]:
+def _changes(study: StudyRecord, results: Sequence[RunResult]) -> dict[str, str]:
     """Returns tuned minus untuned by metric, in words."""
     verdicts = judge(study)
     loss = verdicts.against_untuned(study.reference)
@@ -77,8 +75,8 @@ def _of(comparison: Comparison | None, spec: str) -> str:
     return _change(comparison.difference, comparison.interval, spec)
 
 
-def _mean_change(results: Sequence[Result], key: str) -> float | None:
-    pairs = [(r["quality"]["base"][key], r["quality"]["tuned"][key]) for r in results]
+def _mean_change(results: Sequence[RunResult], key: str) -> float | None:
+    pairs = [(getattr(r.quality.base, key), getattr(r.quality.tuned, key)) for r in results]
     if any(None in pair for pair in pairs):
         return None
     return statistics.fmean(after - before for before, after in pairs)
@@ -94,15 +92,15 @@ def _change(
     return f"{value:{spec}}{unit} [{interval[0]:{spec}}, {interval[1]:{spec}}]"
 
 
-def _measured_on(results: Sequence[Result]) -> str:
+def _measured_on(results: Sequence[RunResult]) -> str:
     first = results[0]
-    tuned = first["quality"]["tuned"]
-    seeds = ", ".join(str(result["seed"]) for result in results)
+    tuned = first.quality.tuned
+    seeds = ", ".join(str(result.seed) for result in results)
     return (
         f"{plural(len(results), 'seed')} ({seeds}). {_means_and_intervals(len(results))} "
-        f"Perplexity and loss on {tuned['num_examples']:,} held-out examples "
-        f"({tuned['num_targets']:,} tokens), BLEU and chrF on {tuned['num_answers'] or 0:,} greedy "
-        f"answers. {first['device']}, {first['finished_at'][:10]}."
+        f"Perplexity and loss on {tuned.num_examples:,} held-out examples "
+        f"({tuned.num_targets:,} tokens), BLEU and chrF on {tuned.num_answers or 0:,} greedy "
+        f"answers. {first.device}, {first.finished_at[:10]}."
     )
 
 
@@ -112,13 +110,13 @@ def _means_and_intervals(num_seeds: int) -> str:
     return "Untuned and tuned: means over seeds; intervals: 95 %, over seeds and examples."
 
 
-def _mean(results: Sequence[Result], path: Sequence[str], spec: str) -> str:
-    values: list[Any] = [reduce(getitem, path, result) for result in results]
+def _mean(results: Sequence[RunResult], path: Sequence[str], spec: str) -> str:
+    values: list[Any] = [reduce(getattr, path, result) for result in results]
     return NOT_MEASURED if None in values else format(statistics.fmean(values), spec)
 
 
-def _spread(results: Sequence[Result], path: Sequence[str], spec: str) -> str:
-    values: list[Any] = [reduce(getitem, path, result) for result in results]
+def _spread(results: Sequence[RunResult], path: Sequence[str], spec: str) -> str:
+    values: list[Any] = [reduce(getattr, path, result) for result in results]
     if None in values:
         return NOT_MEASURED
     low, high = format(min(values), spec), format(max(values), spec)

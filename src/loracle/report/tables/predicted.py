@@ -1,4 +1,4 @@
-"""What a plan says of an arm beside what was measured of it."""
+"""Predicted beside measured memory and step times of the arms."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from loracle.records.predictions import ArmAccuracy, kept_accuracy
 from loracle.records.result import MEMORY_KINDS
 from loracle.records.study_folder import StudyRecord
 from loracle.report.tables.table import Column, Table
-from loracle.report.text.numbers import NOT_MEASURED
+from loracle.report.text.numbers import fixed, signed
 from loracle.text import plural
 
 
 def predicted_table(study: StudyRecord) -> Table | None:
     """Returns the table; None if nothing was predicted."""
-    found = kept_accuracy(study.path)
-    if not found:
+    accuracies = kept_accuracy(study.path)
+    if not accuracies:
         return None
-    ratios = _ratios(study, found)
+    ratios = _ratios(study, accuracies)
     times = f"times {study.reference}"
     beside = (Column("step predicted", times), Column("in turn", times))
     return Table(
         name="predicted",
-        caption=_caption(found, in_turn=bool(ratios)),
+        caption=_caption(accuracies, in_turn=bool(ratios)),
         columns=(
             Column("arm", align="left"),
             Column("memory predicted", "GiB"),
@@ -37,29 +37,29 @@ def predicted_table(study: StudyRecord) -> Table | None:
         ),
         rows=tuple(
             (
-                each.arm,
-                f"{each.predicted_gib:.3f}",
-                _number(each.measured_gib, 3),
-                _percent(each.memory_error_frac),
-                _number(each.predicted_step_s, 3),
-                _number(each.measured_step_s, 3),
-                _percent(each.time_error_frac),
-                *(_number(ratio, 2) for ratio in ratios.get(each.arm, ())),
+                row.arm,
+                fixed(row.predicted_gib, decimals=3),
+                fixed(row.measured_gib, decimals=3),
+                _percent(row.memory_error_frac),
+                fixed(row.predicted_step_s, decimals=3),
+                fixed(row.measured_step_s, decimals=3),
+                _percent(row.time_error_frac),
+                *(fixed(ratio, decimals=2) for ratio in ratios.get(row.arm, ())),
             )
-            for each in found
+            for row in accuracies
         ),
-        marks=tuple("reference" if each.arm == study.reference else "" for each in found),
+        marks=tuple("reference" if row.arm == study.reference else "" for row in accuracies),
     )
 
 
 def _ratios(
-    study: StudyRecord, found: Sequence[ArmAccuracy]
+    study: StudyRecord, accuracies: Sequence[ArmAccuracy]
 ) -> dict[str, tuple[float | None, float | None]]:
     """Returns each arm's step time over the reference's, predicted and clocked in turn.
 
-    Empty if there is no time of the reference, predicted or clocked.
+    Empty without a predicted and a clocked time of the reference.
     """
-    predicted = {each.arm: each.predicted_step_s for each in found}
+    predicted = {row.arm: row.predicted_step_s for row in accuracies}
     reference = predicted.get(study.reference)
     clocked = step_in_turn(study, study.reference)
     if reference is None or clocked is None:
@@ -74,8 +74,8 @@ def _ratios(
     return ratios
 
 
-def _caption(found: Sequence[ArmAccuracy], *, in_turn: bool) -> str:
-    kinds = sorted({MEMORY_KINDS[each.memory_kind] for each in found})
+def _caption(accuracies: Sequence[ArmAccuracy], *, in_turn: bool) -> str:
+    kinds = sorted({MEMORY_KINDS[row.memory_kind] for row in accuracies})
     words = [
         (
             "What loracle plan says of a step of each arm's first run, traced without weights, "
@@ -83,16 +83,16 @@ def _caption(found: Sequence[ArmAccuracy], *, in_turn: bool) -> str:
         )
     ]
     for name, errors in (
-        ("memory", [each.memory_error_frac for each in found]),
-        ("time", [each.time_error_frac for each in found]),
+        ("memory", [row.memory_error_frac for row in accuracies]),
+        ("time", [row.time_error_frac for row in accuracies]),
     ):
-        known = [abs(error) for error in errors if error is not None]
-        if known:
+        errors_frac = [abs(error) for error in errors if error is not None]
+        if errors_frac:
             words.append(
-                f"error of {name}: median {100 * statistics.median(known):.1f} %, at most "
-                f"{100 * max(known):.1f} % of {plural(len(known), 'arm')}"
+                f"error of {name}: median {100 * statistics.median(errors_frac):.1f} %, at most "
+                f"{100 * max(errors_frac):.1f} % of {plural(len(errors_frac), 'arm')}"
             )
-    if dates := sorted({each.speed_measured_at for each in found if each.speed_measured_at}):
+    if dates := sorted({row.speed_measured_at for row in accuracies if row.speed_measured_at}):
         words.append(f"times rest on the device's speed as measured on {', '.join(dates)}")
     else:
         words.append("no time is predicted without a measurement of the device's speed")
@@ -104,9 +104,5 @@ def _caption(found: Sequence[ArmAccuracy], *, in_turn: bool) -> str:
     return "; ".join(words) + "."
 
 
-def _number(value: float | None, decimals: int) -> str:
-    return NOT_MEASURED if value is None else f"{value:.{decimals}f}"
-
-
-def _percent(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{100 * value:+.1f}"
+def _percent(frac: float | None) -> str:
+    return signed(None if frac is None else 100 * frac, decimals=1)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from loracle.records.result import Criterion
 from loracle.records.study_folder import RunRecord, StudyRecord
 from loracle.report.tables.table import Column, Table
 from loracle.text import plural
@@ -23,7 +23,7 @@ def criteria_table(study: StudyRecord) -> Table:
         caption=_summary(study.runs),
         columns=(*_RUN_COLUMNS, *(Column(name, align="left") for name in _CRITERIA)),
         rows=tuple(
-            (*_run_cells(run), *(_WORDS[_criterion(run, name)["passed"]] for name in _CRITERIA))
+            (*_run_cells(run), *(_WORDS[_criterion(run, name).passed] for name in _CRITERIA))
             for run in study.runs
         ),
     )
@@ -32,9 +32,9 @@ def criteria_table(study: StudyRecord) -> Table:
 def _summary(runs: Sequence[RunRecord]) -> str:
     parts = []
     for name in _CRITERIA:
-        counts = Counter(_criterion(run, name)["passed"] for run in runs)
-        told = [f"{counts[passed]} {word}" for passed, word in _WORDS.items() if counts[passed]]
-        parts.append(f"{name}: {', '.join(told)}")
+        counts = Counter(_criterion(run, name).passed for run in runs)
+        outcomes = [f"{counts[p]} {word}" for p, word in _WORDS.items() if counts[p]]
+        parts.append(f"{name}: {', '.join(outcomes)}")
     return (
         f"{plural(len(runs), 'completed run')}. {'; '.join(parts)}. A criterion that nothing "
         f"measured could decide is not judged: reproducibility needs a repeat of the same run."
@@ -44,7 +44,12 @@ def _summary(runs: Sequence[RunRecord]) -> str:
 def evidence_table(study: StudyRecord) -> Table:
     """Returns the evidence of every criterion of every run."""
     rows = [
-        (*_run_cells(run), name, _WORDS[_criterion(run, name)["passed"]], _evidence(run, name))
+        (
+            *_run_cells(run),
+            name,
+            _WORDS[_criterion(run, name).passed],
+            _criterion(run, name).evidence,
+        )
         for run in study.runs
         for name in _CRITERIA
     ]
@@ -90,10 +95,6 @@ def _run_cells(run: RunRecord) -> tuple[str, str, str]:
     return run.arm, str(run.seed), _ROLES.get(run.role, run.role)
 
 
-def _criterion(run: RunRecord, name: str) -> Mapping[str, Any]:
-    criterion: Mapping[str, Any] = run.result["criteria"][name]
+def _criterion(run: RunRecord, name: str) -> Criterion:
+    criterion: Criterion = getattr(run.result.criteria, name)
     return criterion
-
-
-def _evidence(run: RunRecord, name: str) -> str:
-    return str(_criterion(run, name)["evidence"])

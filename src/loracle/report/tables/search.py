@@ -1,18 +1,21 @@
-"""What the learning-rate search of a study tried, and what it took."""
+"""The learning-rate search of a study: rates tried and taken."""
 
 from __future__ import annotations
 
-from loracle.analysis.rate_search import arms_at_the_edge, final_loss, taken_rates
+from loracle.analysis.rate_search import arms_at_the_edge, taken_rates
 from loracle.records.study_folder import StudyRecord
 from loracle.report.tables.table import Column, Table
-from loracle.report.text.numbers import LOSS_DECIMALS, NOT_MEASURED, fixed
+from loracle.report.text.numbers import LOSS_DECIMALS, fixed
 
 
 def search_table(study: StudyRecord) -> Table | None:
-    """Returns the validation loss of every arm at every rate that was tried; None: no search."""
+    """Returns the validation loss of every arm at every rate tried; None: no search."""
     if not study.search:
         return None
-    losses = {(run.arm, run.learning_rate): final_loss(run.result) for run in study.search}
+    losses = {
+        (run.arm, run.learning_rate): run.result.quality.tuned.loss_nats_per_token
+        for run in study.search
+    }
     rates = sorted({rate for _, rate in losses})
     seed = study.search[0].seed
     edge = arms_at_the_edge(study)
@@ -30,12 +33,7 @@ def search_table(study: StudyRecord) -> Table | None:
         rows=tuple(
             (
                 arm,
-                *(
-                    fixed(losses.get((arm, rate)), decimals=LOSS_DECIMALS)
-                    if (arm, rate) in losses
-                    else NOT_MEASURED
-                    for rate in rates
-                ),
+                *(fixed(losses.get((arm, rate)), decimals=LOSS_DECIMALS) for rate in rates),
                 f"{taken:g}",
                 "edge" if arm in edge else "",
             )

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from loracle.analysis.comparison import UNTUNED, Comparison
-from loracle.analysis.costs import AXES, Axis, Cost, costs_of
+from loracle.analysis.costs import AXES, Axis, costs_of
 from loracle.analysis.summaries import Summary
 from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import ArmRecord, StudyRecord
@@ -31,22 +31,22 @@ _ARM = Column("arm", align="left")
 
 
 def arms_by_effect(study: StudyRecord, verdicts: Verdicts) -> list[ArmRecord]:
-    """Returns the arms from lowest to highest loss; those that did not run stand last."""
+    """Returns the arms from lowest to highest loss; those that did not run come last."""
 
     def effect(arm: ArmRecord) -> float:
         if arm.name == verdicts.reference:
             return 0.0
-        found = verdicts.comparison(arm.name)
-        difference = found.difference if found else None
+        comparison = verdicts.comparison(arm.name)
+        difference = comparison.difference if comparison else None
         return math.inf if difference is None else difference
 
     return sorted(study.arms, key=effect)
 
 
 def verdict_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -> Table:
-    """Returns the table that answers the question, sorted by effect."""
+    """Returns every arm beside the reference, sorted by effect."""
     arms = arms_by_effect(study, verdicts)
-    step, memory = _medians(study, "step_time_s"), _medians(study, "peak_memory_gib")
+    step, memory = _cells(study, "step_time_s"), _cells(study, "peak_memory_gib")
     rows = [
         (
             *_verdict_cells(arm, verdicts),
@@ -57,7 +57,7 @@ def verdict_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) ->
     ]
     return Table(
         name="verdicts",
-        caption=_verdict_caption(study, verdicts, provenance),
+        caption=f"{_how_to_read(verdicts)} {_measured_on(study)} {provenance}.",
         columns=(
             _ARM,
             Column("rank"),
@@ -85,17 +85,8 @@ def _verdict_cells(arm: ArmRecord, verdicts: Verdicts) -> tuple[str, ...]:
         summary = verdicts.summary(arm.name)
         seeds = summary.loss_nats_per_token if summary else None
         n = str(seeds.n) if seeds else "0"
-        return (
-            arm.name,
-            rank,
-            params,
-            n,
-            "0",
-            "0",
-            "",
-            "reference",
-            "0" if verdicts.num_answers else NOT_MEASURED,
-        )
+        bleu_cell = "0" if verdicts.num_answers else NOT_MEASURED
+        return (arm.name, rank, params, n, "0", "0", "", "reference", bleu_cell)
     loss = verdicts.comparison(arm.name)
     bleu = verdicts.comparison(arm.name, metric="bleu")
     return (
@@ -112,7 +103,7 @@ def _verdict_cells(arm: ArmRecord, verdicts: Verdicts) -> tuple[str, ...]:
 
 
 def _verdict(comparison: Comparison | None) -> str:
-    if comparison is None or comparison.found is None:
+    if comparison is None or comparison.measured is None:
         return "not run"
     return comparison.verdict if comparison.interval else "no interval"
 
@@ -127,19 +118,15 @@ def _difference(comparison: Comparison | None, *, decimals: int) -> str:
 def _mark(arm: str, verdicts: Verdicts) -> str:
     if arm == verdicts.reference:
         return "reference"
-    found = verdicts.comparison(arm)
-    return _MARKS[found.verdict] if found and found.interval else ""
+    comparison = verdicts.comparison(arm)
+    return _MARKS[comparison.verdict] if comparison and comparison.interval else ""
 
 
 def effects_table(table: Table, *, verdicts: Verdicts, provenance: str) -> Table:
-    """Returns the verdict table without BLEU and costs: as much as a page of paper is wide."""
-    kept = ("arm", "rank", "trainable parameters", "loss difference", "perplexity", "p", "verdict")
-    narrow = table.only(*kept, name="effects")
+    """Returns the verdict table without BLEU and costs, to fit the width of a page."""
+    shown = ("arm", "rank", "trainable parameters", "loss difference", "perplexity", "p", "verdict")
+    narrow = table.only(*shown, name="effects")
     return replace(narrow, caption=f"{_how_to_read(verdicts)} {provenance}.")
-
-
-def _verdict_caption(study: StudyRecord, verdicts: Verdicts, provenance: str) -> str:
-    return f"{_how_to_read(verdicts)} {_measured_on(study)} {provenance}."
 
 
 def _how_to_read(verdicts: Verdicts) -> str:
@@ -158,19 +145,19 @@ def _measured_on(study: StudyRecord) -> str:
 
 
 def bleu_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -> Table:
-    """Returns BLEU and its differences, for paper."""
+    """Returns BLEU and its differences, for the paper."""
     rows = []
     for arm in arms_by_effect(study, verdicts):
         summary = verdicts.summary(arm.name)
-        found = verdicts.comparison(arm.name, metric="bleu")
+        comparison = verdicts.comparison(arm.name, metric="bleu")
         is_reference = arm.name == verdicts.reference
         rows.append(
             (
                 arm.name,
                 _mean_and_sd(summary.bleu if summary else None, decimals=BLEU_DECIMALS),
-                "0" if is_reference else _difference(found, decimals=BLEU_DECIMALS),
-                "" if is_reference else p_value(found.p_holm if found else None),
-                "reference" if is_reference else _verdict(found),
+                "0" if is_reference else _difference(comparison, decimals=BLEU_DECIMALS),
+                "" if is_reference else p_value(comparison.p_holm if comparison else None),
+                "reference" if is_reference else _verdict(comparison),
             )
         )
     return Table(
@@ -189,7 +176,7 @@ def bleu_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -> Ta
 
 
 def untuned_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -> Table:
-    """Returns every arm's plain figures, beside those of the untuned model."""
+    """Returns every arm's metrics beside those of the untuned model."""
     base = verdicts.untuned
     rows = [
         (
@@ -203,7 +190,7 @@ def untuned_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) ->
     ]
     for arm in arms_by_effect(study, verdicts):
         summary = verdicts.summary(arm.name)
-        found = verdicts.against_untuned(arm.name)
+        comparison = verdicts.against_untuned(arm.name)
         rows.append(
             (
                 arm.name,
@@ -212,8 +199,8 @@ def untuned_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) ->
                 ),
                 _mean_and_sd(summary.perplexity if summary else None, decimals=3),
                 _mean_and_sd(summary.bleu if summary else None, decimals=BLEU_DECIMALS),
-                _difference(found, decimals=LOSS_DECIMALS),
-                _verdict(found),
+                _difference(comparison, decimals=LOSS_DECIMALS),
+                _verdict(comparison),
             )
         )
     return Table(
@@ -241,9 +228,9 @@ def _mean_and_sd(summary: Summary | None, *, decimals: int) -> str:
 
 
 def cost_table(study: StudyRecord, *, provenance: str) -> Table:
-    """Returns what every arm costs: median over runs, and lowest to highest."""
+    """Returns every arm's costs: median over runs, and lowest to highest."""
     shown: tuple[Axis, ...] = tuple(axis for axis in AXES if axis != "trainable_params")
-    cells = {axis: _with_range(study, axis) for axis in shown}
+    cells = {axis: _cells(study, axis, with_range=True) for axis in shown}
     return Table(
         name="costs",
         caption=f"Median over an arm's runs; in brackets lowest to highest run: "
@@ -267,20 +254,15 @@ def cost_table(study: StudyRecord, *, provenance: str) -> Table:
     )
 
 
-def _medians(study: StudyRecord, axis: Axis) -> dict[str, str]:
+def _cells(study: StudyRecord, axis: Axis, *, with_range: bool = False) -> dict[str, str]:
+    """Returns each arm's median cost, and lowest to highest run."""
     costs = costs_of(study, axis)
     decimals = decimals_for(cost.median for cost in costs.values())
-    return {arm: fixed(cost.median, decimals=decimals) for arm, cost in costs.items()}
-
-
-def _with_range(study: StudyRecord, axis: Axis) -> dict[str, str]:
-    costs = costs_of(study, axis)
-    decimals = decimals_for(cost.median for cost in costs.values())
-    return {arm: _range(cost, decimals=decimals) for arm, cost in costs.items()}
-
-
-def _range(cost: Cost, *, decimals: int) -> str:
-    middle, low, high = (
-        fixed(value, decimals=decimals) for value in (cost.median, cost.low, cost.high)
-    )
-    return middle if low == high else f"{middle} [{low} to {high}]"
+    cells = {}
+    for arm, cost in costs.items():
+        median, low, high = (
+            fixed(v, decimals=decimals) for v in (cost.median, cost.low, cost.high)
+        )
+        has_range = with_range and low != high
+        cells[arm] = f"{median} [{low} to {high}]" if has_range else median
+    return cells

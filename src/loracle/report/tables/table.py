@@ -1,4 +1,4 @@
-"""A table once, as HTML, Markdown and LaTeX show it."""
+"""A table for HTML, Markdown and LaTeX."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Column:
     """One column."""
 
     title: str
-    """Its heading, without the unit."""
+    """Heading, without the unit."""
     unit: str = ""
-    """Unit, or whatever else stands small below the heading."""
+    """Unit, or another note in small type below the heading."""
     align: Align = "right"
-    """Numbers stand right, words left."""
+    """Right for numbers, left for words."""
     share: float = 0.0
-    """Of the width of a line on paper, for running text; 0: as wide as its longest cell."""
+    """Share of the line width on paper, for running text; 0: as wide as the longest cell."""
 
     @property
     def heading(self) -> str:
@@ -31,7 +31,7 @@ class Column:
         return f"{self.title}, {self.unit}" if self.title and self.unit else self.title or self.unit
 
     def parts(self, cell: str) -> list[str]:
-        """Returns a cell in the parts between which a line may break: before its brackets."""
+        """Returns a cell split where a line may break: before its brackets."""
         if self.align == "left":
             return [cell]
         at = min((k for k in (cell.find(" ["), cell.find(" (")) if k > 0), default=len(cell))
@@ -45,13 +45,12 @@ class Table:
     name: str
     """Stem of its files, and its anchor."""
     caption: str
-    """What it shows, with n and where it was measured."""
     columns: tuple[Column, ...]
-    """From left to right; the first names the row."""
+    """The first names the row."""
     rows: tuple[tuple[str, ...], ...]
     """One string per column."""
     marks: tuple[str, ...] = ()
-    """Per row a word by which a page may set it apart; empty: none."""
+    """CSS class of each row on the page; empty: none."""
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows), self.name
@@ -69,13 +68,13 @@ class Table:
             )
 
     def only(self, *titles: str, name: str) -> Table:
-        """Returns the same rows with the columns of these titles."""
-        kept = [n for n, column in enumerate(self.columns) if column.title in titles]
+        """Returns the columns of these titles."""
+        indices = [n for n, column in enumerate(self.columns) if column.title in titles]
         return Table(
             name=name,
             caption=self.caption,
-            columns=tuple(self.columns[n] for n in kept),
-            rows=tuple(tuple(row[n] for n in kept) for row in self.rows),
+            columns=tuple(self.columns[n] for n in indices),
+            rows=tuple(tuple(row[n] for n in indices) for row in self.rows),
             marks=self.marks,
         )
 
@@ -106,7 +105,12 @@ def _markdown_text(text: str) -> str:
 
 def latex_of(table: Table) -> str:
     """Returns a table as a LaTeX float with booktabs' rules."""
-    aligns = "".join(_latex_align(column) for column in table.columns)
+    aligns = "".join(
+        f">{{\\raggedright\\arraybackslash}}p{{{column.share:g}\\linewidth}}"
+        if column.share
+        else column.align[0]
+        for column in table.columns
+    )
     heads = [_latex_row(escape(column.title) for column in table.columns)]
     if any(column.unit for column in table.columns):
         heads.append(_latex_row(escape(column.unit) for column in table.columns))
@@ -138,9 +142,3 @@ def _latex_cells(table: Table, row: tuple[str, ...]) -> str:
 
 def _latex_row(cells: Iterable[str]) -> str:
     return " & ".join(cells) + " \\\\"
-
-
-def _latex_align(column: Column) -> str:
-    if column.share:
-        return f">{{\\raggedright\\arraybackslash}}p{{{column.share:g}\\linewidth}}"
-    return "r" if column.align == "right" else "l"

@@ -2,54 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from loracle.forecast.fit import Fit
 from loracle.model.live_bytes import Part
+from loracle.report.terminal.table import borderless
+from loracle.report.text.numbers import NOT_MEASURED
 from loracle.study.forecast import PlanReport
 from loracle.text import in_words
 
-_PARTS: tuple[tuple[Part, str], ...] = (
-    ("weights", "weights"),
-    ("adapters", "adapters"),
-    ("gradients", "gradients"),
-    ("optimizer", "optimizer"),
-    ("activations", "activations"),
-    ("head", "head"),
-)
-
-
-_NONE = "n/a"
+_PARTS: tuple[Part, ...] = ("weights", "adapters", "gradients", "optimizer", "activations", "head")
 
 
 def plan_report_view(report: PlanReport) -> RenderableType:
     """Returns the plan for the terminal, within 80 columns for names of usual length."""
-    memory = _table(_memory_header(), _memory_rows(report), title="Peak memory, GiB")
-    parts: list[RenderableType] = [Text("\n".join(_heading(report))), Text(), memory]
-    parts += [Text(), _table(_time_header(), _time_rows(report), title="Size and time")]
-    if rows := _fit_rows(report):
-        parts += [Text(), _table(_FIT_HEADER, rows, title=_fit_title(report))]
+    parts: list[RenderableType] = [Text("\n".join(_heading(report)))]
+    for title, header, rows in _tables(report):
+        parts += [Text(), _table(header, rows, title=title)]
     return Group(*parts, Text(), Text("\n".join(_footing(report))))
 
 
 def plan_report_markdown(report: PlanReport) -> str:
     """Returns the plan as Markdown."""
-    blocks = [
-        "\n".join(_heading(report)),
-        "**Peak memory, GiB**",
-        _markdown(_memory_header(), _memory_rows(report)),
-        "**Size and time**",
-        _markdown(_time_header(), _time_rows(report)),
-    ]
-    if rows := _fit_rows(report):
-        blocks += [f"**{_fit_title(report)}**", _markdown(_FIT_HEADER, rows)]
+    blocks = ["\n".join(_heading(report))]
+    for title, header, rows in _tables(report):
+        blocks += [f"**{title}**", _markdown(header, rows)]
     blocks.append("\n\n".join(_footing(report)))
     return "\n\n".join(blocks) + "\n"
+
+
+def _tables(report: PlanReport) -> Iterator[tuple[str, list[str], list[list[str]]]]:
+    """Yields title, header and rows of each table."""
+    parts = [*_PARTS, "runtime", "train", "eval", "answers", "fits"]
+    yield "Peak memory, GiB", ["arm", *parts], _memory_rows(report)
+    columns = ["arm", "trainable", "adapter MiB", "step", "epoch", "run", "runs"]
+    yield "Size and time", columns, _time_rows(report)
+    if isinstance(report.fit, Fit) and report.fit.changes:
+        title = f"What each setting does to {report.fit.arm}, on top of those before (peak in GiB)"
+        yield title, ["setting", "peak", "step"], _fit_rows(report.fit)
 
 
 def _heading(report: PlanReport) -> list[str]:
@@ -91,8 +85,9 @@ def _footing(report: PlanReport) -> list[str]:
         lines.append(
             f"All {sum(report.arms.num_runs.values())} runs, one after another: {in_words(total)}."
         )
-    if report.target.device.is_gpu and _all_fit(report) and len(report.predictions) > 1:
-        together = min(each.num_together for each in report.predictions.values())
+    all_fit = all(prediction.fits for prediction in report.predictions.values())
+    if report.target.device.is_gpu and all_fit and len(report.predictions) > 1:
+        together = min(prediction.num_together for prediction in report.predictions.values())
         lines.append(
             f"Memory holds {together} of these runs on one base at once; how many of them train "
             "together is measured when the study starts."
@@ -106,14 +101,10 @@ def _footing(report: PlanReport) -> list[str]:
     return lines
 
 
-def _all_fit(report: PlanReport) -> bool:
-    return all(each.fits for each in report.predictions.values())
-
-
 def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
     if not fit.changes:
         return "Nothing has to change for it to fit."
-    settings = " ".join(f"--set {each}" for each in fit.overrides)
+    settings = " ".join(f"--set {override}" for override in fit.overrides)
     words = f"{'Fitted' if is_fitted else 'It fits'} with: {settings}"
     words += f" (at most {fit.peak_gib:.1f} GiB)."
     if "quantization" in fit.changes:
@@ -121,70 +112,52 @@ def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
     return words
 
 
-_FIT_HEADER = ["setting", "peak", "step"]
-
-
-def _fit_title(report: PlanReport) -> str:
-    assert isinstance(report.fit, Fit)
-    return f"What each setting does to {report.fit.arm}, on top of those before (peak in GiB)"
-
-
-def _fit_rows(report: PlanReport) -> list[list[str]]:
-    """Returns the way from the settings given to those that fit; empty if nothing changes."""
-    if not isinstance(report.fit, Fit) or not report.fit.changes:
-        return []
+def _fit_rows(fit: Fit) -> list[list[str]]:
+    """Returns the way from the given settings to those that fit."""
     return [
-        [
-            step.setting or "as given",
-            f"{step.peak_gib:.2f}",
-            f"{step.step_s:.3g} s" if step.step_s is not None else _NONE,
-        ]
-        for step in report.fit.steps
+        [step.setting or "as given", f"{step.peak_gib:.2f}", _seconds(step.step_s)]
+        for step in fit.steps
     ]
 
 
+def _seconds(value: float | None) -> str:
+    return NOT_MEASURED if value is None else f"{value:.3g} s"
+
+
 def _study_seconds(report: PlanReport) -> float | None:
-    each = [
+    seconds = [
         count * times.run_s
         for name, count in report.arms.num_runs.items()
         if (times := report.predictions[name].times) is not None
     ]
-    return sum(each) if len(each) == len(report.arms.num_runs) else None
-
-
-def _memory_header() -> list[str]:
-    return ["arm", *(title for _, title in _PARTS), "runtime", "train", "eval", "answers", "fits"]
+    return sum(seconds) if len(seconds) == len(report.arms.num_runs) else None
 
 
 def _memory_rows(report: PlanReport) -> list[list[str]]:
     return [
         [
             name,
-            *(f"{each.memory['train'].parts.get(part, 0.0):.2f}" for part, _ in _PARTS),
-            f"{each.memory['train'].runtime_gib:.2f}",
-            *(f"{each.memory[phase].total_gib:.2f}" for phase in each.memory),
-            "yes" if each.fits else "no",
+            *(f"{prediction.memory['train'].parts.get(part, 0.0):.2f}" for part in _PARTS),
+            f"{prediction.memory['train'].runtime_gib:.2f}",
+            *(f"{prediction.memory[phase].total_gib:.2f}" for phase in prediction.memory),
+            "yes" if prediction.fits else "no",
         ]
-        for name, each in report.predictions.items()
+        for name, prediction in report.predictions.items()
     ]
-
-
-def _time_header() -> list[str]:
-    return ["arm", "trainable", "adapter MiB", "step", "epoch", "run", "runs"]
 
 
 def _time_rows(report: PlanReport) -> list[list[str]]:
     rows = []
-    for name, each in report.predictions.items():
-        times = each.times
+    for name, prediction in report.predictions.items():
+        times = prediction.times
         rows.append(
             [
                 name,
-                f"{each.plan.trainable_params:,}",
-                _NONE if each.plan.is_full else f"{each.adapter_mib:.1f}",
-                f"{times.step_s:.3g} s" if times else _NONE,
-                in_words(times.epoch_s) if times else _NONE,
-                in_words(times.run_s) if times else _NONE,
+                f"{prediction.plan.trainable_params:,}",
+                NOT_MEASURED if prediction.plan.is_full else f"{prediction.adapter_mib:.1f}",
+                _seconds(times.step_s if times else None),
+                in_words(times.epoch_s) if times else NOT_MEASURED,
+                in_words(times.run_s) if times else NOT_MEASURED,
                 str(report.arms.num_runs[name]),
             ]
         )
@@ -192,15 +165,7 @@ def _time_rows(report: PlanReport) -> list[list[str]]:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], *, title: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        show_edge=False,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        title=title,
-        title_justify="left",
-        title_style="bold",
-    )
+    table = borderless(title=title)
     for place, column in enumerate(header):
         table.add_column(_SHORT.get(column, column), justify="right" if place else "left")
     for row in rows:
@@ -217,7 +182,7 @@ _SHORT = {
     "runtime": "rt",
     "answers": "answ",
 }
-"""Of columns that would be wider than their numbers."""
+"""Short titles on the terminal."""
 
 
 def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

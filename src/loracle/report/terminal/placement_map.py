@@ -1,4 +1,4 @@
-"""Where one plan puts its adapters: module kinds against layers, for ``loracle study --plan``."""
+"""Map of a plan's adapters, module kinds against layers, for ``loracle study --plan``."""
 
 from __future__ import annotations
 
@@ -18,16 +18,10 @@ _NO_ADAPTER, _NO_MODULE = ".", " "
 
 
 def placement_map(plan: ModulePlan, inventory: Inventory, *, columns: int = 100) -> RenderableType:
-    """Returns a map of module kinds against layers, with the rank of each adapter.
+    """Returns a map of module kinds against layers, one character per layer, with ranks.
 
-    One character per layer, so that 32 layers take half a screen; at the end of a row stands its
-    rank. Below the map: adapted modules outside the layers, what the marks mean, and ranks that
-    exceed what an update can have.
-
-    Args:
-        plan: The placement, resolved for the model.
-        inventory: The model's linear layers.
-        columns: Width to stay within; deeper models are shown in pieces.
+    Below the map: adapted modules outside the layers, a legend, and ranks above the highest that an
+    update can have. Models deeper than ``columns`` are shown in pieces.
     """
     ranks = {module.name: module.rank for module in plan.modules}
     marks = _marks(ranks.values())
@@ -58,8 +52,8 @@ def _ranked(row: Row, *, ranks: Mapping[str, int]) -> _RankedRow:
     highest: dict[int | None, int] = defaultdict(int)
     for module in row.modules:
         highest[module.layer] = max(highest[module.layer], ranks.get(module.name, 0))
-    given = [ranks[module.name] for module in row.modules if module.name in ranks]
-    return _RankedRow(row.label, highest, _span(given))
+    adapted = [ranks[module.name] for module in row.modules if module.name in ranks]
+    return _RankedRow(row.label, highest, _span(adapted))
 
 
 def _span(numbers: Sequence[int]) -> str:
@@ -83,7 +77,7 @@ def _heading(plan: ModulePlan) -> Text:
 
 
 def _marks(ranks: Iterable[int]) -> dict[int, str]:
-    """Returns a character per rank: ``#`` if there is one, else digits and letters that rise."""
+    """Returns a character per rank: ``#`` for a single one, else rising digits and letters."""
     distinct = sorted(set(ranks))
     if len(distinct) == 1:
         return {distinct[0]: "#"}
@@ -116,8 +110,8 @@ def _legend(marks: Mapping[int, str]) -> Text:
     meanings: dict[str, list[int]] = defaultdict(list)
     for rank, mark in marks.items():
         meanings[mark].append(rank)
-    told = [f"{mark} rank {_span(ranks)}" for mark, ranks in meanings.items()]
-    return Text("   ".join([*told, f"{_NO_ADAPTER} no adapter"]), style="dim")
+    parts = [f"{mark} rank {_span(ranks)}" for mark, ranks in meanings.items()]
+    return Text("   ".join([*parts, f"{_NO_ADAPTER} no adapter"]), style="dim")
 
 
 def _overranked(plan: ModulePlan) -> Iterator[Text]:

@@ -1,6 +1,6 @@
-"""What ``loracle placements MODEL`` shows: the modules, what each preset costs, and where they sit.
+"""The view of ``loracle placements MODEL``: modules, parameters of each preset, and a layer map.
 
-Plain ASCII marks and at most 80 columns, so that it survives logs, pipes and notebooks.
+Plain ASCII and at most 80 columns, for logs, pipes and notebooks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -19,25 +18,21 @@ from loracle.placement.names import layer_ranges
 from loracle.placement.plan import FULL
 from loracle.placement.presets import PRESETS, counted_names
 from loracle.report.terminal.module_rows import Row, rows_of, ruler
+from loracle.report.terminal.table import add_numbers, borderless
 
 _BYTES_PER_PARAM = 4  # fp32: adapters are trained and saved in it
 _MIB = 1024**2
 _COLUMNS = 80
 _MAX_RANGES_CHARS = 9  # longer ones leave no room for the counts
+_MARKS = (".", "#", *"23456789", "+")
+"""By number of modules."""
 _ROLES: tuple[Role, ...] = ("attention", "feed-forward", "other", "head")
 
 
 def placements_table(
     inventory: Inventory, *, rank: int, alpha: float, model_name: str
 ) -> RenderableType:
-    """Returns the module kinds, the presets and the layer map of a model, for the terminal.
-
-    Args:
-        inventory: The model's linear layers.
-        rank: r at which adapter parameters are counted.
-        alpha: Shown with the rank; it changes no count.
-        model_name: Shown in the heading.
-    """
+    """Returns the module kinds, the presets at this rank and the layer map of a model."""
     rows = rows_of(inventory)
     return Group(
         _heading(inventory, rank=rank, alpha=alpha, model_name=model_name),
@@ -63,9 +58,9 @@ def _heading(inventory: Inventory, *, rank: int, alpha: float, model_name: str) 
 
 
 def _kinds_table(rows: Sequence[Row], *, rank: int) -> Table:
-    table = _table()
+    table = borderless()
     table.add_column("module", overflow="fold")
-    _add_numbers(table, "features\nin x out", "layers", "count", "params\neach", "adapter\nparams")
+    add_numbers(table, "features\nin x out", "layers", "count", "params\neach", "adapter\nparams")
     for role in _ROLES:
         members = [row for row in rows if row.role == role]
         if members:
@@ -77,26 +72,22 @@ def _kinds_table(rows: Sequence[Row], *, rank: int) -> Table:
 
 def _kind_cells(row: Row, *, rank: int) -> tuple[str, ...]:
     first = row.modules[0]
-    each = rank * (first.in_features + first.out_features)
+    params = rank * (first.in_features + first.out_features)
+    layers = layer_ranges(row.layers) or "-"
     return (
         f"  {row.label}",
         f"{first.in_features:,} x {first.out_features:,}",
-        _layers_cell(row.layers),
+        layers if len(layers) <= _MAX_RANGES_CHARS else "see map",
         f"{len(row.modules):,}",
-        f"{each:,}",
-        f"{each * len(row.modules):,}",
+        f"{params:,}",
+        f"{params * len(row.modules):,}",
     )
 
 
-def _layers_cell(layers: Sequence[int]) -> str:
-    ranges = layer_ranges(layers) or "-"
-    return ranges if len(ranges) <= _MAX_RANGES_CHARS else "see map"
-
-
 def _presets(inventory: Inventory, *, rank: int, alpha: float) -> Iterator[RenderableType]:
-    table = _table()
+    table = borderless()
     table.add_column("placement", no_wrap=True)
-    _add_numbers(
+    add_numbers(
         table, "modules", "trainable\nparams", "% of full\nfine-tuning", "adapter\nMiB (fp32)"
     )
     half = max(1, inventory.num_layers // 2)
@@ -125,34 +116,20 @@ def _costs(plan: ModulePlan) -> tuple[str, str, str, str]:
 
 
 def _layer_map(rows: Sequence[Row], *, num_layers: int) -> Iterator[RenderableType]:
-    """Yields module kinds against layers, in chunks that fit, and the legend."""
+    """Yields module kinds against layers, in pieces that fit, and the legend."""
     inside = [row for row in rows if row.layers]
     width = max((len(row.label) for row in inside), default=0)
     step = max(10, (_COLUMNS - width - 2) // 10 * 10)
     for start in range(0, num_layers, step):
         layers = range(start, min(start + step, num_layers))
         yield Text("\n".join(_map_lines(inside, layers=layers, width=width)))
-    yield Text("# one module   2-9 so many   + ten or more   . none", style="dim")
+    yield Text("# one module   2-9 modules   + ten or more   . none", style="dim")
 
 
 def _map_lines(rows: Sequence[Row], *, layers: range, width: int) -> Iterator[str]:
     yield f"{'layer':<{width}}  {ruler(layers)}".rstrip()
     for row in rows:
         counts = Counter(row.layers)
-        yield f"{row.label:<{width}}  " + "".join(_mark(counts[layer]) for layer in layers)
-
-
-def _mark(count: int) -> str:
-    if count < 2:
-        return "#" if count else "."
-    return str(count) if count < 10 else "+"
-
-
-def _table() -> Table:
-    # No edges and one blank between columns: the widest rows fit 80 columns.
-    return Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-
-
-def _add_numbers(table: Table, *headers: str) -> None:
-    for header in headers:
-        table.add_column(header, justify="right", no_wrap=True)
+        yield f"{row.label:<{width}}  " + "".join(
+            _MARKS[min(counts[layer], 10)] for layer in layers
+        )

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from loracle.errors import LoracleError
-from loracle.records.files import read_json
+from loracle.records.names import STATUS, STEPS, run_folder
+from loracle.records.result import read_result
 from loracle.records.run_folder import read_status
+from loracle.report.terminal.table import borderless
 from loracle.runner.run_spec import RunOutcome
-from loracle.study.plan import PlannedRun, StudyPlan
+from loracle.study.plan import StudyPlan
 from loracle.text import in_words
 
 # assumed: a person does not look more often, and reading must not take a core from the runs
@@ -27,7 +28,7 @@ _READ_EVERY_S = 2.0
 
 @dataclass
 class StudyProgress:
-    """How a study stands, read from the folders of its runs."""
+    """Progress of a study, read from the folders of its runs."""
 
     plan: StudyPlan
     out: Path
@@ -37,76 +38,69 @@ class StudyProgress:
         self.follow(self.plan)
 
     def follow(self, plan: StudyPlan) -> None:
-        """Shows this plan from now on, and counts what is done of it as done before."""
+        """Shows this plan from now on; its finished steps do not count for the pace."""
         self.plan = plan
-        self._known: dict[str, dict[str, Any]] = {}
+        self._states: dict[str, dict[str, Any]] = {}
         self._read_s = -math.inf
-        self._began_s = time.monotonic()
-        self._steps_before = self._steps_done(self._states())
+        self._started_s = time.monotonic()
+        self._refresh()
+        self._steps_before = self._steps_done()
 
     def view(self) -> RenderableType:
-        """Returns the table of arms by seeds, and what is left to do."""
-        states = self._states()
-        return Group(self._table(states), Text(self._words(states)))
+        """Returns the table of arms by seeds, and the remaining time."""
+        self._refresh()
+        return Group(self._table(), Text(self._words()))
 
     def words(self) -> str:
-        """Returns how many runs are done, and how long the others will take."""
+        """Returns the number of finished runs and the remaining time."""
         self._read_s = -math.inf
-        return self._words(self._states())
+        self._refresh()
+        return self._words()
 
-    def _states(self) -> dict[str, dict[str, Any]]:
+    def _refresh(self) -> None:
         if time.monotonic() - self._read_s >= _READ_EVERY_S:
             self._read_s = time.monotonic()
             for run in self.plan.runs:
-                if self._known.get(run.id, {}).get("status") != "completed":
-                    self._known[run.id] = run_state(self.out / "runs" / run.id)
-        return self._known
+                if self._states.get(run.id, {}).get("status") != "completed":
+                    self._states[run.id] = run_state(run_folder(self.out, run.id))
 
-    def _words(self, states: dict[str, dict[str, Any]]) -> str:
-        finished = sum(state.get("status") == "completed" for state in states.values())
+    def _words(self) -> str:
+        """Returns the progress; time is left at the pace of this process, evaluations included."""
+        finished = sum(state.get("status") == "completed" for state in self._states.values())
         words = f"{finished} of {len(self.plan.runs)} runs done"
-        left_s = self._left_s(states)
-        return f"{words}, about {in_words(left_s)} left" if left_s else words
+        done, total = self._steps_done(), len(self.plan.runs) * self.plan.base.train.max_steps
+        taken, elapsed = done - self._steps_before, time.monotonic() - self._started_s
+        if taken <= 0 or done == total:
+            return words
+        return f"{words}, about {in_words(elapsed / taken * (total - done))} left"
 
-    def _left_s(self, states: dict[str, dict[str, Any]]) -> float | None:
-        """Returns the seconds left at the pace of this process, evaluations included."""
-        done = self._steps_done(states)
-        taken, total = (
-            done - self._steps_before,
-            len(self.plan.runs) * self.plan.base.train.max_steps,
-        )
-        elapsed = time.monotonic() - self._began_s
-        return elapsed / taken * (total - done) if taken > 0 else None
+    def _steps_done(self) -> int:
+        return sum(state.get("step") or 0 for state in self._states.values())
 
-    def _steps_done(self, states: dict[str, dict[str, Any]]) -> int:
-        return sum(state.get("step") or 0 for state in states.values())
-
-    def _table(self, states: dict[str, dict[str, Any]]) -> Table:
+    def _table(self) -> Table:
         runs = self.plan.runs
         seeds = list(dict.fromkeys((run.seed, run.role) for run in runs))
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+        table = borderless(gap=2)
         table.add_column("arm", no_wrap=True)
         for seed, role in seeds:
             table.add_column(f"seed {seed}" + ("" if role == "arm" else f"\n{role}"), no_wrap=True)
         for arm in self.plan.arms:
-            mine = [run for run in runs if run.arm == arm.name]
-            table.add_row(arm.name, *(_cell(mine, key, states) for key in seeds))
+            table.add_row(
+                arm.name,
+                *(
+                    Text(" ").join(
+                        Text(*_state_words(self._states[run.id]))
+                        for run in runs
+                        if run.arm == arm.name and (run.seed, run.role) == key
+                    )
+                    for key in seeds
+                ),
+            )
         return table
 
 
-def _cell(
-    runs: Iterable[PlannedRun], key: tuple[int, str], states: dict[str, dict[str, Any]]
-) -> Text:
-    found = [states[run.id] for run in runs if (run.seed, run.role) == key]
-    return Text.assemble(*_joined([_state_words(state) for state in found]))
-
-
-def _joined(parts: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
-    return [piece for part in parts for piece in (part, (" ", ""))][:-1]
-
-
 def _state_words(state: dict[str, Any]) -> tuple[str, str]:
-    """Returns a run's state in few words, and their style."""
+    """Returns a run's state and its style."""
     status = state.get("status")
     if status == "completed":
         return f"ppl {state['perplexity']:.3f}", "green"
@@ -121,16 +115,15 @@ def _state_words(state: dict[str, Any]) -> tuple[str, str]:
 def run_state(folder: Path) -> dict[str, Any]:
     """Returns status, step, last loss and, of a finished run, perplexity; {} if there is no run.
 
-    What is being written at this moment reads as what was there before.
+    A file that is being written reads as its previous version.
     """
-    if not (folder / "status.json").is_file():
+    if not (folder / STATUS).is_file():
         return {}
     try:
         state = read_status(folder)
         if state.get("status") == "completed":
-            quality = read_json(folder / "result.json")["quality"]["tuned"]
-            return {**state, "perplexity": quality["perplexity"]}
-        last = last_step(folder / "steps.jsonl")
+            return {**state, "perplexity": read_result(folder).quality.tuned.perplexity}
+        last = last_step(folder / STEPS)
     except (LoracleError, OSError):
         return {}
     if last is None:
@@ -144,15 +137,13 @@ _TAIL_BYTES = 4096
 
 def last_step(path: Path) -> dict[str, Any] | None:
     """Returns the last whole row of ``steps.jsonl``; None if there is none."""
-    from json import loads
-
     if not path.is_file():
         return None
     with path.open("rb") as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - _TAIL_BYTES))
         lines = file.read().split(b"\n")[:-1]
-    row = loads(lines[-1]) if lines and lines[-1].startswith(b"{") else None
+    row = json.loads(lines[-1]) if lines and lines[-1].startswith(b"{") else None
     assert row is None or isinstance(row, dict)
     return row
 
@@ -161,5 +152,5 @@ def ended_line(outcome: RunOutcome, *, progress: StudyProgress) -> str:
     """Returns one line about a run that has ended."""
     if outcome.result is None:
         return f"{outcome.out.name}: failed; {progress.words()}"
-    perplexity = outcome.result["quality"]["tuned"]["perplexity"]
+    perplexity = outcome.result.quality.tuned.perplexity
     return f"{outcome.out.name}: perplexity {perplexity:.3f}; {progress.words()}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
@@ -11,134 +10,103 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from loracle.records.result import (
+    MEMORY_KINDS,
+    Criteria,
+    Criterion,
+    Efficiency,
+    Quality,
+    RunResult,
+)
+from loracle.report.text.numbers import NOT_MEASURED, count, fixed, percent, signed
+
 _VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]open[/]"}
 
 
-def result_view(result: Mapping[str, Any]) -> RenderableType:
-    """Returns quality, cost and the four success criteria of one run.
-
-    Args:
-        result: What ``result.json`` holds.
-    """
+def result_view(result: RunResult) -> RenderableType:
+    """Returns quality, cost and the four success criteria of one run."""
     return Group(
-        Padding(_quality(result["quality"]), (1, 0, 0, 0)),
-        Padding(_efficiency(result["efficiency"]), (1, 0, 0, 0)),
-        Padding(_criteria(result["criteria"]), (1, 0, 0, 0)),
+        Padding(_quality(result.quality), (1, 0, 0, 0)),
+        Padding(_efficiency(result.efficiency), (1, 0, 0, 0)),
+        Padding(_criteria(result.criteria), (1, 0, 0, 0)),
         Padding(Text(_provenance(result), style="dim"), (1, 0)),
     )
 
 
-def number(value: float | None, spec: str, *, unit: str = "") -> str:
-    """Returns a value as text, ``n/a`` if it was not measured."""
-    return "n/a" if value is None else f"{value:{spec}}{unit}"
-
-
-def _quality(quality: Mapping[str, Any]) -> Table:
-    base, tuned = quality["base"], quality["tuned"]
+def _quality(quality: Quality) -> Table:
+    base, tuned = quality.base, quality.tuned
     table = _table("Quality", "", "untuned", "tuned", "change", "measured on")
-    held_out = f"{tuned['num_examples']:,} examples, {tuned['num_targets']:,} tokens"
-    ratio = tuned["perplexity"] / base["perplexity"] - 1
-    fell = tuned["loss_nats_per_token"] - base["loss_nats_per_token"]
+    held_out = f"{tuned.num_examples:,} examples, {tuned.num_targets:,} tokens"
+    answers = NOT_MEASURED if tuned.num_answers is None else f"{tuned.num_answers:,} greedy answers"
+    change = percent(tuned.perplexity / base.perplexity - 1, sign=True)
     table.add_row(
-        "perplexity",
-        number(base["perplexity"], ".3f"),
-        number(tuned["perplexity"], ".3f"),
-        f"{ratio:+.1%}",
-        held_out,
+        "perplexity", *_fixed(base.perplexity, tuned.perplexity, decimals=3), change, held_out
     )
-    table.add_row(
-        "loss, nats per token",
-        number(base["loss_nats_per_token"], ".4f"),
-        number(tuned["loss_nats_per_token"], ".4f"),
-        f"{fell:+.4f}",
-        held_out,
-    )
-    for key, name in (("bleu", "BLEU"), ("chrf", "chrF")):
-        table.add_row(name, *_text_cells(base[key], tuned[key]), _answers(tuned))
-    table.add_row(
-        "answers cut at the limit",
-        number(base["hit_limit_frac"], ".0%"),
-        number(tuned["hit_limit_frac"], ".0%"),
-        "",
-        _answers(tuned),
-    )
+    losses = base.loss_nats_per_token, tuned.loss_nats_per_token
+    change = signed(losses[1] - losses[0], decimals=4)
+    table.add_row("loss, nats per token", *_fixed(*losses, decimals=4), change, held_out)
+    for name, before, after in (("BLEU", base.bleu, tuned.bleu), ("chrF", base.chrf, tuned.chrf)):
+        change = "" if before is None or after is None else signed(after - before, decimals=2)
+        table.add_row(name, *_fixed(before, after, decimals=2), change, answers)
+    cut = (percent(model.hit_limit_frac, decimals=0) for model in (base, tuned))
+    table.add_row("answers cut at the limit", *cut, "", answers)
     return table
 
 
-def _text_cells(base: float | None, tuned: float | None) -> tuple[str, str, str]:
-    change = "" if base is None or tuned is None else f"{tuned - base:+.2f}"
-    return number(base, ".2f"), number(tuned, ".2f"), change
+def _fixed(*values: float | None, decimals: int) -> list[str]:
+    return [fixed(value, decimals=decimals) for value in values]
 
 
-def _answers(tuned: Mapping[str, Any]) -> str:
-    count = tuned["num_answers"]
-    return "n/a" if count is None else f"{count:,} greedy answers"
-
-
-def _efficiency(efficiency: Mapping[str, Any]) -> Table:
-    clock, memory = efficiency["step_time_s"], efficiency["peak_memory_gib"]
-    latency, first = efficiency["latency_ms_per_token"], efficiency["latency_first_token_ms"]
+def _efficiency(efficiency: Efficiency) -> Table:
+    clock, memory = efficiency.step_time_s, efficiency.peak_memory_gib
     table = _table("Cost", "", "value", "", "note")
-    full = efficiency["full_finetune_params"]
-    share = efficiency["trainable_params"] / full
-    table.add_row(
-        "trainable parameters",
-        f"{efficiency['trainable_params']:,}",
-        "",
-        f"{share:.2%} of the {full:,} of full fine-tuning",
-    )
-    table.add_row(
-        "time per step",
-        number(clock["median"], ".2f"),
-        "s",
-        f"median of {clock['num_steps']}; quartiles {number(clock['p25'], '.2f')} to "
-        f"{number(clock['p75'], '.2f')}",
-    )
-    table.add_row(
-        "time per epoch",
-        number(efficiency["epoch_time_s"], ".0f"),
-        "s",
-        f"{efficiency['steps_per_epoch']:.1f} steps; optimizer steps only",
-    )
-    table.add_row(
-        "throughput",
-        number(efficiency["throughput_tokens_per_s"], ",.0f"),
-        "tokens/s",
-        "real tokens",
-    )
+    full = efficiency.full_finetune_params
+    share = percent(efficiency.trainable_params / full, decimals=2)
+    median, p25, p75 = _fixed(clock.median, clock.p25, clock.p75, decimals=2)
+    rows = [
+        (
+            "trainable parameters",
+            count(efficiency.trainable_params),
+            "",
+            f"{share} of the {count(full)} of full fine-tuning",
+        ),
+        (
+            "time per step",
+            median,
+            "s",
+            f"median of {clock.num_steps}; quartiles {p25} to {p75}",
+        ),
+        (
+            "time per epoch",
+            count(efficiency.epoch_time_s),
+            "s",
+            f"{efficiency.steps_per_epoch:.1f} steps; optimizer steps only",
+        ),
+        ("throughput", count(efficiency.throughput_tokens_per_s), "tokens/s", "real tokens"),
+    ]
     for phase in ("train", "evaluate", "generate"):
-        table.add_row(
-            f"peak memory, {phase}", number(memory[phase], ".2f"), "GiB", _memory_kind(memory)
+        peak = fixed(getattr(memory, phase), decimals=2)
+        rows.append(
+            (f"peak memory, {phase}", peak, "GiB", MEMORY_KINDS.get(memory.kind, memory.kind))
         )
-    if memory.get("train_tensors") is not None:
-        table.add_row(
-            "peak memory, tensors",
-            number(memory["train_tensors"], ".2f"),
-            "GiB",
-            "live tensors in training, counted",
-        )
-    for name in ("base", "unmerged", "merged"):
-        table.add_row(
-            f"latency, {name}",
-            number(latency[name], ".1f"),
-            "ms/token",
-            f"first token after {number(first[name], '.0f', unit=' ms')}",
-        )
+    if memory.train_tensors is not None:
+        peak = fixed(memory.train_tensors, decimals=2)
+        rows.append(("peak memory, tensors", peak, "GiB", "live tensors in training, counted"))
+    for state in ("base", "unmerged", "merged"):
+        per_token = fixed(getattr(efficiency.latency_ms_per_token, state), decimals=1)
+        first = getattr(efficiency.latency_first_token_ms, state)
+        after = NOT_MEASURED if first is None else f"{count(first)} ms"
+        rows.append((f"latency, {state}", per_token, "ms/token", f"first token after {after}"))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
-def _memory_kind(memory: Mapping[str, Any]) -> str:
-    kinds = {
-        "resident_set": "resident set of the process",
-        "cuda_allocated": "allocated on the GPU",
-    }
-    return kinds[memory["kind"]]
-
-
-def _criteria(criteria: Mapping[str, Any]) -> Table:
+def _criteria(criteria: Criteria) -> Table:
     table = _table("Success criteria", "", "", "evidence", right=())
-    for name, criterion in criteria.items():
-        table.add_row(name, _VERDICTS[criterion["passed"]], escape(criterion["evidence"]))
+    for field in fields(criteria):
+        criterion: Criterion = getattr(criteria, field.name)
+        table.add_row(field.name, _VERDICTS[criterion.passed], escape(criterion.evidence))
     return table
 
 
@@ -150,12 +118,12 @@ def _table(title: str, *columns: str, right: tuple[int, ...] = (1, 2, 3)) -> Tab
     return table
 
 
-def _provenance(result: Mapping[str, Any]) -> str:
-    quality = result["quality"]["tuned"]
-    lines = [f"{result['finished_at']}  {result['device']}", f"signature  {result['signature']}"]
+def _provenance(result: RunResult) -> str:
+    quality = result.quality.tuned
+    lines = [f"{result.finished_at}  {result.device}", f"signature  {result.signature}"]
     lines += [
-        f"{name}  {quality[key]}"
-        for name, key in (("BLEU", "bleu_signature"), ("chrF", "chrf_signature"))
-        if quality[key]
+        f"{name}  {signature}"
+        for name, signature in (("BLEU", quality.bleu_signature), ("chrF", quality.chrf_signature))
+        if signature
     ]
     return "\n".join(lines)

@@ -1,16 +1,16 @@
-"""What a study shows on the terminal: its plan before it starts, how it stands while it runs."""
+"""A study's plan on the terminal, before it starts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from loracle.errors import UsageError
+from loracle.report.terminal.table import add_numbers, borderless
 from loracle.study.plan import PlannedArm, StudyPlan
 from loracle.study.search import search_runs
 from loracle.study.time import TimeEstimate, estimate_time
@@ -20,12 +20,9 @@ from loracle.text import in_words, plural
 def plan_view(
     plan: StudyPlan, *, maps: bool = True, time: TimeEstimate | str | None = None
 ) -> RenderableType:
-    """Returns what a study would do: arms with ranks and counts, runs, and where adapters go.
+    """Returns arms with ranks and counts, runs, and with ``maps`` the adapters of every arm.
 
-    Args:
-        plan: The study.
-        maps: Show the layers x modules map of every arm.
-        time: What is left to do; or why it cannot be said.
+    ``time`` is the estimate of the remaining time, or why there is none.
     """
     from loracle.report.terminal.placement_map import placement_map
 
@@ -41,7 +38,7 @@ def plan_view(
 
 
 def time_of(plan: StudyPlan, *, out: Path) -> TimeEstimate | str:
-    """Returns how long the study will take, or why that cannot be said."""
+    """Returns how long the study will take, or why it is unknown."""
     try:
         return estimate_time(plan, out=out)
     except UsageError as error:
@@ -59,12 +56,11 @@ def _heading(plan: StudyPlan) -> Text:
 
 
 def _arms_table(arms: Sequence[PlannedArm], *, seconds: Mapping[str, float]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table = borderless(gap=2)
     table.add_column("arm", no_wrap=True)
-    for header in ("modules", "rank", "alpha", "trainable\nparams", "gap to the\nbudget"):
-        table.add_column(header, justify="right", no_wrap=True)
+    add_numbers(table, "modules", "rank", "alpha", "trainable\nparams", "gap to the\nbudget")
     if seconds:
-        table.add_column("time of\na run", justify="right", no_wrap=True)
+        add_numbers(table, "time of\na run")
     for arm in arms:
         gap = arm.budget_gap_frac
         table.add_row(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -11,6 +10,7 @@ from loracle.analysis.comparison import Comparison
 from loracle.analysis.costs import Axis, arm_costs
 from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import ArmRecord, StudyRecord
+from loracle.report.terminal.table import borderless
 from loracle.report.text.answer import answer
 from loracle.report.text.numbers import LOSS_DECIMALS, fixed, interval, p_value, signed
 from loracle.text import plural
@@ -39,7 +39,7 @@ def verdict_view(study: StudyRecord, verdicts: Verdicts, *, width: int) -> Rende
 
 
 def _table(study: StudyRecord, verdicts: Verdicts, *, wide: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    table = borderless()
     table.add_column("arm", overflow="fold")
     costs = ("r", "parameters", "s per\nstep", "GiB") if wide else ()
     for header in (*costs, "perplexity", "difference,\nnats/token", "95% interval"):

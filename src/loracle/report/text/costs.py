@@ -1,11 +1,11 @@
-"""How costs were measured, in words."""
+"""Sentences on how costs were measured."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from loracle.analysis.costs import AXES, Axis
-from loracle.records.result import MEMORY_KINDS, kind_of_memory
+from loracle.records.result import MEMORY_KINDS
 from loracle.records.study_folder import RunRecord, StudyRecord
 
 
@@ -16,18 +16,18 @@ def axis_label(axis: Axis) -> str:
 
 
 def memory_kind(runs: Sequence[RunRecord]) -> str:
-    """Returns what the memory figures are of, in words."""
-    kinds = dict.fromkeys(kind_of_memory(run.result) for run in runs)
+    """Returns what the memory figures measure."""
+    kinds = dict.fromkeys(run.result.efficiency.peak_memory_gib.kind_of_training for run in runs)
     return ", ".join(MEMORY_KINDS.get(kind, kind) for kind in kinds)
 
 
 def how_measured(runs: Sequence[RunRecord]) -> str:
-    """Returns how clock and memory were measured, in words; never shared with other arms."""
-    return ", ".join(dict.fromkeys(run.result["efficiency"]["measured"] for run in runs))
+    """Returns in which steps time and memory were measured."""
+    return ", ".join(dict.fromkeys(run.result.efficiency.measured for run in runs))
 
 
 def how_clocked(study: StudyRecord) -> str:
-    """Returns how step times were taken, in a sentence."""
+    """Returns a sentence on how step times were measured."""
     if study.clock is None:
         return "Step time: the median of each run's clocked steps, then over runs."
     apart = [arm.name for arm in study.arms if arm.name not in study.clock.step_time_s]
@@ -39,6 +39,6 @@ def how_clocked(study: StudyRecord) -> str:
 
 
 def range_words(study: StudyRecord, axis: Axis) -> str:
-    """Returns what a line beside a cost spans."""
+    """Returns what the error line of a cost spans."""
     in_turn = axis == "step_time_s" and study.clock
     return "quartiles over rounds" if in_turn else "lowest to highest run"

@@ -1,4 +1,4 @@
-"""Text and numbers as LaTeX takes them, and macros that carry results into a paper."""
+"""Text and numbers for LaTeX, and macros that carry results into a paper."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _SPECIAL = {
 }
 _DIGITS = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 _MINUS = re.compile(r"(?<![\w.])-(?=\d)")
-# What pdfLaTeX's default encodings print without a further package.
+# Characters that pdfLaTeX prints without a further package.
 _PRINTABLE = re.compile(r"[\x20-\x7e\xa1-\xff]")
 
 
 def escape(text: str) -> str:
-    """Returns ``text`` so that LaTeX prints it; what its fonts lack becomes ``U+`` and its code."""
+    """Returns ``text`` escaped for LaTeX; unprintable characters become ``U+`` and their code."""
     return "".join(_escape_character(character) for character in " ".join(text.split()))
 
 
 def escape_number(text: str) -> str:
-    """Returns numbers and what stands around them, each minus a mathematical one."""
+    """Returns ``text`` escaped for LaTeX, with mathematical minus signs."""
     return escape(_MINUS.sub("\N{MINUS SIGN}", text))
 
 
@@ -60,11 +60,7 @@ def macro_name(*words: str) -> str:
 
 
 def macros_of(values: Mapping[str, str]) -> str:
-    r"""Returns one ``\newcommand`` per value.
-
-    Args:
-        values: Command name without its backslash -> plain text, escaped here.
-    """
+    r"""Returns one ``\newcommand`` per name; the values, plain text, are escaped here."""
     lines = ["% Generated from the results; written anew by every report."]
     lines += [
         f"\\newcommand{{\\{name}}}{{{escape_number(value)}}}" for name, value in values.items()

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 
 from loracle.analysis.rate_search import arms_at_the_edge
-from loracle.records.result import kind_of_memory
 from loracle.records.study_folder import StudyRecord
 from loracle.report.text.methods import num_epochs
 from loracle.report.text.numbers import LOSS_DECIMALS, percent
@@ -23,13 +22,10 @@ _FEW_ANSWERS = 200
 def limits(
     study: StudyRecord, provenance: Provenance, *, smallest_effect_nats: float | None
 ) -> list[str]:
-    """Returns what the study cannot show, computed from its size.
+    """Returns what the study cannot show, computed from its size and design.
 
-    Args:
-        study: The study.
-        provenance: Where its numbers come from.
-        smallest_effect_nats: Loss difference that its design would find in 80 % of such studies,
-            the largest over its arms; None: not known.
+    ``smallest_effect_nats`` is the loss difference found with a power of 80 %, the largest over the
+    arms; None: not known.
     """
     return [
         *_limits_of_size(study, provenance),
@@ -96,14 +92,12 @@ def _limits_of_design(study: StudyRecord) -> Iterator[str]:
             "One learning rate for all arms: an arm that would prefer another is at a disadvantage "
             "that this study cannot tell from its placement."
         )
-    kinds = {kind_of_memory(run.result) for run in study.runs}
+    kinds = {run.result.efficiency.peak_memory_gib.kind_of_training for run in study.runs}
     if "tensors" in kinds:
-        yield (
-            "Memory is what live tensors take on a CPU; a GPU's kernels and allocator add to it."
-        )
+        yield "Memory is what live tensors take on a CPU; a GPU's kernels and allocator add to it."
     if "resident_set" in kinds:
         yield (
             "Memory is the resident set of a process on a CPU; a GPU's allocator gives other "
             "figures."
         )
-    yield ("Times belong to the machine that is named; orderings of cost may differ on another.")
+    yield "Times belong to the machine that is named; orderings of cost may differ on another."

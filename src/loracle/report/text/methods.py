@@ -1,4 +1,4 @@
-"""How the study was made, in sentences written from its own files."""
+"""The methods section of a study, written from its configuration and records."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from loracle.text import plural
 
 
 def methods_paragraphs(study: StudyRecord, provenance: Provenance) -> list[str]:
-    """Returns how the study was made, as sentences from its configuration and records."""
+    """Returns a paragraph each on model and data, training, arms, measures, statistics."""
     config = study.study["config"]
-    return [
-        " ".join(_model_and_data(study, config, provenance)),
-        " ".join(_training(study, config)),
-        " ".join(_arms(study, config)),
-        " ".join(_measures(config, provenance)),
-        " ".join(_statistics(study)),
-    ]
+    paragraphs = (
+        _model_and_data(study, config, provenance),
+        _training(study, config),
+        _arms(study, config),
+        _measures(config, provenance),
+        _statistics(study),
+    )
+    return [" ".join(sentences) for sentences in paragraphs]
 
 
 def _model_and_data(
     study: StudyRecord, config: Mapping[str, Any], provenance: Provenance
 ) -> Iterator[str]:
-    data, asked = data_of(study), config["data"]
+    data, settings = data_of(study), config["data"]
     yield (
         f"The base is {config['model']} ({count(study.inventory.total_params)} parameters, "
         f"{study.inventory.num_layers} layers), frozen, its weights in "
         f"{_dtype(study, config)}."
     )
     train = data.get("train", {}).get("num_examples")
+    template = settings["template"] if isinstance(settings["template"], str) else "study's own"
     yield (
-        f"The data is {asked['source']}: {count(train)} training and "
+        f"The data is {settings['source']}: {count(train)} training and "
         f"{count(provenance.num_examples)} scored validation examples, split with seed "
-        f"{asked['split_seed']} ({percent(asked['validation_frac'], decimals=0)} held out; an "
-        f"instruction that recurs is never on both sides), at most {asked['max_tokens']} tokens "
-        f"each, in the {_template(asked)} template. The loss counts the response and its end of "
+        f"{settings['split_seed']} ({percent(settings['validation_frac'], decimals=0)} held out; "
+        f"an instruction that recurs is never on both sides), at most {settings['max_tokens']} "
+        f"tokens each, in the {template} template. The loss counts the response and its end of "
         f"sequence only."
     )
 
@@ -47,19 +49,19 @@ def _dtype(study: StudyRecord, config: Mapping[str, Any]) -> str:
     if config["dtype"] != "auto":
         return str(config["dtype"])
     parts = dict(
-        part.split(":", 1) for part in study.runs[0].result["signature"].split("|") if ":" in part
+        part.split(":", 1) for part in study.runs[0].result.signature.split("|") if ":" in part
     )
     return str(parts.get("dtype", "the device's best type"))
-
-
-def _template(data: Mapping[str, Any]) -> str:
-    return data["template"] if isinstance(data["template"], str) else "study's own"
 
 
 def _training(study: StudyRecord, config: Mapping[str, Any]) -> Iterator[str]:
     train = config["train"]
     epochs = num_epochs(study)
     passes = "" if epochs is None else f", {epochs:.2g} passes over the training set"
+    norm = train["max_grad_norm"]
+    clipping = (
+        "no gradient clipping" if norm is None else f"gradients clipped to an L2 norm of {norm:g}"
+    )
     yield (
         f"Every run takes {plural(train['max_steps'], 'optimizer step')} of "
         f"{plural(train['batch_size'], 'example')}{passes}, with AdamW (beta "
@@ -67,9 +69,9 @@ def _training(study: StudyRecord, config: Mapping[str, Any]) -> Iterator[str]:
         f"{train['weight_decay']:g}) at a peak learning rate of {_rates(study)}, a "
         f"{train['schedule']} schedule after a warm-up of "
         f"{percent(train['warmup_frac'], decimals=0)} of the steps, and "
-        f"{_clipping(train['max_grad_norm'])}."
+        f"{clipping}."
     )
-    yield "Adapter dropout is " + f"{config['lora']['dropout']:g}."
+    yield f"Adapter dropout is {config['lora']['dropout']:g}."
     yield (
         "Within a seed, all arms see the same examples in the same order, and an adapter of a "
         "module starts from the same random matrix in every arm that has it at that rank."
@@ -77,37 +79,33 @@ def _training(study: StudyRecord, config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def num_epochs(study: StudyRecord) -> float | None:
-    """Returns how often a run sees the training set; None if its size was not recorded."""
+    """Returns passes over the training set per run; None if its size was not recorded."""
     train = study.study["config"]["train"]
     examples = data_of(study).get("train", {}).get("num_examples")
     return train["max_steps"] * train["batch_size"] / examples if examples else None
 
 
 def _rates(study: StudyRecord) -> str:
-    rates = {arm.name: _arm_rates(study, arm.name) for arm in study.arms}
-    distinct = sorted({rate for found in rates.values() for rate in found})
+    rates = {
+        arm.name: sorted({run.learning_rate for run in study.runs_of(arm.name).values()})
+        for arm in study.arms
+    }
+    distinct = sorted({rate for of_arm in rates.values() for rate in of_arm})
     if len(distinct) == 1:
         return f"{distinct[0]:g} in every arm"
-    each = ", ".join(
-        f"{' and '.join(f'{rate:g}' for rate in sorted(found))} ({arm})"
-        for arm, found in rates.items()
-        if found
+    by_arm = ", ".join(
+        f"{' and '.join(f'{rate:g}' for rate in of_arm)} ({arm})"
+        for arm, of_arm in rates.items()
+        if of_arm
     )
-    return f"its own per arm, {each}"
-
-
-def _arm_rates(study: StudyRecord, arm: str) -> set[float]:
-    return {run.learning_rate for run in study.runs_of(arm).values()}
-
-
-def _clipping(norm: float | None) -> str:
-    return (
-        "no gradient clipping" if norm is None else f"gradients clipped to an L2 norm of {norm:g}"
-    )
+    return f"its own per arm, {by_arm}"
 
 
 def _arms(study: StudyRecord, config: Mapping[str, Any]) -> Iterator[str]:
-    names = ", ".join(f"{arm.name} ({_rank(arm.rank)})" for arm in study.arms)
+    names = ", ".join(
+        f"{arm.name} ({'full fine-tuning' if arm.rank is None else f'r {arm.rank}'})"
+        for arm in study.arms
+    )
     seeds = ", ".join(map(str, study.study["seeds"]))
     yield f"{plural(len(study.arms), 'arm')}: {names}; seeds {seeds}."
     yield _budget(study)
@@ -126,10 +124,6 @@ def _differences(study: StudyRecord) -> str:
     if any(arm.rank is None for arm in study.arms):
         return f"{placement} and in {rank}, full fine-tuning also in its learning rate"
     return f"{placement} and in {rank}"
-
-
-def _rank(rank: int | None) -> str:
-    return "full fine-tuning" if rank is None else f"r {rank}"
 
 
 def _budget(study: StudyRecord) -> str:

@@ -1,6 +1,6 @@
-"""Numbers as a reader sees them: the same digits in a column, ``n/a`` for what was not measured.
+"""The number formats of reports; ``n/a`` for a value that was not measured.
 
-Signs are ASCII; each format sets its own minus (`typographic`).
+Signs are ASCII; each output format sets its own minus (`typographic`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _SMALLEST_P = 0.001
 
 
 def fixed(value: float | None, *, decimals: int) -> str:
-    """Returns a value with so many decimals and thousands set apart."""
+    """Returns a value with thousands separators."""
     return NOT_MEASURED if value is None else f"{_rounded(value, decimals):,.{decimals}f}"
 
 
 def signed(value: float | None, *, decimals: int) -> str:
-    """Returns a difference with its sign; one that rounds to zero has none."""
+    """Returns a difference with its sign; without one if it rounds to zero."""
     if value is None:
         return NOT_MEASURED
     rounded = _rounded(value, decimals)
@@ -42,7 +42,7 @@ def interval(low: float | None, high: float | None, *, decimals: int) -> str:
 def with_interval(
     value: float | None, low: float | None, high: float | None, *, decimals: int
 ) -> str:
-    """Returns a difference and its interval; without one it says so."""
+    """Returns a difference and its interval, or ``(no interval)``."""
     if value is None:
         return NOT_MEASURED
     shown = signed(value, decimals=decimals)
@@ -52,14 +52,14 @@ def with_interval(
 
 
 def p_value(value: float | None) -> str:
-    """Returns a p-value with three decimals, or that it is below the smallest of them."""
+    """Returns a p-value with three decimals, or ``< 0.001``."""
     if value is None:
         return NOT_MEASURED
     return f"< {_SMALLEST_P}" if value < _SMALLEST_P else f"{value:.3f}"
 
 
 def count(value: float | None) -> str:
-    """Returns a whole number with thousands set apart."""
+    """Returns a whole number with thousands separators."""
     return NOT_MEASURED if value is None else f"{value:,.0f}"
 
 
@@ -72,7 +72,7 @@ def percent(frac: float | None, *, decimals: int = 1, sign: bool = False) -> str
 
 
 def decimals_for(values: Iterable[float | None], *, significant: int = 3) -> int:
-    """Returns the decimals that give the smallest of ``values`` so many significant digits."""
+    """Returns the decimals that show ``significant`` digits of the smallest value."""
     sizes = [abs(value) for value in values if value]
     if not sizes:
         return 2

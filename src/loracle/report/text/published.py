@@ -1,4 +1,4 @@
-"""Why a published ordering may come out differently here, in words."""
+"""Why a published ordering may come out differently here."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from loracle.text import plural
 def why_it_may_differ(
     orderings: Sequence[Ordering], study: StudyRecord, provenance: Provenance
 ) -> str:
-    """Returns why an ordering may come out otherwise here, without claiming to know."""
-    outcomes = {found.outcome for found in orderings}
+    """Returns possible reasons why a published ordering differs here."""
+    outcomes = {ordering.outcome for ordering in orderings}
     setting = _setting(study, provenance)
     if any(o.outcome == "not tested" and o.comparisons for o in orderings):
         return (
