@@ -85,7 +85,7 @@ def _footing(report: PlanReport) -> list[str]:
             f"All {sum(report.arms.num_runs.values())} runs, one after another: {in_words(total)}."
         )
     if report.target.device.is_gpu and _all_fit(report) and len(report.predictions) > 1:
-        together = min(each.num_together for each in report.predictions.values())
+        together = min(arm.num_together for arm in report.predictions.values())
         lines.append(
             f"Memory holds {together} of these runs on one base at once; how many of them train "
             "together is measured when the study starts."
@@ -100,13 +100,13 @@ def _footing(report: PlanReport) -> list[str]:
 
 
 def _all_fit(report: PlanReport) -> bool:
-    return all(each.fits for each in report.predictions.values())
+    return all(prediction.fits for prediction in report.predictions.values())
 
 
 def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
     if not fit.changes:
         return "Everything fits as configured."
-    settings = " ".join(f"--set {each}" for each in fit.overrides)
+    settings = " ".join(f"--set {override}" for override in fit.overrides)
     words = f"{'Fitted' if is_fitted else 'It fits'} with: {settings}"
     words += f" (at most {fit.peak_gib:.1f} GiB)."
     if "quantization" in fit.changes:

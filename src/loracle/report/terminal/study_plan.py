@@ -20,12 +20,9 @@ from loracle.text import in_words, plural
 def plan_view(
     plan: StudyPlan, *, maps: bool = True, time: TimeEstimate | str | None = None
 ) -> RenderableType:
-    """Returns the plan for the terminal: arms with ranks and counts, runs, and where adapters go.
+    """Returns the plan for the terminal: arms with ranks and counts, runs, and predicted time.
 
-    Args:
-        plan: The study.
-        maps: Show the layers x modules map of every arm.
-        time: The predicted time, or why it is unknown.
+    ``maps`` adds the layers x modules map of every arm. ``time`` may be a reason why it is unknown.
     """
     from loracle.report.terminal.placement_map import placement_map
 
