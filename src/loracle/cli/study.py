@@ -24,11 +24,7 @@ def conduct_study(
 ) -> list[RunOutcome]:
     """Runs the unfinished runs of a study, prints its verdicts and returns the failed runs.
 
-    Args:
-        plan: The study.
-        out: The study's folder.
-        console: Where verdicts are printed; progress goes to standard error.
-        notes: Recorded with every run.
+    Verdicts go to ``console``, progress to standard error; ``notes`` are recorded with every run.
     """
     table = StudyProgress(plan, out)
     progress = Progress(above=table.view)

@@ -52,12 +52,8 @@ def predict_arms(
 ) -> dict[str, Prediction]:
     """Returns the memory and time of a run of each arm, by the arm's name.
 
-    Args:
-        arms: The placements.
-        device: Where they would run.
-        rates: Speed of the device; None: unknown.
-        only: Names of arms; None: all.
-        only_times: Skips what only memory needs; the predicted memory is then too low.
+    ``only`` selects arms. ``only_times`` skips what only memory needs; the predicted memory is then
+    too low.
     """
     names = list(arms.plans if only is None else only)
     cases = [(name, arms.config) for name in names]

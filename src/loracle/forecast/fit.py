@@ -95,11 +95,7 @@ def find_fit(
 ) -> Fit:
     """Returns the settings nearest to those given with which every arm fits.
 
-    Args:
-        arms: The placements; all of them get the same settings.
-        device: Where they will run.
-        rates: Speed of the device; None: unknown.
-        known: Predictions of every arm as given, if they were made already.
+    All arms get the same settings. ``known`` holds their predictions as given, if there are any.
 
     Raises:
         UsageError: If no settings fit, stating the smallest need and a device that would hold it.

@@ -79,15 +79,9 @@ def model_without_weights(
     dropout: float,
     quantization: str | None = None,
 ) -> Iterator[tuple[FrozenBase, Adapter]]:
-    """Yields a base and the adapter of a plan; the code that runs inside takes its device's path.
+    """Yields a base and the adapter of a plan; code inside the block takes the device's path.
 
-    Args:
-        architecture: Fields of a Transformers configuration, ``model_type`` among them.
-        plan: The adapted modules.
-        device: Where the run would take place; only its kind matters.
-        dtype: Of the base.
-        dropout: Of the adapter.
-        quantization: As of `load_base`.
+    ``architecture`` holds the fields of a Transformers configuration, ``model_type`` among them.
     """
     base = meta_base(architecture, dtype=dtype, trains=plan.is_full, quantization=quantization)
     adapter = meta_adapter(base, plan=plan, dropout=dropout)

@@ -159,15 +159,9 @@ def trace_run(
     lengths: Lengths,
     only_times: bool = False,
 ) -> Traces:
-    """Returns the traces of a run, taken without weights.
+    """Returns the traces of a run, taken without weights; of ``device`` only the kind matters.
 
-    Args:
-        config: The run's configuration.
-        plan: Its modules.
-        architecture: The model's Transformers configuration.
-        device: Where it will run; only its kind matters here.
-        lengths: Lengths of the examples.
-        only_times: Leaves out the full step, which only memory needs.
+    ``only_times`` leaves out the full step, which only memory needs.
     """
     dtype = dtype_on(device, requested=config.dtype)
     train, evaluate = config.train, config.eval
@@ -230,11 +224,7 @@ def predict_run(
 ) -> Prediction:
     """Returns the memory and time of a run on a device of the kind that was traced.
 
-    Args:
-        traces: From `trace_run`.
-        device: Where it will run.
-        lengths: As given to `trace_run`.
-        rates: Speed of the device; None: unknown, so no times are predicted.
+    Without ``rates`` no times are predicted.
     """
     config = traces.config
     by_phase: dict[Phase, Trace] = {

@@ -69,13 +69,8 @@ def trace_step(
 ) -> Trace:
     """Returns the trace of an optimizer step of a single run, any but its first.
 
-    Args:
-        base: The base, real or without weights.
-        adapter: The trained parameters.
-        config: The run's configuration.
-        examples: One batch.
-        granule: As of `LiveBytes`.
-        counts_work: False: traces memory only, which is faster.
+    ``granule`` is that of `LiveBytes`. Without ``counts_work`` only memory is traced, which is
+    faster.
     """
     train = config.train.model_copy(update={"max_steps": 1, "batch_size": len(examples)})
     trained = list(adapter.parameters.values())
@@ -148,13 +143,7 @@ def trace_answers(
 ) -> AnswersTrace:
     """Returns the traces of the first and the last token of a batch of answers.
 
-    Args:
-        base: The base, real or without weights.
-        adapter: The adapter that answers.
-        num_prompts: Prompts decoded together.
-        prompt_tokens: Tokens of each prompt.
-        new_tokens: Tokens of each answer.
-        granule: As of `LiveBytes`.
+    All prompts have ``prompt_tokens`` tokens and all answers ``new_tokens``.
     """
     live, first = _begin(base, adapter, granule=granule)
     name = None if adapter.plan.is_full else adapter.name

@@ -119,10 +119,6 @@ def choose_fit(name: str, *, overrides: Sequence[str] = (), gpu: str | None = No
 def planned_arms(name: str, *, overrides: Sequence[str]) -> PlannedArms:
     """Returns the placements of a run's or a study's configuration; no weights are needed.
 
-    Args:
-        name: A YAML file, or the name of a shipped one.
-        overrides: ``key=value`` pairs.
-
     Raises:
         UsageError: If it is not valid, or the model's architecture is not available.
     """
@@ -215,10 +211,6 @@ def estimate_time(plan: StudyPlan, *, out: Path) -> TimeEstimate:
     Times are those of `make_plan`. Where the device's speed is unknown, only finished runs give
     any, and without a finished run nothing is traced.
 
-    Args:
-        plan: The study.
-        out: Its folder, where finished runs are looked up.
-
     Raises:
         UsageError: If the data or the model's architecture are not available.
     """
@@ -240,7 +232,7 @@ def estimate_time(plan: StudyPlan, *, out: Path) -> TimeEstimate:
         rates=target.rates or _UNKNOWN_SPEED,
         only_times=True,
     )
-    traced = {name: each.times.run_s for name, each in predictions.items() if each.times}
+    traced = {arm: p.times.run_s for arm, p in predictions.items() if p.times}
     if not elapsed:
         return TimeEstimate(traced, tuple(left), f"traced; {target.basis}")
     pace = statistics.median(seconds / traced[arm] for arm, seconds in elapsed)

@@ -121,13 +121,6 @@ def plan_study(
 ) -> StudyPlan:
     """Returns the study's resolved arms and its runs.
 
-    Args:
-        study: The study's configuration.
-        base: The configuration that all runs share.
-        name: Name of the study.
-        inventory: The model's linear layers.
-        scores: Module scores that strategic arms use.
-
     Raises:
         PlacementError: If a placement matches no module of this model, two arms resolve to the same
             modules and ranks, or a budget is too small for one rank.

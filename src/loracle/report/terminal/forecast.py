@@ -103,7 +103,7 @@ def _footing(report: PlanReport) -> list[str]:
 
 def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
     if not fit.changes:
-        return "Nothing has to change for it to fit."
+        return "Everything fits as configured."
     settings = " ".join(f"--set {override}" for override in fit.overrides)
     words = f"{'Fitted' if is_fitted else 'It fits'} with: {settings}"
     words += f" (at most {fit.peak_gib:.1f} GiB)."

@@ -20,9 +20,9 @@ from loracle.text import in_words, plural
 def plan_view(
     plan: StudyPlan, *, maps: bool = True, time: TimeEstimate | str | None = None
 ) -> RenderableType:
-    """Returns arms with ranks and counts, runs, and with ``maps`` the adapters of every arm.
+    """Returns the plan for the terminal: arms with ranks and counts, runs, and predicted time.
 
-    ``time`` is the estimate of the remaining time, or why there is none.
+    ``maps`` adds the layers x modules map of every arm. ``time`` may be a reason why it is unknown.
     """
     from loracle.report.terminal.placement_map import placement_map
 
