@@ -7,11 +7,11 @@ for the signal that ended it, and how many events there were.
 ``argv`` is a command of ours, or ``many`` and what ``run_runs`` takes.
 
 Ends: ``{"events": n}`` is SIGKILL before the n-th time that the life opens, renames, makes or
-removes something in the run folder; ``{"step": n, "delay_s": s}`` is SIGKILL so long after the
-life's n-th step, whatever it does then; ``{"half": n}`` writes half of the n-th file that belongs
-to a checkpoint and then is SIGKILL; ``{"touching": name}`` is SIGKILL before the life first touches
-a path with that name in it. ``{"offline": true}`` ends nothing: it shuts every way out.
-``{"only_runs": true}`` leaves a study at its runs.
+removes something in the run folder; ``{"step": n, "delay_s": s}`` is SIGKILL, or the ``signal`` of
+that number, so long after the life's n-th step, whatever it does then; ``{"half": n}`` writes half
+of the n-th file that belongs to a checkpoint and then is SIGKILL; ``{"touching": name}`` is SIGKILL
+before the life first touches a path with that name in it. ``{"offline": true}`` ends nothing: it
+shuts every way out. ``{"only_runs": true}`` leaves a study at its runs.
 """
 
 import errno
@@ -56,7 +56,7 @@ def watch(folder: str, *, end: dict, counted: list[int]) -> None:
     sys.addaudithook(hook)
 
 
-def die_after_step(nth: int, *, delay_s: float) -> None:
+def die_after_step(nth: int, *, delay_s: float, number: int = signal.SIGKILL) -> None:
     from loracle.records.run_folder import RunFolder
 
     append, seen = RunFolder.append_step, []
@@ -65,7 +65,7 @@ def die_after_step(nth: int, *, delay_s: float) -> None:
         append(self, row)
         seen.append(row)
         if len(seen) == nth:
-            threading.Timer(delay_s, die).start()
+            threading.Timer(delay_s, os.kill, (os.getpid(), number)).start()
 
     RunFolder.append_step = appending
 
@@ -117,7 +117,8 @@ def live(life: dict) -> int:
     os.dup2(log, 2)
     end, counted = life["end"], [0]
     if "step" in end:
-        die_after_step(end["step"], delay_s=end["delay_s"])
+        number = end.get("signal", signal.SIGKILL)
+        die_after_step(end["step"], delay_s=end["delay_s"], number=number)
     if "half" in end:
         die_in_checkpoint(end["half"])
     if "only_runs" in end:

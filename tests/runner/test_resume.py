@@ -128,30 +128,33 @@ def test_without_any_checkpoint_it_starts_over_in_the_same_folder(
 def test_sigint_and_sigterm_end_the_command_with_130_after_a_checkpoint_of_the_current_step(
     place, nursery, argv, uninterrupted, tmp_path
 ):
-    """Two processes of their own, as a shell starts them; frozen while the test looks at them."""
-    running = {
-        number: start(place, argv, tmp_path / number.name)
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    """One in a process as a shell starts it, frozen while the test looks at it; one in a life."""
+    folder = tmp_path / signal.SIGINT.name
+    process = start(place, argv, folder)
     try:
-        freeze_after_a_step({process: tmp_path / n.name for n, process in running.items()})
-        for number, process in running.items():
-            folder = tmp_path / number.name
-            untouched = contents(folder)
-            second = place.loracle(*words(argv, folder), "--resume")
-            assert second.code == 2
-            assert second.line.endswith("in use by another process; wait, or give another --out")
-            assert contents(folder) == untouched
-            process.send_signal(number)
-            process.send_signal(signal.SIGCONT)
-            said, _ = process.communicate(timeout=60)
-            assert process.returncode == 130, said
-            assert said.splitlines()[-1] == f"Interrupted: interrupted by {number.name}"
+        freeze_after_a_step(process, folder)
+        untouched = contents(folder)
+        second = place.loracle(*words(argv, folder), "--resume")
+        assert second.code == 2
+        assert second.line.endswith("in use by another process; wait, or give another --out")
+        assert contents(folder) == untouched
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
+        said, _ = process.communicate(timeout=60)
     finally:
-        for process in running.values():
-            process.kill()
-            process.communicate()
-    for number in running:
+        process.kill()
+        process.communicate()
+    folder = tmp_path / signal.SIGTERM.name
+    other = nursery.live(
+        words(argv, folder), folder=folder, step=2, delay_s=0.0, signal=signal.SIGTERM
+    )
+    ends = {
+        signal.SIGINT: (process.returncode, said),
+        signal.SIGTERM: (other.code, other.err),
+    }
+    for number, (code, said) in ends.items():
+        assert code == 130, said
+        assert said.splitlines()[-1] == f"Interrupted: interrupted by {number.name}"
         folder = tmp_path / number.name
         status = load(folder / "status.json")
         assert status["status"] == "interrupted"
@@ -183,14 +186,10 @@ def start(place, argv, folder):
     )
 
 
-def freeze_after_a_step(folders):
-    waiting = dict(folders)
-    while waiting:
-        for process, folder in list(waiting.items()):
-            if process.poll() is not None or rows_so_far(folder):
-                process.send_signal(signal.SIGSTOP)
-                del waiting[process]
-        time.sleep(0.001)
+def freeze_after_a_step(process, folder):
+    while process.poll() is None and not rows_so_far(folder):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)
 
 
 def rows_so_far(folder):
@@ -198,39 +197,41 @@ def rows_so_far(folder):
     return path.exists() and b"\n" in path.read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("stage", "step"),
-    [
-        ("untuned.score_examples", 0),
-        ("evaluation.score_adapters", 4),
-        ("untuned.answer_prompts", 8),
-        ("evaluation.answer_with_adapters", 8),
-        ("probe.measure_latency", 8),
-        ("finish.audit_run", 8),
-    ],
-)
+STAGES = {
+    "untuned.score_examples": 0,
+    "evaluation.score_adapters": 4,
+    "untuned.answer_prompts": 8,
+    "evaluation.answer_with_adapters": 8,
+    "probe.measure_latency": 8,
+    "finish.audit_run": 8,
+}
+
+
 def test_a_signal_is_honoured_in_every_stage_and_costs_nothing(
-    place, finished, tmp_path, monkeypatch, stage, step
+    place, finished, tmp_path, monkeypatch
 ):
-    home, _, name = stage.partition(".")
-    module = importlib.import_module(f"loracle.runner.{home}")
-    whole, calls = getattr(module, name), []
-
-    def signalled(*args, **kwargs):
-        calls.append(stage)
-        if len(calls) == 1:
-            signal.raise_signal(signal.SIGINT)
-        return whole(*args, **kwargs)
-
-    folder = tmp_path / "run"
+    """One run that is interrupted in each of its stages, and resumed each time."""
+    folder, resume = tmp_path / "run", []
     place.forget()
-    monkeypatch.setattr(module, name, signalled)
-    assert place.baseline("--out", folder).code == 130
-    monkeypatch.undo()
-    assert load(folder / "status.json")["status"] == "interrupted"
-    assert steps_in_checkpoints(folder)[-1] == step
-    assert not (folder / "result.json").exists()
-    assert place.baseline("--out", folder, "--resume").code == 0
+    for stage, step in STAGES.items():
+        home, _, name = stage.partition(".")
+        module = importlib.import_module(f"loracle.runner.{home}")
+        whole, calls = getattr(module, name), []
+
+        def signalled(*args, whole=whole, calls=calls, **kwargs):
+            calls.append(args)
+            if len(calls) == 1:
+                signal.raise_signal(signal.SIGINT)
+            return whole(*args, **kwargs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, signalled)
+            assert place.baseline("--out", folder, *resume).code == 130, stage
+        assert load(folder / "status.json")["status"] == "interrupted"
+        assert steps_in_checkpoints(folder)[-1] == step
+        assert not (folder / "result.json").exists()
+        resume = ["--resume"]
+    assert place.baseline("--out", folder, *resume).code == 0
     assert facts(folder) == facts(finished)
 
 
