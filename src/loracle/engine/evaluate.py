@@ -7,7 +7,7 @@ depend on how they were grouped; this does not (reference: transformers#39241).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -85,11 +85,6 @@ class TextScore:
     num_answers: int
 
 
-def routes_to(adapter: str | None) -> tuple[Route, ...]:
-    """Returns the routes of a pass through one adapter without dropout, or the base alone."""
-    return () if adapter is None else (Route(adapter),)
-
-
 def score_examples(
     base: FrozenBase,
     examples: Sequence[Example],
@@ -147,7 +142,13 @@ def score_adapters(
     rows = torch.cat(parts, dim=1).tolist() if parts else [[]] * copies
     sums = [dict(zip(by_length, row, strict=True)) for row in rows]
     for adapter, row in zip(adapters, sums, strict=True):
-        _check_finite(row, examples=examples, adapter=adapter)
+        for index, value in row.items():
+            if not math.isfinite(value):
+                model = f"adapter '{adapter}'" if adapter else "the untuned base"
+                number = examples[index].record.row
+                raise NonFiniteError(
+                    f"validation: the loss of {model} is {value} on record {number}"
+                )
     return [
         [ExampleScore(examples[i].num_targets, row[i]) for i in range(len(examples))]
         for row in sums
@@ -199,17 +200,6 @@ def _nll_sums(
         nll = base.token_nll(row, routes=routes, trunk=trunk)
     totals = torch.stack([part.double().sum() for part in nll.split(row.num_targets)])
     return totals.view(len(adapters), len(examples))
-
-
-def _check_finite(
-    sums: Mapping[int, float], *, examples: Sequence[Example], adapter: str | None
-) -> None:
-    for index, value in sums.items():
-        if not math.isfinite(value):
-            model = f"adapter '{adapter}'" if adapter else "the untuned base"
-            raise NonFiniteError(
-                f"validation: the loss of {model} is {value} on record {examples[index].record.row}"
-            )
 
 
 def likelihood(scores: Sequence[ExampleScore]) -> Likelihood:

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from loracle.engine.decode import greedy
 from loracle.engine.device import release_free_memory, synchronize
-from loracle.engine.evaluate import Progress, routes_to
+from loracle.engine.evaluate import Progress
 from loracle.model.base import FrozenBase
 from loracle.model.layers.lora import RoutedLinear
+from loracle.model.layers.routing import Route
 from loracle.text import GIB
 
 
@@ -197,7 +198,7 @@ def measure_latency(
     """
     variants: dict[str, Callable[[], Any]] = {
         "base": lambda: base.generating(()),
-        "unmerged": lambda: base.generating(routes_to(adapter)),
+        "unmerged": lambda: base.generating((Route(adapter),)),
     }
     merged = merged_weights(base, adapter=adapter)
     if merged is not None:
