@@ -143,10 +143,16 @@ def finished(place) -> Path:
 
 
 @pytest.fixture
-def only_runs(monkeypatch) -> None:
-    """Leaves a study at its runs: what follows them takes longer than tiny runs do."""
-    for name in ("keep_clock", "_predict", "report_study"):
-        monkeypatch.setattr(f"loracle.study_session.{name}", lambda *_, **__: None)
+def unmeasured(monkeypatch) -> None:
+    """Studies without steps in turn and predictions, which take longer than tiny runs do."""
+    monkeypatch.setattr("loracle.study_session.keep_clock", lambda *_, **__: None)
+    monkeypatch.setattr("loracle.study_session._predict", lambda *_, **__: None)
+
+
+@pytest.fixture
+def only_runs(monkeypatch, unmeasured) -> None:
+    """Studies without a report too."""
+    monkeypatch.setattr("loracle.study_session.report_study", lambda *_, **__: None)
 
 
 def rows(path: Path) -> list[dict]:
