@@ -10,9 +10,9 @@ import pytest
 # (measured, 2 cores). Tests of the real model share the cores with the suite's other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from runs_fixture import finished, nursery, only_runs, place
+from runs_fixture import finished, nursery, only_runs, place, unmeasured
 
-__all__ = ["finished", "nursery", "only_runs", "place"]
+__all__ = ["finished", "nursery", "only_runs", "place", "unmeasured"]
 
 
 # By a fixture of theirs, files that share what takes seconds to make: a warm process with whole

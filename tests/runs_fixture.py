@@ -143,10 +143,16 @@ def finished(place) -> Path:
 
 
 @pytest.fixture
-def only_runs(monkeypatch) -> None:
-    """Leaves a study at its runs: what follows them takes longer than tiny runs do."""
-    for name in ("keep_clock", "_predict", "report_study"):
+def unmeasured(monkeypatch) -> None:
+    """Studies without steps in turn and predictions, which take longer than tiny runs do."""
+    for name in ("keep_clock", "compare_with_measured"):
         monkeypatch.setattr(f"loracle.cli.study.{name}", lambda *_, **__: None)
+
+
+@pytest.fixture
+def only_runs(monkeypatch, unmeasured) -> None:
+    """Studies without a report too."""
+    monkeypatch.setattr("loracle.cli.study.report_study", lambda *_, **__: None)
 
 
 def rows(path: Path) -> list[dict]:

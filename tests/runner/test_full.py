@@ -237,8 +237,7 @@ arms:
 """
 
 
-def test_in_a_study_it_is_judged_and_reported_beside_the_arms(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("loracle.cli.study._predict", lambda _: None)
+def test_in_a_study_it_is_judged_and_reported_beside_the_arms(place, tmp_path, unmeasured):
     file = tmp_path / "reference.yaml"
     file.write_text(STUDY.format(base=place.config), encoding="utf-8")
     folder = tmp_path / "study"

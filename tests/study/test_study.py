@@ -215,8 +215,7 @@ def test_a_plan_shows_everything_and_runs_nothing(place, file, tmp_path):
     assert not folder.exists()
 
 
-def test_a_search_finds_a_rate_for_every_arm_first(place, tmp_path, monkeypatch):
-    monkeypatch.setattr("loracle.cli.study._predict", lambda _: None)
+def test_a_search_finds_a_rate_for_every_arm_first(place, tmp_path, unmeasured):
     file = tmp_path / "search.yaml"
     text = STUDY.format(base=place.config).replace("seeds: [0, 1]", "seeds: [0, 1]\n" + SEARCH)
     file.write_text(re.sub(r"  best: .*\n", "", text).replace("noise: {repeats: 1}\n", ""))

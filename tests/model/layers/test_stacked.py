@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_train import assert_same, bundle_and_alone, losses, members
 from torch import Tensor
 
+from engine.test_train import assert_same, bundle_and_alone, losses, members
 from loracle.model.layers import lora
 from loracle.model.layers.dropout import DropoutStream, threshold_of
 from loracle.model.layers.lora import Route, routed_product
