@@ -44,7 +44,7 @@ def _templates() -> jinja2.Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     return Environment(
-        loader=PackageLoader("loracle.report"), autoescape=True, undefined=StrictUndefined
+        loader=PackageLoader("loracle.report.page"), autoescape=True, undefined=StrictUndefined
     )
 
 

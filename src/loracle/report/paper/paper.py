@@ -29,7 +29,7 @@ def paper_of(contents: Contents) -> str:
 
     # LaTeX has its own meaning for braces, percent and hash signs.
     templates = Environment(  # noqa: S701 - LaTeX, and nothing is filled in but names of ours
-        loader=PackageLoader("loracle.report"),
+        loader=PackageLoader("loracle.report.paper"),
         undefined=StrictUndefined,
         block_start_string="<%",
         block_end_string="%>",
