@@ -6,8 +6,8 @@ import os
 import zipfile
 
 import pytest
-from test_tracking import history, session_files
 
+from runner.test_tracking import history, session_files
 from runs_fixture import facts, load, rows, settings
 
 
