@@ -1,6 +1,7 @@
 """How many runs train together: as many as speed and memory allow, and those that share most."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -85,7 +86,7 @@ def test_on_a_cpu_runs_train_in_turn_unless_asked_otherwise():
 
 
 def test_the_choice_is_plain_json_with_its_reasons():
-    found = json.loads(json.dumps(chosen().to_json()))
+    found = json.loads(json.dumps(asdict(chosen())))
     assert found["tokens_per_s"] == [list(pair) for pair in RATES]
     assert found["memory"] == {"base_gib": 1.0, "step_gib": 2.0, "free_gib": 70.0}
 

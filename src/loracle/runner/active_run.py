@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from loracle.config.run import Config, config_digest
@@ -142,7 +142,7 @@ def open_runs(
     """Attaches the adapters of a bundle and restores its runs; an error where a run cannot open."""
     memory = shared.meter()
     names = adapter_names([run.name for run in prepared])
-    engine = {"bundle": {**choice.to_json(), "size": len(prepared)}}
+    engine = {"bundle": {**asdict(choice), "size": len(prepared)}}
     opened: list[ActiveRun | LoracleError] = []
     for run, name, probe in zip(prepared, names, probed, strict=True):
         try:

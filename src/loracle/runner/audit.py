@@ -61,15 +61,13 @@ def audit_run(
         progress=progress,
     )
     tokens = sum(score.num_targets for score in scores)
+    if plan.is_full:
+        updated = moved_weights(trained, model_folder=model_folder)
+    else:
+        lora_b = [trained.parameters[f"{module.name}.lora_B"] for module in plan.modules]
+        updated = sum(bool(torch.isfinite(b).all() and b.any()) for b in lora_b)
     return Audit(
-        updated_modules=(
-            moved_weights(trained, model_folder=model_folder)
-            if plan.is_full
-            else sum(
-                bool(torch.isfinite(b).all() and b.any())
-                for b in (trained.parameters[f"{module.name}.lora_B"] for module in plan.modules)
-            )
-        ),
+        updated_modules=updated,
         planned_modules=len(trained.parameters if plan.is_full else plan.modules),
         frozen_weights_unchanged=None if plan.is_full else digest_after == digest_before,
         trainable_params=count_trainable(base, adapter=trained.name),

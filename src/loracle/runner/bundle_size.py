@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from loracle.engine.throughput import USABLE_FRAC, saturation_tokens
 from loracle.errors import UsageError
@@ -43,10 +42,6 @@ class BundleChoice:
     """Throughput of a linear layer by token count; empty: not measured."""
     memory: StepMemory | None = None
     """null: not measured."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as plain data."""
-        return asdict(self)
 
 
 def choose_bundle_size(

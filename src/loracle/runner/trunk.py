@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import psutil
 
@@ -75,14 +74,6 @@ class TrunkUse:
     """Time to compute them once; null: they were on the disk."""
     filled: set[tuple[int, ...]] = field(default_factory=set, repr=False)
     """Token ids of the examples whose states are kept."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as a run's result states it."""
-        return {
-            "layer": self.layer,
-            "kept_gib": self.kept_gib,
-            "fill_time_s": self.fill_time_s,
-        }
 
 
 @dataclass
