@@ -593,11 +593,12 @@ def test_predictions_are_measured_against_on_a_cpu_too(monkeypatch):
 
 
 def test_counted_bytes_of_real_steps_are_those_predicted(monkeypatch):
-    """As ``plan_accuracy.py --counted``, at two layers of the small model and one shape."""
+    """As ``plan_accuracy.py --counted``, at two layers of the small model and a small head."""
     monkeypatch.setattr(plan_accuracy, "PLACEMENTS", ("all-linear", "last-1"))
     monkeypatch.setattr(plan_accuracy, "SHAPES", {"2 x 40 tokens": [(10, 30)] * 2})
     small = plan_accuracy.catalog().models["smollm2-135m"]
-    shallow = SimpleNamespace(architecture=small.architecture | {"num_hidden_layers": 2})
+    cut = {"num_hidden_layers": 2, "vocab_size": 512}
+    shallow = SimpleNamespace(architecture=small.architecture | cut)
     monkeypatch.setattr(
         plan_accuracy, "catalog", lambda: SimpleNamespace(models={"smollm2-135m": shallow})
     )

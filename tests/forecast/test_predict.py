@@ -133,7 +133,7 @@ def test_every_profile_is_one_of_the_table_s_devices():
 
 
 def test_less_memory_means_smaller_passes_then_checkpointing_then_four_bits(shallow):
-    shallow(3)
+    shallow(2)
     passes = ["train.micro_batch_tokens=1024", "eval.batch_tokens=2048"]
     words = ["model=tinyllama-1.1b", *passes, *SMALL]
     arms = planned_arms("base_config", overrides=words)
@@ -145,7 +145,7 @@ def test_less_memory_means_smaller_passes_then_checkpointing_then_four_bits(shal
     assert all("quantization" in each for each in steps[packed:])
     roomy, tight, small = (
         find_fit(arms, device=Device("a gpu", gib, has_bf16=True), rates=None)
-        for gib in (20, 1.3, 1.0)
+        for gib in (20, 1.15, 0.99)
     )
     assert roomy.changes == {}
     assert tight.changes
@@ -164,6 +164,8 @@ def test_less_memory_means_smaller_passes_then_checkpointing_then_four_bits(shal
 def test_predictions_that_are_there_are_not_made_again(shallow, study):
     shallow(3)
     arms = planned_arms(study, overrides=["train.micro_batch_tokens=1024"])
+    two = {name: plan for name, plan in arms.plans.items() if name not in arms.stand_ins}
+    arms = replace(arms, plans=two)
     roomy = Device("a gpu", 80, has_bf16=True)
     known = predict_arms(arms, device=roomy, rates=None)
     device = Device("a gpu", max(each.peak_gib for each in known.values()), has_bf16=True)
