@@ -179,7 +179,7 @@ def test_a_model_without_safetensors(fails, place, tmp_path):
     model = copied(place.model, tmp_path / "pickled")
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     line = fails(model=f"path:{model}")
-    assert "no *.safetensors weights in it; LoRAcle loads nothing else" in line
+    assert "no *.safetensors weights in it; LoRAcle loads no other format" in line
 
 
 def test_a_model_whose_weights_are_cut_short(fails, place, tmp_path):

@@ -312,7 +312,7 @@ def test_without_a_folder_the_newest_unfinished_run_of_the_configuration_goes_on
     place, tmp_path, monkeypatch
 ):
     from loracle.cli import main as cli
-    from loracle.runner import evaluation as stages
+    from loracle.runner import finish
     from loracle.runner import probe as isolated
 
     monkeypatch.setattr(cli, "RUNS", tmp_path)
@@ -321,7 +321,7 @@ def test_without_a_folder_the_newest_unfinished_run_of_the_configuration_goes_on
     )
     with monkeypatch.context() as patch:
         patch.setattr(isolated, "measure_latency", lambda *_, **__: os.kill(os.getpid(), 2))
-        patch.setattr(stages, "audit_run", lambda *_, progress, **__: progress(1))
+        patch.setattr(finish, "audit_run", lambda *_, progress, **__: progress(1))
         assert place.baseline().code == 130
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
     assert folder.name.startswith("tiny-20")

@@ -72,7 +72,7 @@ def test_the_handlers_come_back_without_a_signal_and_after_an_error():
 def test_a_later_signal_ends_the_process_at_once():
     code = (
         "import os, signal, time\n"
-        "from loracle import signals\n"
+        "from loracle.runner import signals\n"
         "signals._TOGETHER_S = 0.1\n"
         "with signals. StopRequest() as stop:\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
