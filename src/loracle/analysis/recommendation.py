@@ -1,7 +1,7 @@
 """Which arm to take under a constraint, in words that claim no more than was established.
 
-Among the arms that meet the constraint, the one with the lowest mean loss and all that cannot be
-told from it are equally good as far as this study knows; of these the cheapest is recommended.
+Of the arms that meet the constraint, those not established to be worse than the one with the lowest
+mean loss count as equally good, and the cheapest of them is recommended.
 """
 
 from __future__ import annotations
@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 from loracle.analysis.costs import Axis, Cost, amount_words, arm_costs, costs_more
 from loracle.analysis.rate_search import SharedRate, shared_rate
+from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import StudyRecord
 
-if TYPE_CHECKING:
-    from loracle.analysis.verdicts import Verdicts
-
-# Costs by which arms that are alike are told apart, after those that are constrained.
+# Costs by which equally good arms are ordered, after those that are constrained.
 _PREFERENCE: tuple[Axis, ...] = ("peak_memory_gib", "step_time_s", "trainable_params")
 
 
@@ -40,23 +37,15 @@ def recommend(
     max_trainable_params: int | None = None,
     max_step_time_s: float | None = None,
 ) -> Recommendation:
-    """Returns the arm to take under a constraint.
-
-    Args:
-        study: The study.
-        verdicts: What `loracle.analysis.verdicts.judge` found in it.
-        max_memory_gib: Peak memory in training that the dearest run may take.
-        max_trainable_params: Trainable parameters allowed.
-        max_step_time_s: Median step time that the slowest run may take.
-    """
+    """Returns the arm to take; limits hold for the arm's most expensive run."""
     if rate := shared_rate(study):
         return Recommendation(None, _no_advice(rate))
-    asked: dict[Axis, float | None] = {
+    requested: dict[Axis, float | None] = {
         "peak_memory_gib": max_memory_gib,
         "trainable_params": max_trainable_params,
         "step_time_s": max_step_time_s,
     }
-    limits = {axis: limit for axis, limit in asked.items() if limit is not None}
+    limits = {axis: limit for axis, limit in requested.items() if limit is not None}
     losses = {
         summary.arm: summary.loss_nats_per_token.mean
         for summary in verdicts.summaries
@@ -68,10 +57,10 @@ def recommend(
     alike = [
         arm for arm in fitting[1:] if not any(verdicts.is_worse(arm, other) for other in fitting)
     ]
-    found = _Choice(limits, losses, costs, fitting, alike)
+    choice = _Choice(limits, losses, costs, fitting, alike)
     return Recommendation(
-        arm=found.chosen,
-        words=_words(found),
+        arm=choice.chosen,
+        words=_words(choice),
     )
 
 
@@ -85,7 +74,7 @@ class _Choice:
     fitting: list[str]
     """Arms that meet the limits, lowest mean loss first."""
     alike: list[str]
-    """Of the others, those than which no arm that fits is established to be better."""
+    """Other fitting arms not established to be worse than any that fits."""
 
     @cached_property
     def cheapest(self) -> tuple[str | None, Axis | None]:
@@ -95,13 +84,13 @@ class _Choice:
         left: list[str] = [self.fitting[0], *self.alike]
         saves: Axis | None = None
         for axis in dict.fromkeys((*self.limits, *_PREFERENCE)):
-            kept = _cheapest_on(axis, left, self.costs)
+            cheap = _cheapest_on(axis, left, self.costs)
             first = self.fitting[0]
-            if first in left and first not in kept:
+            if first in left and first not in cheap:
                 saves = axis
-                mine = self.costs[first][axis]
-                kept = [arm for arm in kept if costs_more(mine, self.costs[arm][axis])]
-            left = kept
+                first_cost = self.costs[first][axis]
+                cheap = [arm for arm in cheap if costs_more(first_cost, self.costs[arm][axis])]
+            left = cheap
         return left[0], saves
 
     @property
@@ -132,25 +121,29 @@ def _no_advice(rate: SharedRate) -> str:
     )
 
 
-def _words(found: _Choice) -> str:
-    within = _within(found.limits)
-    if not found.fitting:
+def _words(choice: _Choice) -> str:
+    within = _within(choice.limits)
+    if not choice.fitting:
         return f"{within}no arm was measured to fit."
-    lowest, (chosen, saves) = found.fitting[0], found.cheapest
-    told = f"{within}{lowest} has the lowest mean loss ({found.losses[lowest]:.4f} nats per token)"
-    if len(found.fitting) == 1 and found.limits:
-        return f"{within}only {lowest} fits ({found.losses[lowest]:.4f} nats per token)."
-    if not found.alike:
-        others = "every other arm that fits" if found.limits else "every other arm"
-        return f"{told}, and {others} is established to be worse: take {lowest}."
-    told = f"{told}; {_listed(found.alike)} cannot be told apart from it"
+    lowest, (chosen, saves) = choice.fitting[0], choice.cheapest
+    sentence = (
+        f"{within}{lowest} has the lowest mean loss ({choice.losses[lowest]:.4f} nats per token)"
+    )
+    if len(choice.fitting) == 1 and choice.limits:
+        return f"{within}only {lowest} fits ({choice.losses[lowest]:.4f} nats per token)."
+    if not choice.alike:
+        others = "every other arm that fits" if choice.limits else "every other arm"
+        return f"{sentence}, and {others} is established to be worse: take {lowest}."
+    sentence = f"{sentence}; {_listed(choice.alike)} cannot be told apart from it"
     if chosen == lowest or chosen is None or saves is None:
-        verb = "is" if len(found.alike) == 1 else "are"
+        verb = "is" if len(choice.alike) == 1 else "are"
         cheaper = f"{verb} not established to cost less memory, time or parameters"
-        return f"{told} and {cheaper}: take {lowest}."
-    mine, theirs = (amount_words(saves, found.costs[a][saves].median) for a in (chosen, lowest))
-    who = "" if found.alike == [chosen] else f"{chosen} "
-    return f"{told} and {who}costs least ({mine} against {theirs}): take {chosen}."
+        return f"{sentence} and {cheaper}: take {lowest}."
+    chosen_cost, lowest_cost = (
+        amount_words(saves, choice.costs[a][saves].median) for a in (chosen, lowest)
+    )
+    who = "" if choice.alike == [chosen] else f"{chosen} "
+    return f"{sentence} and {who}costs least ({chosen_cost} against {lowest_cost}): take {chosen}."
 
 
 def _within(limits: Mapping[Axis, float]) -> str:
