@@ -20,6 +20,8 @@ __all__ = ["finished", "nursery", "only_runs", "place", "unmeasured"]
 SHARED = {"nursery": "whole runs", "contents": "reports"}
 
 
+# First, for xdist reads the groups in the same hook, and this file may be registered before it.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """Keeps the tests of a file in one process, and files that share something in the same one.
 

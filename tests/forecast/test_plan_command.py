@@ -34,9 +34,9 @@ def test_a_study_is_planned_arm_by_arm(place, shallow, study):
 
 
 def test_what_does_not_fit_is_told_what_would(place, shallow):
-    shallow(3)
+    shallow(2)
     words = settings(model="tinyllama-1.1b", data__source="alpaca")
-    outcome = place.loracle("plan", *words, *SMALL, "--gpu", "1.3GiB", "--markdown")
+    outcome = place.loracle("plan", *words, *SMALL, "--gpu", "1.15GiB", "--markdown")
     assert outcome.code == 0, outcome.err
     assert "It fits with: --set " in outcome.out
     assert re.search(r"\| all-linear \|.*\| no \|", outcome.out)
@@ -44,9 +44,9 @@ def test_what_does_not_fit_is_told_what_would(place, shallow):
 
 
 def test_a_plan_of_what_fits_says_what_it_changed(place, shallow):
-    shallow(3)
+    shallow(2)
     words = [*settings(model="tinyllama-1.1b", data__source="alpaca"), *SMALL, "--fit"]
-    outcome = place.loracle("plan", *words, "--gpu", "1.3GiB", "--markdown")
+    outcome = place.loracle("plan", *words, "--gpu", "1.15GiB", "--markdown")
     assert outcome.code == 0, outcome.err
     assert "Fitted with: --set " in outcome.out
     assert "What each setting does to all-linear" in outcome.out
