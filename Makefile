@@ -6,7 +6,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
-FAST    := -m "real_quick or not (real or slow)" -n $(WORKERS) --dist loadgroup
+FAST    := -m "real_quick or not (real or slow)" -n $(WORKERS) --dist loadfile
 SHAPES  := --jaxtyping-packages=loracle.model,loracle.data.packing,beartype.beartype
 
 .PHONY: demo test test-all test-real coverage types-at-runtime check fix bench clean
