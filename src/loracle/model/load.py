@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
-    PreTrainedTokenizerBase,
 )
 
 from loracle.errors import ModelError
@@ -67,7 +65,6 @@ def load_base(
     install_fast_norms(model)
     if quantization:
         install_unpacked_products(model)
-    _require_embedded(model, tokenizer, name=path.name)
     base = FrozenBase(
         model=model,
         tokenizer=tokenizer,
@@ -100,27 +97,10 @@ def _whole_model(path: Path, **options: Any) -> PreTrainedModel:
 def _load_faults(path: Path) -> AbstractContextManager[None]:
     def reason(error: Exception) -> str:
         if PACKED in error.args:
-            return "its attention is not taken from Transformers' interface, as packed rows need"
+            return (
+                "this architecture does not take its attention from Transformers' interface, "
+                "so it cannot run on packed rows"
+            )
         return first_line(error).replace(str(path), path.name)
 
     return model_faults(f"{path.name}: Transformers cannot load this model", reason=reason)
-
-
-def _require_embedded(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, name: str
-) -> None:
-    """Checks that the model has a row for every token that a text can have.
-
-    A special token beyond them does no harm where texts are only texts: some tokenizers have one
-    for padding that the model never saw.
-    """
-    rows = model.get_input_embeddings().weight.shape[0]
-    unused = {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
-    unused -= {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    beyond = {t: i for t, i in tokenizer.get_vocab().items() if i >= rows and i not in unused}
-    if beyond:
-        first = min(beyond, key=lambda token: beyond[token])
-        raise ModelError(
-            f"{name}: the tokenizer has {len(beyond)} tokens beyond the model's {rows} embedding "
-            f"rows, first {json.dumps(first)} (id {beyond[first]}); they are not of one model"
-        )

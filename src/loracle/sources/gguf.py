@@ -58,7 +58,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     reader = GGUFReader(gguf)
     fields = {key: field.contents() for key, field in reader.fields.items()}
     _refuse(refused_file(fields, file_name=gguf.name))
-    _refuse(unknown_tokenizer(fields), "holds what is not understood: {}")
+    lost = f"what this {fields['general.architecture']} model holds is not understood: {{}}"
+    _refuse(unknown_tokenizer(fields), lost)
     # Without dequantize=True the model counts as quantised and can be neither saved nor trained.
     model, report = AutoModelForCausalLM.from_pretrained(
         gguf.parent,
@@ -77,12 +78,12 @@ def _convert(gguf: Path, folder: Path) -> None:
         gguf.parent, gguf_file=gguf.name, local_files_only=True
     )
     apply_tokenizer(tokenizer, fields)
-    lost = [
+    unapplied = [
         *unapplied_keys(fields, config=model.config.get_text_config()),
         *unapplied_tokenizer(tokenizer, fields),
         *unread,
     ]
-    _refuse(named(lost), "holds what is not understood: {}")
+    _refuse(named(unapplied), lost)
     with plain_os_errors():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
