@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -54,20 +55,23 @@ def checked(base: FrozenBase) -> FrozenBase:
 
 
 def _probes(base: FrozenBase) -> tuple[Probe, Probe, Probe]:
-    """Returns two sequences of one length and a third, of tokens that a text can have."""
+    """Returns two sequences of one length that differ, and a third."""
+    ids = probe_of(base, tokens=sum(_LENGTHS)).input_ids
+    first, second, _ = accumulate(_LENGTHS)
+    return Probe(ids[:first]), Probe(ids[first:second]), Probe(ids[second:])
+
+
+def probe_of(base: FrozenBase, *, tokens: int) -> Probe:
+    """Returns a sequence of tokens that a text can have, drawn from the whole vocabulary."""
     config = base.model.config.to_dict()
-    special = {value for key, value in config.items() if re.search("token_(id|index)$", key)}
-    special |= set(base.tokenizer.all_special_ids)
+    fields = [*config.items()]
+    fields += [item for part in config.values() if isinstance(part, dict) for item in part.items()]
+    special = {str(value) for key, value in fields if re.search("token_(id|index)$", str(key))}
+    special |= {str(id_) for id_ in base.tokenizer.all_special_ids}
     rows = base.model.get_input_embeddings().weight.shape[0]
     draw = torch.Generator().manual_seed(0)
-    ids = [i for i in torch.randperm(rows, generator=draw).tolist() if i not in special]
-    ids *= -(-sum(_LENGTHS) // len(ids))
-    first, second, third = _LENGTHS
-    return (
-        Probe(tuple(ids[:first])),
-        Probe(tuple(ids[first : first + second])),
-        Probe(tuple(ids[-third:])),
-    )
+    ids = [i for i in torch.randperm(rows, generator=draw).tolist() if str(i) not in special]
+    return Probe(tuple((ids * -(-tokens // len(ids)))[:tokens]))
 
 
 def _require_sealed(packed: Tensor, beside_other: Tensor, *, base: FrozenBase) -> None:
