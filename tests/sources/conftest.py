@@ -173,7 +173,10 @@ def gguf_writer():
     return write_gguf
 
 
-def write_gguf(path: Path, model, *, pre: str | None = None) -> None:
+def write_gguf(
+    path: Path, model, *, pre: str | None = "gpt-2", add=lambda writer: None, keep=lambda name: True
+) -> None:
+    """Writes a model as GGUF; ``add`` adds keys and tensors, ``keep`` leaves tensors out."""
     import gguf
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -209,8 +212,10 @@ def write_gguf(path: Path, model, *, pre: str | None = None) -> None:
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(2)
+    add(writer)
     for name, weight in model.state_dict().items():
-        _add_tensor(writer, name, weight.numpy())
+        if keep(name):
+            _add_tensor(writer, name, weight.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

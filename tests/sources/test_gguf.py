@@ -57,8 +57,17 @@ def test_the_tokenizer_adds_nothing_and_gives_back_every_character(converted):
     assert tokenizer.convert_ids_to_tokens(tokenizer(" the").input_ids) == ["Ġt", "he"]
 
 
-@pytest.mark.parametrize(("pre", "breaks"), [("smollm", ["ĊĊ"]), (None, ["Ċ", "Ċ"])])
-def test_digits_are_split_off_first_where_the_file_says_smollm(
+@pytest.mark.parametrize(
+    ("pre", "breaks"),
+    [
+        ("smollm", ["ĊĊ"]),
+        ("refact", ["ĊĊ"]),
+        ("starcoder", ["ĊĊ"]),
+        ("qwen2", ["ĊĊ"]),
+        ("gpt-2", ["Ċ", "Ċ"]),
+    ],
+)
+def test_texts_are_cut_by_the_rule_that_the_file_names(
     tmp_path, tiny_llama, gguf_writer, pre, breaks
 ):
     from transformers import AutoTokenizer

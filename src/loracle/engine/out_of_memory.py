@@ -16,6 +16,7 @@ import torch
 from loracle.data.packing import batches_by_tokens
 from loracle.engine.device import release_free_memory
 from loracle.errors import OutOfMemory
+from loracle.model.faults import is_out_of_memory
 
 T = TypeVar("T")
 
@@ -80,14 +81,6 @@ def largest_pass(lengths: Sequence[int], *, budget: int) -> int:
         sum(lengths[batch.start : batch.stop])
         for batch in batches_by_tokens(lengths, budget=budget)
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns True if the allocator of a GPU or a CPU ran out of memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # The CPU's allocator has no exception class of its own.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def free_memory() -> None:

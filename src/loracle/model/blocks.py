@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -27,16 +28,28 @@ class Trunk:
     """Its input for every token of the row."""
 
 
+def decoder_prefix(model: nn.Module) -> str:
+    """Returns what the names of all modules of the decoder begin with.
+
+    Empty if Transformers does not hand the decoder out, or hands out something without blocks.
+    """
+    decoder = cast("Any", model).get_decoder() if hasattr(model, "get_decoder") else model
+    if any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
+        return next(f"{n}." if n else "" for n, module in model.named_modules() if module is decoder)
+    return ""
+
+
 def blocks_name_of(model: nn.Module) -> str:
-    """Returns the name of the module list with most parameters: the decoder's blocks.
+    """Returns the name of the decoder's module list with most parameters: its blocks.
 
     Works for a model with adapters, unlike an inventory. Of two nested lists the outer one comes
     first and holds at least as many parameters.
     """
+    decoder = decoder_prefix(model)
     sizes: dict[str, int] = {
         name: sum(parameter.numel() for parameter in module.parameters())
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList)
+        if isinstance(module, nn.ModuleList) and name.startswith(decoder)
     }
     return max(sizes, key=lambda name: sizes[name])
 

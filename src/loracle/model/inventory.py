@@ -24,19 +24,23 @@ _ROLE_WORDS: tuple[tuple[Role, re.Pattern[str]], ...] = (
 
 
 def inventory_of(model: nn.Module) -> Inventory:
-    """Returns every linear layer of a decoder-only model, whose weights may be on the meta device.
+    """Returns every linear layer that text runs through; weights may be on the meta device.
 
-    Linear means ``nn.Linear`` or GPT-2's ``Conv1D``, the classes of PEFT's ``all-linear``. A layer
-    index is the position in the model's main list of blocks.
+    Linear means ``nn.Linear`` or GPT-2's ``Conv1D``, the classes of PEFT's ``all-linear``, but none
+    that computes something of its own, as some routers do. Text runs through the decoder and the
+    head: towers for images and sound, and heads for other tasks, would get no gradient. A layer
+    index is the position in the decoder's main list of blocks.
 
     Raises:
         ModelError: If the model has no list of blocks, no linear layers, or adapters already.
     """
     if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
         raise ModelError("model: already carries adapters; take its inventory before adding them")
+    from loracle.model.blocks import decoder_prefix
     from loracle.model.layers.four_bit import num_numbers
 
-    blocks = _blocks_name(model)
+    decoder = decoder_prefix(model)
+    blocks = _blocks_name(model, decoder=decoder)
     head = (
         cast("Any", model).get_output_embeddings()
         if hasattr(model, "get_output_embeddings")
@@ -45,6 +49,7 @@ def inventory_of(model: nn.Module) -> Inventory:
     modules = tuple(
         _describe(name, linear, model=model, blocks=blocks, is_head=linear is head)
         for name, linear in _linear_layers(model)
+        if linear is head or name.startswith(decoder)
     )
     return Inventory(
         modules=modules,
@@ -99,18 +104,21 @@ def _linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     from transformers.pytorch_utils import Conv1D
 
     for name, child in module.named_modules():
-        if isinstance(child, nn.Linear | Conv1D):
+        if not isinstance(child, nn.Linear | Conv1D):
+            continue
+        is_packed = hasattr(child.weight, "quant_state")
+        if is_packed or type(child).forward in (nn.Linear.forward, Conv1D.forward):
             yield name, child
 
 
-def _blocks_name(model: nn.Module) -> str:
-    """Returns the name of the outermost module list with most linear parameters."""
+def _blocks_name(model: nn.Module, *, decoder: str) -> str:
+    """Returns the name of the decoder's outermost module list with most linear parameters."""
     from torch import nn
 
     sizes: dict[str, int] = {
         name: sum(math.prod(_shape(linear)[:2]) for _, linear in _linear_layers(child))
         for name, child in model.named_modules()
-        if isinstance(child, nn.ModuleList)
+        if isinstance(child, nn.ModuleList) and name.startswith(decoder)
     }
     outermost = {
         name: size

@@ -1,32 +1,29 @@
-"""Loads a frozen base and compares it with stock Transformers before it is used.
-
-Shapes: N targets.
-"""
+"""Loads a frozen base: whole, as it was saved, and fit for packed rows."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
-from loracle.data.packing import PackedRow, pack
 from loracle.errors import ModelError
-from loracle.model.base import PROBES, FrozenBase, Probe, cross_entropy
+from loracle.model.base import FrozenBase
+from loracle.model.faults import first_line, model_faults
+from loracle.model.guard import checked
 from loracle.model.layers.attention import PACKED, register_packed_attention
 from loracle.model.layers.four_bit import four_bit_config, install_unpacked_products
 from loracle.model.layers.norm import install_fast_norms
 from loracle.quiet import quiet_transformers
-
-# assumed: a larger difference between the fast head and the model's own is more than rounding
-_HEAD_TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
-# assumed: other shapes round otherwise, a leak between sequences costs tenths of a nat or more
-_PACKING_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
-
+from loracle.sources.misfits import misfits
+from loracle.sources.plain_weights import require_plain_folder
 
 def load_base(
     path: Path,
@@ -46,32 +43,24 @@ def load_base(
         quantization: ``nf4`` packs all linear layers but the head.
 
     Raises:
-        ModelError: If Transformers cannot load it, or it cannot be run on packed rows.
+        UsageError: If Transformers cannot load it or cannot place every tensor, if its weights are
+            already quantised, or if it cannot be run on packed rows.
     """
     assert not (trains and quantization), "packed weights cannot train"
     register_packed_attention()
+    require_plain_folder(path, name=path.name)
     # Weights are packed on their final device, because packed ones cannot be moved everywhere.
     packing = (
         {"quantization_config": four_bit_config(dtype), "device_map": {"": device}}
         if quantization
         else {}
     )
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-            model = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=torch.float32 if trains else dtype,
-                attn_implementation=PACKED,
-                use_safetensors=True,
-                trust_remote_code=False,
-                **packing,
-            )
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise ModelError(f"{path.name}: {_why_not_loaded(error, path=path)}") from None
+    with _load_faults(path), quiet_transformers():
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = _whole_model(path, dtype=torch.float32 if trains else dtype, **packing)
+        model = model if quantization else model.to(device)
     # Otherwise Transformers would fill unset options with the model's penalties and sampling.
     model.generation_config = GenerationConfig()
-    model = model if quantization else model.to(device)
     model = model.eval().requires_grad_(trains)
     install_fast_norms(model)
     if quantization:
@@ -84,56 +73,34 @@ def load_base(
         trains=trains,
         quantization=quantization,
     )
-    return _checked(base)
+    return checked(base)
 
 
-def _why_not_loaded(error: Exception, *, path: Path) -> str:
-    if PACKED in error.args:
-        return (
-            "this architecture does not take its attention from Transformers' interface, "
-            "so it cannot run on packed rows"
-        )
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"Transformers cannot load this model ({reason.replace(str(path), path.name)})"
+def _whole_model(path: Path, **options: Any) -> PreTrainedModel:
+    """Returns the model, every tensor of it from the file and every tensor of the file in it."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        path,
+        attn_implementation=PACKED,
+        use_safetensors=True,
+        trust_remote_code=False,
+        # Those of another size come with the report rather than as an exception without names.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+        **options,
+    )
+    faults = misfits(model, report)
+    if faults is not None:
+        raise ModelError(f"{path.name}: weights and config.json do not fit: {faults}")
+    return model  # type: ignore[no-any-return]
 
 
-def _checked(base: FrozenBase) -> FrozenBase:
-    """Returns the base with ``plain_head`` set, after comparing packed rows with single sequences.
+def _load_faults(path: Path) -> AbstractContextManager[None]:
+    def reason(error: Exception) -> str:
+        if PACKED in error.args:
+            return (
+                "this architecture does not take its attention from Transformers' interface, "
+                "so it cannot run on packed rows"
+            )
+        return first_line(error).replace(str(path), path.name)
 
-    A model with a recurrent state or its own attention would silently mix the sequences of a row.
-    Comparing numbers needs no list of architectures.
-    """
-    name = type(base.model).__name__
-    row = pack(PROBES, device=base.device)
-    try:
-        with torch.inference_mode():
-            packed = base.nll_from_logits(row)
-            alone = torch.cat([_stock_nll(base, probe) for probe in PROBES])
-    except (AttributeError, TypeError) as error:
-        # Raised by models that need a mask or do not pass the lengths to their attention.
-        raise ModelError(f"{name}: cannot run on packed rows ({error})") from None
-    if not torch.isfinite(alone).all():
-        raise ModelError(f"{name}: the untuned model gives NaN or infinity")
-    gap = (packed - alone).abs().mean().item()
-    if not gap <= _PACKING_TOLERANCE_NATS[base.dtype]:
-        raise ModelError(
-            f"{name}: sequences that share a row change each other's loss (by {gap:.2g} nats per "
-            "token), as with recurrent layers or position biases; this architecture cannot be used"
-        )
-    return replace(base, plain_head=_has_plain_head(base, row=row, own=packed))
-
-
-def _stock_nll(base: FrozenBase, probe: Probe) -> Float[Tensor, " N"]:
-    ids = torch.tensor([probe.input_ids], device=base.device)
-    with base.generating(()) as model:
-        logits = model(input_ids=ids, use_cache=False).logits[0, probe.num_prompt - 1 : -1]
-    return cross_entropy(logits, ids[0, probe.num_prompt :])
-
-
-def _has_plain_head(base: FrozenBase, *, row: PackedRow, own: Float[Tensor, " N"]) -> bool:
-    """Returns True if the fast head gives the model's own loss; some models cap their logits."""
-    if base.model.get_decoder() is base.model:
-        return False
-    with torch.inference_mode():
-        fast = base.token_nll(row, routes=())
-    return bool((own - fast).abs().max() <= _HEAD_TOLERANCE_NATS[base.dtype])
+    return model_faults(f"{path.name}: Transformers cannot load this model", reason=reason)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from loracle.config.run import Config, num_probed_steps
 from loracle.errors import RunFolderError
 from loracle.model.inventory import inventory_of
+from loracle.model.reach import require_reached
 from loracle.model.trunk import lowest_layer
 from loracle.placement import Inventory, ModulePlan, resolve_placement
 from loracle.records.names import DATA, MODULES
@@ -56,6 +57,8 @@ def prepare_runs(
     """
     inventory = inventory_of(shared.base.model)
     plans = [_plan(folder.config, inventory=inventory) for folder in folders]
+    for plan in {frozenset(m.name for m in plan.modules): plan for plan in plans}.values():
+        require_reached(shared.base, plan=plan)
     layers = shared.open_trunk(
         [(folder.config, plan) for folder, plan in zip(folders, plans, strict=True)]
     )

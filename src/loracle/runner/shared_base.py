@@ -29,6 +29,7 @@ from loracle.runner.progress import Advance, Progress
 from loracle.runner.signals import StopRequest
 from loracle.runner.trunk import Trunk, open_trunk, trunk_layer
 from loracle.runner.untuned_cache import Untuned, UntunedCache, untuned_cache_folder
+from loracle.runner.usable import require_usable
 from loracle.sources import ResolvedSource, resolve_data, resolve_model
 
 _SMALLER_BASE = "its weights do not fit; `loracle plan` says what does, and quantization=nf4 helps"
@@ -181,6 +182,7 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
     with memory.phase("load"), memory_faults(config.model, remedy=_SMALLER_BASE):
         base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     data = prepare_data(source, config=config.data, tokenizer=base.tokenizer)
+    require_usable(base, data=data, config=config)
     digest = base.weights_digest()
     return SharedBase(
         config=config,

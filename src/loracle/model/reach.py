@@ -1,0 +1,105 @@
+"""Proves, before training, that what is about to be trained is reached and gets a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from loracle.data.packing import PackedRow, pack
+from loracle.errors import ModelError
+from loracle.model.adapters import Adapter, attach_adapter
+from loracle.model.base import FrozenBase
+from loracle.model.faults import model_faults
+from loracle.model.guard import probe_of
+from loracle.model.layers.routing import Route
+from loracle.placement import ModulePlan
+
+# assumed: enough tokens that a few experts of each layer are chosen
+_TOKENS = 32
+
+
+@contextmanager
+def on_trial(base: FrozenBase, *, plan: ModulePlan) -> Iterator[Adapter]:
+    """Puts the plan's adapter on the base inside the block; the base must have none.
+
+    Raises:
+        ModelError: If PEFT cannot, or not on exactly the plan's modules.
+    """
+    name = type(base.model).__name__
+    try:
+        with model_faults(f"{name}: PEFT cannot adapt what '{plan.placement}' names"):
+            adapter = attach_adapter(
+                base, name="default", plan=plan, dropout=0.1, seed=0, model_source="trial"
+            )
+        yield adapter
+    finally:
+        if base.peft is not None:
+            base.peft.unload()
+            base.peft = None
+
+
+def require_reached(base: FrozenBase, *, plan: ModulePlan) -> None:
+    """Checks with a row of a few tokens that everything that the plan trains takes part.
+
+    Raises:
+        ModelError: Naming what text never reaches, or what gets no gradient.
+    """
+    row = pack([probe_of(base, tokens=_TOKENS)], device=base.device)
+    name = type(base.model).__name__
+    what = f"{name}: cannot train '{plan.placement}'"
+    if plan.is_full:
+        with model_faults(what), torch.inference_mode():
+            idle = _never_run(base, row)
+        _refuse(idle, name=name, plan=plan, why="text never reaches")
+        return
+    with on_trial(base, plan=plan) as adapter:
+        with model_faults(what):
+            gradients = _gradients(base, row, adapter=adapter)
+        idle = [key.removesuffix(".lora_B") for key, grad in gradients.items() if not _moves(grad)]
+        _refuse(idle, name=name, plan=plan, why="a pass over text gives no gradient to")
+
+
+def _refuse(idle: Sequence[str], *, name: str, plan: ModulePlan, why: str) -> None:
+    if idle:
+        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
+        raise ModelError(
+            f"{name}: {why} {', '.join(idle[:3])}{more}, which '{plan.placement}' trains; leave "
+            "them out of lora.placement"
+        )
+
+
+def _never_run(base: FrozenBase, row: PackedRow) -> list[str]:
+    """Returns the modules with weights of their own that a forward pass does not call."""
+    owners = {
+        module: name
+        for name, module in base.model.named_modules()
+        if any(True for _ in module.parameters(recurse=False))
+    }
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _args: owners.pop(module, None) and None)
+        for module in tuple(owners)
+    ]
+    try:
+        base.nll_from_logits(row)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(owners.values())
+
+
+def _gradients(base: FrozenBase, row: PackedRow, *, adapter: Adapter) -> dict[str, Tensor | None]:
+    """Returns the gradient of every B; that of A is zero, because B is."""
+    factors = {k: p for k, p in adapter.parameters.items() if k.endswith(".lora_B")}
+    loss = base.token_nll(row, routes=[Route(adapter.name)]).sum()
+    found = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
+    return dict(zip(factors, found, strict=True))
+
+
+def _moves(gradient: Tensor | None) -> bool:
+    if gradient is None:
+        return False
+    # Without the scale of training, a gradient in fp16 can underflow.
+    return gradient.dtype == torch.float16 or bool((gradient != 0).any())
