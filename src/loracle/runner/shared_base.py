@@ -22,6 +22,7 @@ from loracle.engine.out_of_memory import memory_faults
 from loracle.engine.train_state import TrainState, new_run
 from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase
+from loracle.model.identity import BaseIdentity, identify
 from loracle.model.load import load_base
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
@@ -46,7 +47,7 @@ class SharedBase:
     base: FrozenBase
     data: PreparedData
     environment: dict[str, Any]
-    weights_digest: str
+    identity: BaseIdentity
     loading: MemoryMeter
     """Peak memory of loading the base."""
     cache: UntunedCache
@@ -131,7 +132,8 @@ class SharedBase:
             self.base,
             [*self.data.train, *self.data.validation],
             num_layers=len({*layers} - {0}),
-            weights_digest=self.weights_digest,
+            identity=self.identity,
+            environment=self.environment,
         )
         return layers if self.trunk else [0] * len(layers)
 
@@ -181,7 +183,7 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
     with memory.phase("load"), memory_faults(config.model, remedy=_SMALLER_BASE):
         base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     data = prepare_data(source, config=config.data, tokenizer=base.tokenizer)
-    digest = base.weights_digest()
+    identity = identify(base, folder=model.path, weights_digest=base.weights_digest())
     return SharedBase(
         config=config,
         progress=progress,
@@ -192,7 +194,7 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
         environment=capture_environment(
             device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
         ),
-        weights_digest=digest,
+        identity=identity,
         loading=memory,
         cache=UntunedCache(untuned_cache_folder(), notice=progress.notice),
     )
