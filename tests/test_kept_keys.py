@@ -21,14 +21,18 @@ from loracle.data import encode_prompts, template_of
 from loracle.data.records import Record
 from loracle.digest import Inputs, digest_of, key_of
 from loracle.engine.environment import capture_environment
+from loracle.errors import RunFolderError
 from loracle.forecast import calibration
 from loracle.forecast.shape_cache import CachedShapes
 from loracle.model.identity import BaseIdentity, described_config, identify
 from loracle.runner import trunk, untuned_cache
+from loracle.runner.progress import Progress
 from loracle.runner.trunk import state_key
 from loracle.runner.untuned_cache import answer_key, score_key
+from loracle.sources import ResolvedSource
 from loracle.sources import cache as sources_cache
 from loracle.sources.cache import conversion_key
+from loracle.study.scoring import scores_key
 from tiny import save_tiny_model
 from tiny_engine import examples_of, tiny_base
 
@@ -323,3 +327,77 @@ def test_a_traced_shape_is_kept_by_the_default_dtype():
         finally:
             torch.set_default_dtype(torch.float32)
     assert (first, second) == (torch.float32, torch.float64)
+
+
+STUDY = """\
+question: Where?
+config: demo
+reference: all
+seeds: [0, 1]
+arms:
+  all: {placement: all-linear}
+  best: {placement: {strategic: gradient-energy, keep_frac: 0.3}}
+"""
+
+
+@pytest.fixture
+def strategic(tmp_path, monkeypatch):
+    """A study with an arm chosen by score, whose sources resolve to what a test says."""
+    from loracle import sources
+    from loracle.study.file import load_study
+
+    (tmp_path / "s.yaml").write_text(STUDY)
+    study, base = load_study(str(tmp_path / "s.yaml"))
+    for kind in ("model", "data"):
+        resolved = ResolvedSource(tmp_path, f"path:{kind}", f"sha256:{kind}")
+        monkeypatch.setattr(sources, f"resolve_{kind}", lambda *_, given=resolved, **__: given)
+    return study, base
+
+
+def test_module_scores_are_kept_by_model_data_settings_and_code(strategic, monkeypatch, tmp_path):
+    from loracle import sources
+    from loracle.study import scoring
+
+    study, base = strategic
+    lora = base.model_copy(update={"lora": base.lora.model_copy(update={"rank": 3})})
+    data = base.model_copy(update={"data": base.data.model_copy(update={"max_tokens": 99})})
+    train = base.model_copy(update={"train": base.train.model_copy(update={"batch_size": 3})})
+    dtype = base.model_copy(update={"dtype": "float16"})
+    keys = [
+        scores_key(study, base=one, progress=Progress()) for one in (base, lora, data, train, dtype)
+    ]
+    later = study.model_copy(update={"seeds": (1, 0)})
+    keys.append(scores_key(later, base=base, progress=Progress()))
+    for kind in ("model", "data"):
+        other = ResolvedSource(tmp_path, "path:other", "sha256:other")
+        monkeypatch.setattr(sources, f"resolve_{kind}", lambda *_, given=other, **__: given)
+        keys.append(scores_key(study, base=base, progress=Progress()))
+    monkeypatch.setattr(scoring, "code_digest", lambda _: "edited")
+    keys.append(scores_key(study, base=base, progress=Progress()))
+    assert len(set(keys)) == len(keys)
+
+
+def test_module_scores_of_other_inputs_are_not_taken(strategic, monkeypatch, tmp_path, capsys):
+    from loracle.study import scoring
+
+    study, base = strategic
+    monkeypatch.setattr(scoring, "_score", lambda *_, **__: {"gradient-energy": {"m": 2.0}})
+    kept = {"schema": 1, "steps": 4, "scores": {"gradient-energy": {"m": 1.0}}}
+    given = {"base": base, "kinds": ["gradient-energy"], "out": tmp_path, "progress": Progress()}
+
+    def obtained(**recorded: str) -> float:
+        (tmp_path / "scores.json").write_text(json.dumps(kept | recorded))
+        scores, _ = scoring.module_scores(study, **given)
+        return scores["gradient-energy"]["m"]
+
+    key = scores_key(study, base=base, progress=Progress())
+    assert obtained(key=key) == 1.0
+    assert capsys.readouterr().err == ""
+    assert obtained() == 1.0
+    assert "not verified" in capsys.readouterr().err
+    assert obtained(key="of another model") == 2.0
+    assert "computing it again" in capsys.readouterr().err
+    (tmp_path / "runs" / "all-s0").mkdir(parents=True)
+    (tmp_path / "runs" / "all-s0" / "modules.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="scored with another model"):
+        obtained(key="of another model")

@@ -27,6 +27,7 @@ from loracle.model.load import load_base
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
 from loracle.runner.progress import Advance, Progress
+from loracle.runner.same_inputs import base_record, held_out_digest
 from loracle.runner.signals import StopRequest
 from loracle.runner.trunk import Trunk, open_trunk, trunk_layer
 from loracle.runner.untuned_cache import Untuned, UntunedCache, untuned_cache_folder
@@ -184,6 +185,10 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
         base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     data = prepare_data(source, config=config.data, tokenizer=base.tokenizer)
     identity = identify(base, folder=model.path, weights_digest=base.weights_digest())
+    record = base_record(identity, revision=model.revision, device=device.type)
+    environment = capture_environment(
+        device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
+    )
     return SharedBase(
         config=config,
         progress=progress,
@@ -191,9 +196,7 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
         model=model,
         base=base,
         data=data,
-        environment=capture_environment(
-            device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
-        ),
+        environment={**environment, "base": record, "held_out_sha256": held_out_digest(data)},
         identity=identity,
         loading=memory,
         cache=UntunedCache(untuned_cache_folder(), notice=progress.notice),

@@ -43,8 +43,18 @@ _hashed: dict[Path, str] = {}
 
 
 def cache_folder() -> Path:
-    """Returns ``$LORACLE_CACHE``, else ``~/.cache/loracle``."""
-    return Path(os.environ.get("LORACLE_CACHE") or "~/.cache/loracle").expanduser().absolute()
+    """Returns ``$LORACLE_CACHE``, else ``~/.cache/loracle``.
+
+    Raises:
+        SourceError: If that is in a home and there is none.
+    """
+    folder = Path(os.environ.get("LORACLE_CACHE") or "~/.cache/loracle")
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError:
+        raise SourceError(
+            f"cache {folder}: there is no home folder here; set LORACLE_CACHE to another folder"
+        ) from None
 
 
 def obtain(

@@ -22,11 +22,12 @@ from loracle.config.run import Config, changes, flatten
 from loracle.errors import RunFolderError
 from loracle.placement import Inventory
 from loracle.records.files import read_json
-from loracle.records.names import STUDY
+from loracle.records.names import RESULT, STUDY, run_folder
 from loracle.records.signature import environment_differences
 from loracle.records.study_folder import write_plan
+from loracle.runner.place import PATHS_FROM, portable_config, recorded_start
 from loracle.runner.progress import Progress
-from loracle.runner.run_many import portable_config, run_many
+from loracle.runner.run_many import run_many
 from loracle.runner.run_spec import RunOutcome, RunSpec
 from loracle.study.config import StrategicConfig, StudyConfig
 from loracle.study.plan import PlannedRun, Scores, StudyPlan, plan_study, resolve_arms
@@ -150,14 +151,24 @@ def run_study(
         plan = with_learning_rates(plan, rates)
         keep_plan(plan, out=out)
     decided(plan)
-    outcomes = _run(plan.runs, out=out, **settings)
+    outcomes = _run(plan.runs, out=out, beside=trials, **settings)
     return StudyOutcome(plan, tuple(outcomes))
 
 
 def _run(
-    runs: Sequence[PlannedRun], *, out: Path, notes: Mapping[str, Any], **settings: Any
+    runs: Sequence[PlannedRun],
+    *,
+    out: Path,
+    notes: Mapping[str, Any],
+    beside: Sequence[PlannedRun] = (),
+    **settings: Any,
 ) -> list[RunOutcome]:
-    specs = [RunSpec(run.config, out / "runs" / run.id, arm=run.arm, notes=notes) for run in runs]
+    """Does the runs; ``beside`` are those done before them that share their base and data."""
+    done = [path for run in beside if ((path := run_folder(out, run.id)) / RESULT).is_file()]
+    specs = [
+        RunSpec(run.config, run_folder(out, run.id), arm=run.arm, notes=notes, beside=done)
+        for run in runs
+    ]
     require_one_environment(specs)
     return run_many(specs, **settings)
 
@@ -171,7 +182,7 @@ def keep_plan(plan: StudyPlan, *, out: Path) -> None:
     Raises:
         RunFolderError: If the folder holds another study or anything else, or cannot be written.
     """
-    study = plan.study_json()
+    study = plan.study_json() | {PATHS_FROM: recorded_start(out)}
     if (out / STUDY).is_file():
         _require_same_study(read_yaml(out / STUDY), study, out=out)
     elif out.is_dir() and any(out.iterdir()):
