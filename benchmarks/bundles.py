@@ -58,9 +58,7 @@ def measure_point(point: Point) -> Row:
     runs = [_run(base, point, plan=plan, config=config, seed=seed) for seed in range(point.runs)]
     store = None
     if point.trunk:
-        store = TrunkStore(
-            base, weights_digest=point.geometry, folder=None, memory_bytes=_TRUNK_BYTES
-        )
+        store = TrunkStore(base, memory_bytes=_TRUNK_BYTES)
     budget = bundle_budget([config.train.micro_batch_tokens] * point.runs, device_type=device.type)
     steps = loracle.train_bundle(base, runs, micro_batch_tokens=budget, trunk=store)
     rows = [

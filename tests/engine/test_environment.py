@@ -163,7 +163,7 @@ def test_a_checkout_that_git_cannot_read_has_no_commit(tmp_path, monkeypatch):
 
 
 def test_a_package_that_is_not_installed_is_null():
-    assert environment._version("no-such-package-here") is None
+    assert environment.package_version("no-such-package-here") is None
 
 
 @pytest.mark.parametrize(

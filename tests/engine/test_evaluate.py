@@ -166,7 +166,7 @@ def test_kept_states_serve_every_adapter_above_them(entry_layer):
     upper = PlacementConfig(modules=["q_proj", "down_proj"], layers=[2])
     for seed, name in enumerate(("one", "two")):
         attach(base, tiny_plan(upper), name=name, seed=seed)
-    store = TrunkStore(base, weights_digest="w", folder=None, memory_bytes=10**6)
+    store = TrunkStore(base, memory_bytes=10**6)
     adapters = (None, "one", "two")
     result = sums(base, *adapters, trunk=store, entry_layer=entry_layer)
     assert store.computed == (len(EXAMPLES) if entry_layer else 0)

@@ -14,7 +14,6 @@ from loracle.data import Example
 from loracle.data.packing import pack
 from loracle.engine.train import train_bundle
 from loracle.engine.train_state import TrainState
-from loracle.model import trunk as trunk_module
 from loracle.model.base import FrozenBase
 from loracle.model.blocks import Trunk
 from loracle.model.layers.lora import Route
@@ -32,9 +31,11 @@ def store_of(
     *,
     folder: Path | None = None,
     memory_bytes: int = PLENTY,
-    weights_digest: str = "weights",
+    key: str = "one",
 ) -> TrunkStore:
-    return TrunkStore(base, weights_digest=weights_digest, folder=folder, memory_bytes=memory_bytes)
+    return TrunkStore(
+        base, folder=folder, key=lambda layer: f"{key}-{layer}", memory_bytes=memory_bytes
+    )
 
 
 def top_plan(family: str = "llama") -> ModulePlan:
@@ -275,7 +276,7 @@ def test_a_bundle_begins_at_the_lowest_layer_of_the_runs_that_are_left():
             entered.append(layer)
             return super().states(examples, layer=layer)
 
-    store = Watched(base, weights_digest="", folder=None, memory_bytes=PLENTY)
+    store = Watched(base, memory_bytes=PLENTY)
     assert len(list(train_bundle(base, runs, micro_batch_tokens=10_000, trunk=store))) == 4
     assert entered == [1, 1, 2, 2]
 
@@ -346,23 +347,20 @@ def other_tokens(example: Example) -> Example:
     return Example(example.record, changed, example.num_prompt, example.truncated)
 
 
-def test_other_weights_dtype_tokens_layer_or_code_find_nothing(tmp_path, monkeypatch):
+def test_other_tokens_another_layer_or_another_key_find_nothing(tmp_path):
+    """What makes another key is in test_kept_keys."""
     base = tiny_base()
     store_of(base, folder=tmp_path).states(EXAMPLES, layer=1)
 
-    def found(base: FrozenBase, examples=EXAMPLES, *, layer: int = 1, **changes: str) -> int:
+    def found(examples=EXAMPLES, *, layer: int = 1, **changes: str) -> int:
         store = store_of(base, folder=tmp_path, **changes)
         store.states(examples, layer=layer)
         return store.hits
 
-    assert found(base, weights_digest="others") == 0
-    assert found(tiny_base(dtype=torch.bfloat16)) == 0
-    assert found(base, [other_tokens(example) for example in EXAMPLES]) == 0
-    assert found(base, layer=2) == 0
-    monkeypatch.setattr(trunk_module, "_source_digest", lambda: "edited")
-    assert found(base) == 0
-    monkeypatch.undo()
-    assert found(base) == len(EXAMPLES)
+    assert found([other_tokens(example) for example in EXAMPLES]) == 0
+    assert found(layer=2) == 0
+    assert found(key="another") == 0
+    assert found() == len(EXAMPLES)
 
 
 def only(folder: Path, pattern: str) -> Path:

@@ -119,7 +119,7 @@ def baseline(
     from loracle.records.find_runs import find_resumable, new_run_path
 
     if out is None and resume:
-        from loracle.runner.run_many import portable_config
+        from loracle.runner.place import portable_config
 
         out = find_resumable(RUNS, config=portable_config(resolved))
         if out is None:
@@ -163,18 +163,20 @@ def study(
     settings, notes = _fitted(config, overrides, fit=fit)
     resolved, base = load_study(config, overrides=settings)
     from loracle.report.terminal.study_plan import plan_view, time_of
+    from loracle.runner.place import absolute_config, place_of
     from loracle.study.run import prepare_study
 
     folder = out or RUNS / name
-    planned = prepare_study(resolved, base=base, name=name, out=folder)
-    console = Console()
-    if plan:
-        console.print(plan_view(planned, time=time_of(planned, out=folder)))
-        return
-    console.print(plan_view(planned, maps=False))
-    from loracle.cli.study import conduct_study
+    base, console = absolute_config(base), Console()
+    with place_of(folder):
+        planned = prepare_study(resolved, base=base, name=name, out=folder)
+        if plan:
+            console.print(plan_view(planned, time=time_of(planned, out=folder)))
+            return
+        console.print(plan_view(planned, maps=False))
+        from loracle.cli.study import conduct_study
 
-    failed = conduct_study(planned, out=folder, console=console, notes=notes)
+        failed = conduct_study(planned, out=folder, console=console, notes=notes)
     if failed:
         raise typer.Exit(1)
 

@@ -11,8 +11,6 @@ import re
 import subprocess
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import torch
 
 from loracle.digest import PACKAGE, code_digest
 from loracle.text import GIB
-from loracle.version import __version__
+from loracle.version import __version__, package_version
 
 _PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "datasets",
@@ -71,21 +69,13 @@ def capture_environment(
         | ({"quantization": quantization} if quantization else {}),
         "gpus": gpus,
         "cuda": _cuda() if gpus else None,
-        "torch_settings": _torch_settings(),
+        "torch_settings": torch_settings(),
         "torch_build": _torch_build(),
         "versions": {
-            package: _version(package)
+            package: package_version(package)
             for package in (*_PACKAGES, *(["bitsandbytes"] if quantization else []))
         },
     }
-
-
-@cache
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _checkout(root: Path) -> dict[str, Any]:
@@ -158,7 +148,7 @@ def _cuda() -> dict[str, Any]:
     }
 
 
-def _torch_settings() -> dict[str, Any]:
+def torch_settings() -> dict[str, Any]:
     """Returns the settings that change a result's last bits."""
     return {
         "num_threads": torch.get_num_threads(),

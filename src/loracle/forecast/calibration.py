@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from loracle.config.files import load_config
+from loracle.digest import Inputs, code_digest, key_of
 from loracle.engine.device import choose_device, choose_dtype, dtype_name, synchronize
+from loracle.engine.environment import torch_settings
 from loracle.engine.throughput import token_rates
 from loracle.errors import RunFolderError
 from loracle.forecast.devices import Device, this_device
@@ -25,7 +28,9 @@ from loracle.forecast.op_costs import Rates
 from loracle.records.files import read_json, write_json
 from loracle.sources.cache import cache_folder
 from loracle.text import slug_of
+from loracle.version import package_version
 
+CALIBRATION_SOURCES = ("forecast/**/*.py", "model/**/*.py", "engine/**/*.py")
 _SCHEMA = 1
 # assumed: enough for a stable minimum, short enough to wait for
 _REPEATS = 5
@@ -239,4 +244,30 @@ def read_calibration(device: Device, *, dtype: str) -> Calibration | None:
 
 def _path(device: str, dtype: str, threads: int) -> Path:
     name = slug_of(f"{device} {dtype} {threads}-threads")
-    return cache_folder() / "calibration" / f"{name}.json"
+    key = calibration_key(device, dtype, threads)
+    return cache_folder() / "calibration" / f"{name}-{key[:12]}.json"
+
+
+def calibration_key(device: str, dtype: str, threads: int) -> str:
+    """Returns the key of the measured speed of the device of that name."""
+    settings = torch_settings() | {"num_threads": threads}
+    sizes = {"sizes": _SIZES, "batch": _BATCH, "added": _ADDED, "calls": _CALLS, "steps": _STEPS}
+    inputs = Inputs(
+        weights=None,
+        config=None,
+        generation=None,
+        tokenizer=None,
+        dtype=dtype,
+        quantization=None,
+        device={"name": device, **settings},
+        versions={name: package_version(name) for name in ("torch", "transformers", "peft")},
+        code=_source_digest(),
+        asked=sizes,
+    )
+    return key_of("calibration", inputs)
+
+
+@cache
+def _source_digest() -> str:
+    """Returns a digest of the code that is timed and of the code that predicts its time."""
+    return code_digest(CALIBRATION_SOURCES)

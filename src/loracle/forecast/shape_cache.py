@@ -40,7 +40,8 @@ class CachedShapes(TorchDispatchMode):
         if kind == "other":
             return func(*args, **kwargs)
         try:
-            key = (func, _keys(args), _keys(kwargs.items()))
+            # Products of numbers alone have the default dtype.
+            key = (func, torch.get_default_dtype(), _keys(args), _keys(kwargs.items()))
             cached = self._cached.get(key)
         except (_Unlike, TypeError):
             return func(*args, **kwargs)
@@ -55,7 +56,7 @@ class CachedShapes(TorchDispatchMode):
             if all(isinstance(tensor, Tensor) and tensor.is_meta for tensor in made):
                 specs = tuple((tuple(t.shape), t.stride(), t.dtype) for t in made)
                 # An output that had to grow would have to grow again.
-                if kind != "into" or _keys(kwargs.items()) == key[2]:
+                if kind != "into" or _keys(kwargs.items()) == key[3]:
                     self._cached[key] = (single, specs)
             return result
         single, specs = cached

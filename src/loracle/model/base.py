@@ -185,10 +185,10 @@ class FrozenBase:
                 yield from packed.parts()
 
     def weights_digest(self) -> str:
-        """Returns a SHA-256 over the bits of every frozen weight."""
+        """Returns a SHA-256 over name, dtype, shape and bits of every frozen weight."""
         digest = hashlib.sha256()
         for name, tensor in self.frozen_weights():
-            digest.update(name.encode())
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 

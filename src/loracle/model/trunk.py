@@ -10,22 +10,17 @@ Shapes: T tokens in the row, H hidden size.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor
 
 from loracle.data.packing import Tokens, to_device
-from loracle.digest import code_digest
 from loracle.model.base import FrozenBase
 from loracle.model.blocks import Trunk
 from loracle.model.shards import Shards
 from loracle.placement import ModulePlan
-
-TRUNK_SOURCES = ("data/**/*.py", "model/**/*.py")
 
 
 def lowest_layer(plan: ModulePlan | None, *, base: FrozenBase) -> int:
@@ -50,23 +45,29 @@ class TrunkStore:
     """Hidden states of examples, cached in memory and on disk, computed where missing."""
 
     def __init__(
-        self, base: FrozenBase, *, weights_digest: str, folder: Path | None, memory_bytes: int
+        self,
+        base: FrozenBase,
+        *,
+        memory_bytes: int,
+        folder: Path | None = None,
+        key: Callable[[int], str] | None = None,
     ) -> None:
         """Opens the store; nothing is read or written yet.
 
         Args:
             base: The frozen model.
-            weights_digest: ``base.weights_digest()``, which takes a second or more to compute.
-            folder: Disk cache, shared between processes; None: none.
             memory_bytes: Host memory for states; the first ones are cached until it is full.
+            folder: Disk cache, shared between processes; None: none.
+            key: With a folder, the key under which the states that enter a layer are kept there.
         """
+        assert folder is None or key is not None, "states on disk need a key"
         self.hits = 0
         """States that were found, in memory or on disk."""
         self.computed = 0
         """States that had to be computed."""
         self._base = base
         self._folder = folder
-        self._origin = {"weights": weights_digest} | _origin_of(base)
+        self._key = key
         self._free_bytes = memory_bytes
         self._cached: dict[tuple[int, bytes], Tensor] = {}
         self._shards: dict[int, Shards] = {}
@@ -122,36 +123,12 @@ class TrunkStore:
 
     def _shards_of(self, layer: int) -> Shards:
         assert self._folder is not None
+        assert self._key is not None
         if layer not in self._shards:
-            origin = json.dumps(self._origin | {"layer": layer}, sort_keys=True)
-            name = hashlib.sha256(origin.encode()).hexdigest()
-            self._shards[layer] = Shards(self._folder / name)
+            self._shards[layer] = Shards(self._folder / self._key(layer))
         return self._shards[layer]
 
 
 def _key_of(example: Tokens) -> bytes:
     ids = torch.as_tensor(example.input_ids, dtype=torch.int64)
     return hashlib.sha256(ids.numpy().tobytes()).digest()
-
-
-def _origin_of(base: FrozenBase) -> dict[str, object]:
-    """Returns everything that determines a state's bits besides weights, layer and tokens."""
-    cuda = base.device.type == "cuda"
-    config = base.model.config.to_dict()
-    return {
-        "dtype": str(base.dtype),
-        "config": {k: str(v) for k, v in config.items() if not k.startswith("_")},
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "source": _source_digest(),
-        "device": torch.cuda.get_device_name(base.device)
-        if cuda
-        else torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "mkldnn": torch.backends.mkldnn.enabled,
-    }
-
-
-def _source_digest() -> str:
-    """Returns a digest of the computing code, so that edited code reads no old states."""
-    return code_digest(TRUNK_SOURCES)

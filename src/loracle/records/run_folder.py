@@ -39,6 +39,7 @@ from loracle.records.result import RunResult
 Status = Literal["running", "completed", "failed", "interrupted"]
 
 _STATUS_FIELDS = ("phase", "step", "max_steps", "error")
+_PREPARING = "prepare"
 
 
 class RunFolder:
@@ -51,6 +52,7 @@ class RunFolder:
         config: The run's resolved configuration.
         status: Contents of ``status.json``.
         failed_before: Whether the run had failed when it was reopened.
+        has_begun: Whether anything but preparations was done since it was opened.
     """
 
     def __init__(self, path: Path, *, config: Config, status: dict[str, Any], lock: int) -> None:
@@ -58,6 +60,8 @@ class RunFolder:
         self.config = config
         self.status = status
         self.failed_before = status.get("status") == "failed"
+        self.has_begun = False
+        self._status_before = status
         self._lock: int | None = lock
 
     @classmethod
@@ -170,6 +174,20 @@ class RunFolder:
         }
         self.write_json(STATUS, new)
         self.status = new
+        self.has_begun |= fields.get("phase", _PREPARING) != _PREPARING
+
+    def restore_status(self) -> None:
+        """Puts ``status.json`` back to what it was before the folder was reopened.
+
+        A run that was killed said "running"; it is "interrupted" now that somebody knows.
+        """
+        if self.is_finished:
+            return
+        before = {"status": "running"} | self._status_before
+        if before["status"] == "running":
+            before["status"] = "interrupted"
+        self.write_json(STATUS, before)
+        self.status = before
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Replaces a JSON file, as `loracle.records.files.write_json` does."""

@@ -23,6 +23,7 @@ from loracle.records.run_folder import RunFolder
 from loracle.records.signature import environment_differences
 from loracle.runner.bundle_size import BundleChoice
 from loracle.runner.checkpoint import load_latest, sound_steps
+from loracle.runner.place import PATHS_FROM, recorded_start
 from loracle.runner.prepare import PreparedRun
 from loracle.runner.probe import ProbeResult
 from loracle.runner.shared_base import SharedBase
@@ -204,7 +205,8 @@ def _record_inputs(
     """Writes what the run starts from; returns its environment."""
     folder = prepared.folder
     engine = {**engine, **prepared.spec.notes}
-    environment = {**shared.environment, "engine": engine}
+    start = {PATHS_FROM: recorded_start(folder.path)}
+    environment = {**shared.environment, **start, "engine": engine}
     if folder.has(MODULES):
         before = folder.read_json(ENVIRONMENT)
         changed = environment_differences(before, environment)

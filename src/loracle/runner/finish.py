@@ -75,7 +75,7 @@ def audit_weights(run: ActiveRun, *, digest_after: str) -> Audit:
             trained=run.state.adapter,
             saved=saved,
             model_folder=shared.model.path,
-            digest_before=shared.weights_digest,
+            digest_before=shared.identity.weights_sha256,
             digest_after=digest_after,
             examples=examples,
             scores=scores[: len(examples)],

@@ -11,9 +11,10 @@ from loracle.model.inventory import inventory_of
 from loracle.model.reach import require_reached
 from loracle.model.trunk import lowest_layer
 from loracle.placement import Inventory, ModulePlan, resolve_placement
-from loracle.records.names import DATA, MODULES
+from loracle.records.names import MODULES
 from loracle.records.run_folder import RunFolder
 from loracle.runner.run_spec import RunSpec
+from loracle.runner.same_inputs import require_same_base, require_same_data
 from loracle.runner.shared_base import SharedBase
 from loracle.runner.trunk import examples_seen
 
@@ -55,6 +56,7 @@ def prepare_runs(
         UsageError: If a placement is not one of this model, or a run to resume would not see what
             it saw before.
     """
+    _require_same_inputs(shared, specs, folders=folders)
     inventory = inventory_of(shared.base.model)
     plans = [_plan(folder.config, inventory=inventory) for folder in folders]
     for plan in {frozenset(m.name for m in plan.modules): plan for plan in plans}.values():
@@ -68,8 +70,19 @@ def prepare_runs(
     ]
     for run in prepared:
         if not run.folder.is_finished:
-            _require_same_inputs(shared, run)
+            _require_same_modules(run)
     return prepared
+
+
+def _require_same_inputs(
+    shared: SharedBase, specs: Sequence[RunSpec], *, folders: Sequence[RunFolder]
+) -> None:
+    """Raises unless the runs that have begun, finished ones too, have the base and data here."""
+    begun = [folder.path for folder in folders if folder.has(MODULES)]
+    known = list(dict.fromkeys([*begun, *(path for spec in specs for path in spec.beside)]))
+    now = shared.environment
+    require_same_base(known, now=now, notice=shared.progress.notice)
+    require_same_data(known, data=shared.data, now=now)
 
 
 def _plan(config: Config, *, inventory: Inventory) -> ModulePlan:
@@ -89,17 +102,9 @@ def fill_trunk(shared: SharedBase, runs: Sequence[PreparedRun]) -> None:
         shared.fill_trunk([*examples, *shared.scored], layers=[together, run.trunk_layer])
 
 
-def _require_same_inputs(shared: SharedBase, run: PreparedRun) -> None:
-    """Raises unless a run to resume would see the same data and train the same modules."""
-    if not run.folder.has(MODULES):
-        return
-    fingerprint = run.folder.read_json(DATA)["fingerprint"]
-    if fingerprint != shared.data.fingerprint:
-        raise RunFolderError(
-            f"{run.name}: the data changed since the run began (fingerprint {fingerprint}, "
-            f"now {shared.data.fingerprint}); restore it or start a new run"
-        )
-    if run.folder.read_json(MODULES) != run.plan.to_json():
+def _require_same_modules(run: PreparedRun) -> None:
+    """Raises unless a run to resume would train the same modules."""
+    if run.folder.has(MODULES) and run.folder.read_json(MODULES) != run.plan.to_json():
         raise RunFolderError(
             f"{run.name}: the model's modules changed since the run began; start a new run"
         )

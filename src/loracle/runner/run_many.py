@@ -30,6 +30,7 @@ from loracle.records.run_folder import RunFolder, recorded_config
 from loracle.runner.active_run import record_failure
 from loracle.runner.bundle import run_bundle
 from loracle.runner.bundle_size import BundleChoice, group_runs
+from loracle.runner.place import absolute_config, place_of, portable_config
 from loracle.runner.preflight import preflight
 from loracle.runner.prepare import PreparedRun, prepare_runs
 from loracle.runner.probe import Prober, smoke_test
@@ -38,7 +39,6 @@ from loracle.runner.run_spec import RunOutcome, RunSpec
 from loracle.runner.shared_base import SharedBase, open_shared_base
 from loracle.runner.signals import StopRequest
 from loracle.runner.untuned import ensure_untuned
-from loracle.sources.spec import portable
 
 _ALONE = BundleChoice(1, "full fine-tuning trains alone")
 
@@ -214,12 +214,6 @@ def _announce(shared: SharedBase, runs: Sequence[PreparedRun], *, choice: Bundle
     )
 
 
-def portable_config(config: Config) -> Config:
-    """Returns the config with local sources spelled without this machine's folders."""
-    data = config.data.model_copy(update={"source": portable(config.data.source)})
-    return config.model_copy(update={"model": portable(config.model), "data": data})
-
-
 @contextmanager
 def _open_folder(spec: RunSpec, *, resume: bool) -> Iterator[RunFolder]:
     """Opens a run folder; a new one is removed again if the run never got to train."""
@@ -241,6 +235,8 @@ def _open_folder(spec: RunSpec, *, resume: bool) -> Iterator[RunFolder]:
         except UsageError:
             if not is_resumed and not folder.has(MODULES):
                 _remove(out, missing=missing)
+            elif is_resumed and not folder.has_begun:
+                folder.restore_status()
             raise
 
 
@@ -295,8 +291,9 @@ def run_baseline(
     """
     if resume:
         recorded_config(out)  # Raises if there is no run to resume.
-    spec = RunSpec(config, out, notes=notes or {})
-    (outcome,) = run_many([spec], resume=resume, progress=progress)
+    spec = RunSpec(absolute_config(config), out, notes=notes or {})
+    with place_of(out):
+        (outcome,) = run_many([spec], resume=resume, progress=progress)
     if outcome.error is not None:
         raise outcome.error
     assert outcome.result is not None

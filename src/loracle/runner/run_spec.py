@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ class RunSpec:
     """Name of its placement in the results; None: the placement's label."""
     notes: Mapping[str, Any] = field(default_factory=dict)
     """Recorded in the section ``engine`` of environment.json, e.g. how settings were chosen."""
+    beside: Sequence[Path] = ()
+    """Folders of runs done before whose results decided about this one: same base, same data."""
 
 
 @dataclass(frozen=True)

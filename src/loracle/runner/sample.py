@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loracle.data import Record, encode_prompts, template_of
 from loracle.engine.device import choose_device, choose_dtype
@@ -11,6 +12,7 @@ from loracle.engine.evaluate import Answer, answer_prompts
 from loracle.errors import RunFolderError
 from loracle.model.adapters import load_adapter
 from loracle.model.base import FrozenBase
+from loracle.model.identity import identify
 from loracle.model.load import load_base
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
@@ -18,7 +20,11 @@ from loracle.records.names import MODULES
 from loracle.records.run_folder import recorded_config
 from loracle.runner.active_run import DEFAULT_ADAPTER
 from loracle.runner.finish import saved_weights
-from loracle.sources import resolve_model
+from loracle.runner.place import place_of
+from loracle.runner.progress import Progress
+from loracle.runner.same_inputs import READERS, base_record, require_same_base
+from loracle.sources import ResolvedSource, resolve_model
+from loracle.version import package_version
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,12 @@ class Answers:
 
 
 def sample_run(
-    run: Path, *, instruction: str, input_text: str = "", max_new_tokens: int | None = None
+    run: Path,
+    *,
+    instruction: str,
+    input_text: str = "",
+    max_new_tokens: int | None = None,
+    progress: Progress | None = None,
 ) -> Answers:
     """Returns the greedy answers of a run's base and tuned model.
 
@@ -41,10 +52,23 @@ def sample_run(
         instruction: The instruction.
         input_text: The record's input; empty if it has none.
         max_new_tokens: Tokens per answer; defaults to those of the run's evaluation.
+        progress: Takes notices; defaults to standard error.
 
     Raises:
-        RunFolderError: If there is no run, or it has no adapter yet.
+        RunFolderError: If there is no run, it has no adapter yet, or its base is another one now.
     """
+    with place_of(run):
+        return _sample(
+            run,
+            Record(row=0, instruction=instruction, input=input_text, output=""),
+            max_new_tokens=max_new_tokens,
+            progress=progress or Progress(),
+        )
+
+
+def _sample(
+    run: Path, record: Record, *, max_new_tokens: int | None, progress: Progress
+) -> Answers:
     config = recorded_config(run)
     unfinished = RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
     if not (run / MODULES).is_file():
@@ -55,9 +79,9 @@ def sample_run(
         raise unfinished
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device=device)
-    model = resolve_model(config.model)
+    model = resolve_model(config.model, progress=progress.notice)
     base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
-    record = Record(row=0, instruction=instruction, input=input_text, output="")
+    require_same_base([run], now=_base_here(base, model=model), notice=progress.notice)
     prompt = template_of(config.data.template).render(record)
     (ids,) = encode_prompts([prompt], tokenizer=base.tokenizer)
 
@@ -76,3 +100,11 @@ def sample_run(
         return Answers(prompt, base=untuned, tuned=answered(tuned, None))
     load_adapter(base, name=DEFAULT_ADAPTER, plan=plan, saved=saved, model_source=model.source)
     return Answers(prompt, base=untuned, tuned=answered(base, DEFAULT_ADAPTER))
+
+
+def _base_here(base: FrozenBase, *, model: ResolvedSource) -> dict[str, Any]:
+    """Returns the parts of an environment that tell whether the base is a run's."""
+    identity = identify(base, folder=model.path, weights_digest=base.weights_digest())
+    versions = {name: package_version(name) for name in READERS}
+    record = base_record(identity, revision=model.revision, device=base.device.type)
+    return {"base": record, "versions": versions}

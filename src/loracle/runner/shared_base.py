@@ -22,10 +22,12 @@ from loracle.engine.out_of_memory import memory_faults
 from loracle.engine.train_state import TrainState, new_run
 from loracle.model.adapters import attach_adapter
 from loracle.model.base import FrozenBase
+from loracle.model.identity import BaseIdentity, identify
 from loracle.model.load import load_base
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
 from loracle.runner.progress import Advance, Progress
+from loracle.runner.same_inputs import base_record, held_out_digest
 from loracle.runner.signals import StopRequest
 from loracle.runner.trunk import Trunk, open_trunk, trunk_layer
 from loracle.runner.untuned_cache import Untuned, UntunedCache, untuned_cache_folder
@@ -47,7 +49,7 @@ class SharedBase:
     base: FrozenBase
     data: PreparedData
     environment: dict[str, Any]
-    weights_digest: str
+    identity: BaseIdentity
     loading: MemoryMeter
     """Peak memory of loading the base."""
     cache: UntunedCache
@@ -132,7 +134,8 @@ class SharedBase:
             self.base,
             [*self.data.train, *self.data.validation],
             num_layers=len({*layers} - {0}),
-            weights_digest=self.weights_digest,
+            identity=self.identity,
+            environment=self.environment,
         )
         return layers if self.trunk else [0] * len(layers)
 
@@ -183,7 +186,11 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
         base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     data = prepare_data(source, config=config.data, tokenizer=base.tokenizer)
     require_usable(base, data=data, config=config)
-    digest = base.weights_digest()
+    identity = identify(base, folder=model.path, weights_digest=base.weights_digest())
+    record = base_record(identity, revision=model.revision, device=device.type)
+    environment = capture_environment(
+        device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
+    )
     return SharedBase(
         config=config,
         progress=progress,
@@ -191,10 +198,8 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
         model=model,
         base=base,
         data=data,
-        environment=capture_environment(
-            device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
-        ),
-        weights_digest=digest,
+        environment={**environment, "base": record, "held_out_sha256": held_out_digest(data)},
+        identity=identity,
         loading=memory,
         cache=UntunedCache(untuned_cache_folder(), notice=progress.notice),
     )

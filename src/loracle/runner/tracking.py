@@ -25,6 +25,7 @@ from loracle.config.run import flatten
 from loracle.errors import LoracleError
 from loracle.records.files import write_durably
 from loracle.records.signature import without_folder
+from loracle.sources.spec import home_folder
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -247,8 +248,9 @@ def has_key() -> bool:
 
 
 def _netrc_hosts() -> list[str]:
-    named, home = os.environ.get("NETRC"), Path.home()
-    candidates = [Path(named)] if named else [home / ".netrc", home / "_netrc"]
+    named, home = os.environ.get("NETRC"), home_folder()
+    in_home = [home / ".netrc", home / "_netrc"] if home else []
+    candidates = [Path(named)] if named else in_home
     present = [path for path in candidates if path.exists()]
     try:
         return list(netrc.netrc(present[0]).hosts) if present else []

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
 
 import psutil
 
 from loracle.config.run import Config
 from loracle.data import Example
+from loracle.digest import code_digest, key_of
 from loracle.engine.schedule import DataOrder
 from loracle.model.base import FrozenBase
+from loracle.model.identity import BaseIdentity, inputs_of
 from loracle.model.trunk import TrunkStore, lowest_layer
 from loracle.placement import ModulePlan
 from loracle.runner.progress import Progress
 from loracle.runner.signals import StopRequest
 from loracle.sources.cache import cache_folder
 from loracle.text import GIB
+
+TRUNK_SOURCES = ("data/**/*.py", "model/**/*.py")
 
 # assumed: computing a state alone costs more than in a row, and keeping it costs too
 _USES_THAT_PAY = 2.0
@@ -105,8 +111,32 @@ class Trunk:
             use.fill_time_s = (use.fill_time_s or 0.0) + time.perf_counter() - started_at
 
 
+@cache
+def trunk_digest() -> str:
+    """Returns a digest of the code that computes states, taken once per process."""
+    return code_digest(TRUNK_SOURCES)
+
+
+def state_key(layer: int, *, identity: BaseIdentity, environment: Mapping[str, Any]) -> str:
+    """Returns the key of the states that enter a layer of the base; each lies under its tokens."""
+    return key_of(
+        "states",
+        inputs_of(
+            identity,
+            environment=environment,
+            code=trunk_digest(),
+            asked={"layer": layer},
+        ),
+    )
+
+
 def open_trunk(
-    base: FrozenBase, examples: Sequence[Example], *, num_layers: int, weights_digest: str
+    base: FrozenBase,
+    examples: Sequence[Example],
+    *,
+    num_layers: int,
+    identity: BaseIdentity,
+    environment: Mapping[str, Any],
 ) -> Trunk | None:
     """Returns an empty trunk for the states of these examples that enter ``num_layers`` layers.
 
@@ -121,7 +151,8 @@ def open_trunk(
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         if needed_bytes > _TRUNK_DISK_FRAC * shutil.disk_usage(existing).free:
             return None
-    store = TrunkStore(base, weights_digest=weights_digest, folder=folder, memory_bytes=room_bytes)
+    key = partial(state_key, identity=identity, environment=environment)
+    store = TrunkStore(base, folder=folder, key=key, memory_bytes=room_bytes)
     return Trunk(base, store)
 
 

@@ -25,7 +25,7 @@ def untuned_scores(shared: SharedBase, *, memory: MemoryMeter) -> Untuned[Exampl
                     "validate the untuned base", shared, score_examples, examples, settings
                 )
 
-        key = score_key(shared.base, examples, weights_digest=shared.weights_digest, **settings)
+        key = score_key(shared.identity, examples, environment=shared.environment, **settings)
         shared.untuned_scores = shared.cache.scores(key, compute)
     return shared.untuned_scores
 
@@ -43,7 +43,7 @@ def untuned_answers(shared: SharedBase, *, memory: MemoryMeter) -> Untuned[Answe
             with memory.phase("generate"):
                 return _show("answer (base)", shared, answer_prompts, prompts, settings)
 
-        key = answer_key(shared.base, prompts, weights_digest=shared.weights_digest, **settings)
+        key = answer_key(shared.identity, prompts, environment=shared.environment, **settings)
         shared.untuned_answers = shared.cache.answers(key, compute)
     return shared.untuned_answers
 

@@ -7,36 +7,28 @@ one that cannot be trusted is computed again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from loracle.digest import code_digest
-from loracle.engine.device import dtype_name
-from loracle.engine.environment import capture_environment
+from loracle.digest import code_digest, digest_of, key_of
 from loracle.engine.evaluate import Answer, ExampleScore
 from loracle.errors import RunFolderError
+from loracle.model.identity import BaseIdentity, inputs_of
 from loracle.records.files import disk_reason, read_json, write_durably
 from loracle.sources.cache import cache_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from loracle.data.packing import Tokens
-    from loracle.model.base import FrozenBase
 
 _Item = TypeVar("_Item", ExampleScore, Answer)
 
 # Raise when what an entry holds changes.
 _SCHEMA = 1
-# The parts of an environment that can change a number (environment.capture_environment).
-_ENVIRONMENT = ("device", "torch_settings", "cuda")
-_PACKAGES = ("torch", "transformers", "peft", "tokenizers")
 UNTUNED_SOURCES = ("data/**/*.py", "model/**/*.py", "engine/**/*.py")
 
 
@@ -101,13 +93,13 @@ class UntunedCache:
             self.notice(f"cached results: {error}; computing it again")
             return None
         rows: list[dict[str, Any]] | None = entry.get("items")
-        if (entry.get("schema"), entry.get("sha256")) == (_SCHEMA, _digest(rows)):
+        if (entry.get("schema"), entry.get("sha256")) == (_SCHEMA, digest_of(rows)):
             return rows
         self.notice(f"cached results: {path.name} does not have its hash; computing it again")
         return None
 
     def _write(self, path: Path, rows: list[dict[str, Any]]) -> None:
-        entry = {"schema": _SCHEMA, "sha256": _digest(rows), "items": rows}
+        entry = {"schema": _SCHEMA, "sha256": digest_of(rows), "items": rows}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_durably(path, json.dumps(entry, allow_nan=False).encode())
@@ -116,60 +108,49 @@ class UntunedCache:
             cause = error if isinstance(error, OSError) else error.__cause__
             reason = disk_reason(cause) if isinstance(cause, OSError) else str(error)
             self.notice(
-                f"cached results: cannot be stored: {reason}; LORACLE_CACHE names another folder"
+                f"cached results: cannot be stored: {reason}; set LORACLE_CACHE to another folder"
             )
 
 
 def score_key(
-    base: FrozenBase, examples: Sequence[Tokens], *, weights_digest: str, batch_tokens: int
+    identity: BaseIdentity,
+    examples: Sequence[Tokens],
+    *,
+    environment: Mapping[str, Any],
+    batch_tokens: int,
 ) -> str:
     """Returns the key of the untuned base's scores of ``examples``, in this order.
 
-    ``weights_digest`` is ``base.weights_digest()``, which costs a second or more to take; other
-    ``batch_tokens`` make other rows, which round otherwise in 16 bits.
+    Other ``batch_tokens`` make other rows, which round otherwise in 16 bits.
     """
-    return _digest(
-        {
-            **_origin(base, weights_digest=weights_digest),
-            "examples": [[example.num_prompt, *example.input_ids] for example in examples],
-            "batch_tokens": batch_tokens,
-        }
-    )
+    ids = [[example.num_prompt, *example.input_ids] for example in examples]
+    asked = {"examples": ids, "batch_tokens": batch_tokens}
+    return _key("scores", identity, environment=environment, asked=asked)
 
 
 def answer_key(
-    base: FrozenBase,
+    identity: BaseIdentity,
     prompts: Sequence[Sequence[int]],
     *,
-    weights_digest: str,
+    environment: Mapping[str, Any],
     max_new_tokens: int,
     batch_size: int | None,
 ) -> str:
     """Returns the key of the untuned base's answers to ``prompts``, in this order.
 
-    The settings are those of ``answer_prompts``; the tokenizer turns answers into text.
+    The settings are those of ``answer_prompts``.
     """
-    return _digest(
-        {
-            **_origin(base, weights_digest=weights_digest),
-            "prompts": [list(prompt) for prompt in prompts],
-            "tokenizer": _tokenizer_digest(base.tokenizer),
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-        }
-    )
+    limits = {"max_new_tokens": max_new_tokens, "batch_size": batch_size}
+    asked = {"prompts": [list(prompt) for prompt in prompts], **limits}
+    return _key("answers", identity, environment=environment, asked=asked)
 
 
-def _origin(base: FrozenBase, *, weights_digest: str) -> dict[str, Any]:
-    environment = capture_environment(
-        device=str(base.device), dtype=dtype_name(base.dtype), quantization=base.quantization
+def _key(
+    kind: str, identity: BaseIdentity, *, environment: Mapping[str, Any], asked: Mapping[str, Any]
+) -> str:
+    return key_of(
+        kind, inputs_of(identity, environment=environment, code=source_digest(), asked=asked)
     )
-    return {
-        "weights": weights_digest,
-        "code": source_digest(),
-        "versions": {name: environment["versions"][name] for name in _PACKAGES},
-        **{part: environment[part] for part in _ENVIRONMENT},
-    }
 
 
 @cache
@@ -179,13 +160,3 @@ def source_digest() -> str:
     Taken once per process: what runs is what was imported, not what is edited meanwhile.
     """
     return code_digest(UNTUNED_SOURCES)
-
-
-def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = backend.to_str() if backend is not None else tokenizer.get_vocab()
-    return _digest([type(tokenizer).__name__, tokenizer.eos_token_id, rules])
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

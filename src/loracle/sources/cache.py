@@ -20,10 +20,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from loracle.digest import Inputs, code_digest, key_of
 from loracle.errors import SourceError
 from loracle.records.files import disk_reason, is_unsupported, sync_folder, write_synced
 from loracle.sources.spec import shown
 from loracle.text import GIB
+from loracle.version import package_version
 
 Progress = Callable[[str], None]
 
@@ -33,13 +35,26 @@ _LAYOUT = 1
 # assumed: hashing less than this takes about a second, negligible beside loading the file.
 _HASHED_ON_USE_BYTES = GIB
 
+CONVERSION_SOURCES = ("sources/gguf*.py",)
+_CONVERTERS = ("gguf", "transformers", "tokenizers", "safetensors", "torch")
+
 # Manifests whose files this process has already hashed, by entry.
 _hashed: dict[Path, str] = {}
 
 
 def cache_folder() -> Path:
-    """Returns ``$LORACLE_CACHE``, else ``~/.cache/loracle``."""
-    return Path(os.environ.get("LORACLE_CACHE") or "~/.cache/loracle").expanduser().absolute()
+    """Returns ``$LORACLE_CACHE``, else ``~/.cache/loracle``.
+
+    Raises:
+        SourceError: If that is in a home and there is none.
+    """
+    folder = Path(os.environ.get("LORACLE_CACHE") or "~/.cache/loracle")
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError:
+        raise SourceError(
+            f"cache {folder}: there is no home folder here; set LORACLE_CACHE to another folder"
+        ) from None
 
 
 def obtain(
@@ -78,6 +93,31 @@ def obtain(
                     shutil.rmtree(leftover, ignore_errors=True)
             _build(entry, source=source, revision=revision, build=build)
     return entry
+
+
+def conversion_key(digest: str, *, member: str = "") -> str:
+    """Returns the key of a model that is converted from a file, or a member of an archive.
+
+    ``digest`` is the SHA-256 of the file or archive, which holds configuration and tokenizer too.
+    """
+    inputs = Inputs(
+        weights=digest,
+        config=None,
+        generation=None,
+        tokenizer=None,
+        dtype="float32",
+        quantization=None,
+        device=None,
+        versions={name: package_version(name) for name in _CONVERTERS},
+        code=_conversion_digest(),
+        asked={"member": member},
+    )
+    return key_of("conversion", inputs)
+
+
+@lru_cache(maxsize=1)
+def _conversion_digest() -> str:
+    return code_digest(CONVERSION_SOURCES)
 
 
 @contextmanager

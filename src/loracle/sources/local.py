@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loracle.errors import SourceError
 from loracle.sources import folders
-from loracle.sources.cache import Progress, cache_folder, obtain, sha256_file
+from loracle.sources.cache import Progress, cache_folder, conversion_key, obtain, sha256_file
 from loracle.sources.spec import PathSource, ResolvedSource
 from loracle.text import GIB
 
@@ -30,7 +30,7 @@ def resolve_local_model(source: PathSource, *, progress: Progress) -> ResolvedSo
             return _pinned(source, files=folders.model_files(path), progress=progress)
         _announce([gguf], name=name, progress=progress)
         digest = sha256_file(gguf)
-    entry = cache_folder() / "models" / f"{gguf.stem}-{digest[:12]}"
+    entry = cache_folder() / "models" / f"{gguf.stem}-{conversion_key(digest)[:12]}"
     revision = f"sha256:{digest}"
 
     def build(folder: Path, _scratch: Path) -> None:

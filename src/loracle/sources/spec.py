@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +18,8 @@ _PYPI = re.compile(
     r"(?P<project>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)==(?P<version>[A-Za-z0-9][\w.!+-]*)"
     r"/(?P<member>[^#]+)(?:#(?P<fragment>.*))?"
 )
+# Set while a run or study goes on that was begun in another folder.
+_start: ContextVar[Path | None] = ContextVar("_start", default=None)
 _SHA256 = re.compile(r"sha256=([0-9a-f]{64})")
 
 
@@ -98,22 +103,49 @@ def parse_source(text: str) -> Source:
     return _parse_path(rest, text=text)
 
 
-def shown(path: Path) -> str:
-    """Returns ``path`` relative to the current folder, or as ``~/...`` elsewhere in the home.
+def start_folder() -> Path:
+    """Returns the folder at which relative ``path:`` sources start, and from which they are shown.
 
-    Never absolute: records must not name the machine or its user.
+    The current one, unless `paths_from` says otherwise.
     """
-    absolute, home = _absolute(path), Path.home()
-    if not absolute.is_relative_to(Path.cwd()) and absolute.is_relative_to(home):
+    return _start.get() or Path.cwd()
+
+
+@contextmanager
+def paths_from(folder: Path) -> Iterator[None]:
+    """Lets relative ``path:`` sources start at ``folder`` inside the block, as a record's do."""
+    before = _start.set(_absolute(folder))
+    try:
+        yield
+    finally:
+        _start.reset(before)
+
+
+def home_folder() -> Path | None:
+    """Returns the user's home; None where there is none, as in some containers."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return None
+
+
+def shown(path: Path, *, start: Path | None = None) -> str:
+    """Returns ``path`` relative to ``start``, or as ``~/...`` elsewhere in the home.
+
+    Never absolute: records must not name the machine or its user. ``start`` defaults to
+    `start_folder`.
+    """
+    absolute, home, start = _absolute(path), home_folder(), start or start_folder()
+    if home and not absolute.is_relative_to(start) and absolute.is_relative_to(home):
         return (PurePosixPath("~") / absolute.relative_to(home)).as_posix()
-    return Path(os.path.relpath(absolute)).as_posix()
+    return Path(os.path.relpath(absolute, start)).as_posix()
 
 
 def _parse_path(rest: str, *, text: str) -> PathSource:
     if not rest.strip() or "\0" in rest:
         raise SourceError(f"source '{text}': must be path:FILE or path:FOLDER")
     try:
-        return PathSource(path=_absolute(Path(rest).expanduser()))
+        return PathSource(path=_absolute(start_folder() / Path(rest).expanduser()))
     except RuntimeError:
         raise SourceError(f"source '{text}': no such home folder") from None
 
@@ -152,5 +184,11 @@ def is_safe_member(name: str) -> bool:
 
 
 def portable(source: str) -> str:
-    """Returns a source string without this machine's folders."""
+    """Returns a source string without this machine's folders, relative to `start_folder`."""
     return parse_source(source).canonical if source.startswith("path:") else source
+
+
+def absolute(source: str) -> str:
+    """Returns a source string that means the same wherever relative ones start."""
+    parsed = parse_source(source) if source.startswith("path:") else None
+    return f"path:{parsed.path}" if isinstance(parsed, PathSource) else source

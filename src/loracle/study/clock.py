@@ -16,11 +16,12 @@ from loracle.engine.out_of_memory import memory_faults
 from loracle.engine.train import StepRecord
 from loracle.errors import OutOfMemory
 from loracle.records.files import read_json
-from loracle.records.names import CLOCK
+from loracle.records.names import CLOCK, ENVIRONMENT, run_folder
 from loracle.records.signature import environment_differences
 from loracle.records.study_folder import write_clock
 from loracle.runner.probe import scratch_run
 from loracle.runner.progress import Progress
+from loracle.runner.same_inputs import require_same_base
 from loracle.runner.shared_base import SharedBase, open_shared_base
 from loracle.runner.signals import StopRequest
 from loracle.runner.trunk import examples_seen
@@ -56,6 +57,9 @@ def keep_clock(plan: StudyPlan, *, out: Path, progress: Progress | None = None) 
     dtype = choose_dtype(plan.base.dtype, device=device)
     with StopRequest() as stop, faster_fp32(device, dtype):
         shared = open_shared_base(plan.base, progress=progress, stop=stop)
+        folders = [run_folder(out, run.id) for run in plan.runs]
+        begun = [folder for folder in folders if (folder / ENVIRONMENT).is_file()]
+        require_same_base(begun, now=shared.environment, notice=progress.notice)
         try:
             with memory_faults("the arms beside each other", remedy=f"set {_LEFT_OUT}"):
                 times = clock_arms(shared, arms, base=plan.base, rounds=rounds)

@@ -100,6 +100,8 @@ class StudyPlan:
     """Runs in the order of execution."""
     scores: Scores
     """Module scores that strategic arms use."""
+    scores_key: str | None = None
+    """Key of what they were computed from; None: there are none, or it was not recorded."""
 
     def study_json(self) -> dict[str, Any]:
         """Returns the content of ``study.yaml``: the file, with the base resolved."""

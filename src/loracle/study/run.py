@@ -12,7 +12,7 @@ A second start resumes: finished runs are skipped, a stopped run continues from 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,20 @@ from loracle.config.run import Config, changes, flatten
 from loracle.errors import RunFolderError
 from loracle.placement import Inventory
 from loracle.records.files import read_json
-from loracle.records.names import STUDY
+from loracle.records.names import RESULT, STUDY, run_folder
 from loracle.records.signature import environment_differences
-from loracle.records.study_folder import read_scores, write_plan
+from loracle.records.study_folder import write_plan
+from loracle.runner.place import PATHS_FROM, portable_config, recorded_start
 from loracle.runner.progress import Progress
-from loracle.runner.run_many import portable_config, run_many
+from loracle.runner.run_many import run_many
 from loracle.runner.run_spec import RunOutcome, RunSpec
 from loracle.study.config import StrategicConfig, StudyConfig
 from loracle.study.plan import PlannedRun, Scores, StudyPlan, plan_study, resolve_arms
+from loracle.study.scoring import SCORED_STEPS, module_scores
 from loracle.study.search import search_runs, with_learning_rates
 
 # Keys of study.yaml that must not change when a study is resumed.
 _FIXED = ("config", "budget", "reference")
-
-# assumed: training batches over which module scores settle (LOG.md)
-_SCORED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -80,13 +79,15 @@ def prepare_study(
         if isinstance(arm.placement, StrategicConfig)
     }
     scores: Scores = {}
+    key = None
     if chosen_by_score:
         _refuse_early(study, base=base, inventory=inventory, without=chosen_by_score)
         kinds = sorted(set(chosen_by_score.values()))
-        scores = module_scores(
+        scores, key = module_scores(
             study, base=base, kinds=kinds, out=out, progress=progress or Progress()
         )
-    return plan_study(study, base=base, name=name, inventory=inventory, scores=scores)
+    plan = plan_study(study, base=base, name=name, inventory=inventory, scores=scores)
+    return replace(plan, scores_key=key)
 
 
 def _refuse_early(
@@ -99,42 +100,6 @@ def _refuse_early(
     resolve_arms(
         study.model_copy(update={"arms": others}), base=base, inventory=inventory, scores={}
     )
-
-
-def module_scores(
-    study: StudyConfig, *, base: Config, kinds: Sequence[str], out: Path, progress: Progress
-) -> Scores:
-    """Returns the scores of the modules, from the study's folder if they are there.
-
-    They are computed on the first training batches of the study's first seed, never on validation
-    examples.
-    """
-    scores = read_scores(out)
-    if all(kind in scores for kind in kinds):
-        return scores
-    from loracle.engine.schedule import DataOrder
-    from loracle.model.scores import score_modules
-    from loracle.runner.shared_base import open_shared_base
-    from loracle.runner.signals import StopRequest
-
-    with StopRequest() as stop:
-        shared = open_shared_base(base, progress=progress, stop=stop)
-        order = DataOrder(shared.data.train, batch_size=base.train.batch_size, seed=study.seeds[0])
-        examples = [example for step in range(_SCORED_STEPS) for example in order.batch(step)]
-        with progress.phase("score the modules", total=len(kinds)) as advance:
-            for kind in kinds:
-                scores[kind] = score_modules(
-                    shared.base,
-                    examples,
-                    score=kind,
-                    seed=study.seeds[0],
-                    rank=base.lora.rank,
-                    batch_size=base.train.batch_size,
-                    micro_batch_tokens=base.train.micro_batch_tokens,
-                )
-                advance(1, detail=kind)
-                stop.check()
-    return scores
 
 
 def run_study(
@@ -186,14 +151,24 @@ def run_study(
         plan = with_learning_rates(plan, rates)
         keep_plan(plan, out=out)
     decided(plan)
-    outcomes = _run(plan.runs, out=out, **settings)
+    outcomes = _run(plan.runs, out=out, beside=trials, **settings)
     return StudyOutcome(plan, tuple(outcomes))
 
 
 def _run(
-    runs: Sequence[PlannedRun], *, out: Path, notes: Mapping[str, Any], **settings: Any
+    runs: Sequence[PlannedRun],
+    *,
+    out: Path,
+    notes: Mapping[str, Any],
+    beside: Sequence[PlannedRun] = (),
+    **settings: Any,
 ) -> list[RunOutcome]:
-    specs = [RunSpec(run.config, out / "runs" / run.id, arm=run.arm, notes=notes) for run in runs]
+    """Does the runs; ``beside`` are those done before them that share their base and data."""
+    done = [path for run in beside if ((path := run_folder(out, run.id)) / RESULT).is_file()]
+    specs = [
+        RunSpec(run.config, run_folder(out, run.id), arm=run.arm, notes=notes, beside=done)
+        for run in runs
+    ]
     require_one_environment(specs)
     return run_many(specs, **settings)
 
@@ -207,13 +182,18 @@ def keep_plan(plan: StudyPlan, *, out: Path) -> None:
     Raises:
         RunFolderError: If the folder holds another study or anything else, or cannot be written.
     """
-    study = plan.study_json()
+    study = plan.study_json() | {PATHS_FROM: recorded_start(out)}
     if (out / STUDY).is_file():
         _require_same_study(read_yaml(out / STUDY), study, out=out)
     elif out.is_dir() and any(out.iterdir()):
         raise RunFolderError(f"{out}: holds something that is not a study; give another --out")
     trials = [run.to_json() for run in search_runs(plan)]
-    scored = {"schema": 1, "steps": _SCORED_STEPS, "scores": dict(plan.scores)}
+    scored = {
+        "schema": 1,
+        "key": plan.scores_key,
+        "steps": SCORED_STEPS,
+        "scores": dict(plan.scores),
+    }
     write_plan(
         out,
         study=study,

@@ -35,11 +35,7 @@ def gradients(
             {name: p.grad.clone() for name, p in adapter.parameters.items() if p.grad is not None}
         )
     )
-    store = (
-        TrunkStore(base, weights_digest="tiny", folder=None, memory_bytes=1 << 20)
-        if trunk
-        else None
-    )
+    store = TrunkStore(base, memory_bytes=1 << 20) if trunk else None
     (record,) = next(
         train_bundle(base, [run], micro_batch_tokens=33, checkpointing=checkpointing, trunk=store)
     )
