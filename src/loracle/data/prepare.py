@@ -49,15 +49,26 @@ class PreparedData:
 
 
 def prepare_data(
-    source: ResolvedSource, *, config: DataConfig, tokenizer: PreTrainedTokenizerBase
+    source: ResolvedSource,
+    *,
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: Sequence[int] = (),
 ) -> PreparedData:
     """Returns the examples of the source, split, tokenised and described.
+
+    Args:
+        source: Where the records are.
+        config: The ``data`` section of a run.
+        tokenizer: The model's tokenizer.
+        end_ids: What the model ends answers with, as ``FrozenBase.end_ids``; responses end with the
+            first. Empty: the tokenizer's EOS.
 
     Raises:
         DataError: If the records cannot be read or split, or ``max_tokens`` leaves a part empty.
         ModelError: If the tokenizer has no EOS.
     """
-    eos_id = eos_id_of(tokenizer)
+    eos_id = eos_id_of(tokenizer, end_ids=end_ids)
     records, drops = read_records(source.path, columns=config.columns)
     used = draw_records(records, max_records=config.max_records, seed=config.split_seed)
     split = split_records(used, validation_frac=config.validation_frac, seed=config.split_seed)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from loracle.data import end_ids_of
 from loracle.data.packing import PackedRow, pack
 from loracle.errors import ModelError
 from loracle.model.base import PROBES, FrozenBase, Probe, cross_entropy
@@ -69,8 +70,9 @@ def load_base(
             )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ModelError(f"{path.name}: {_why_not_loaded(error, path=path)}") from None
+    ends = getattr(model.generation_config, "eos_token_id", None)
     # Otherwise Transformers would fill unset options with the model's penalties and sampling.
-    model.generation_config = GenerationConfig()
+    model.generation_config = GenerationConfig(eos_token_id=ends)
     model = model if quantization else model.to(device)
     model = model.eval().requires_grad_(trains)
     install_fast_norms(model)
@@ -83,6 +85,7 @@ def load_base(
         dtype=dtype,
         trains=trains,
         quantization=quantization,
+        end_ids=end_ids_of(tokenizer, named=ends),
     )
     return _checked(base)
 

@@ -58,8 +58,9 @@ def sample_run(
     model = resolve_model(config.model)
     base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     record = Record(row=0, instruction=instruction, input=input_text, output="")
-    prompt = template_of(config.data.template).render(record)
-    (ids,) = encode_prompts([prompt], tokenizer=base.tokenizer)
+    template = template_of(config.data.template)
+    prompt = template.render(record)
+    (ids,) = encode_prompts([record], template=template, tokenizer=base.tokenizer)
 
     def answered(by: FrozenBase, adapter: str | None) -> Answer:
         return answer_prompts(
