@@ -4,7 +4,7 @@ The order of events, and why: unusable rows are dropped first (nothing else deci
 is), then ``max_records`` are drawn, then the records are split, and only then tokenised. The split
 therefore depends on the records, the fraction and the split seed, and not on the model: a record
 whose prompt is too long for one tokenizer leaves its part and moves nobody else, so models and
-limits are compared on one split, and no instruction comes to straddle it.
+limits are compared on one split, and nothing that is asked twice comes to straddle it.
 """
 
 from __future__ import annotations
