@@ -90,8 +90,8 @@ def test_a_prompt_has_the_special_tokens_of_its_template_and_no_others(name, ins
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder} - {
         tokenizer.unk_token_id
     }
-    written = [id for id in stock(tokenizer, form) if id in special]
-    assert [id for id in ids if id in special] == written
+    written = [token for token in stock(tokenizer, form) if token in special]
+    assert [token for token in ids if token in special] == written
 
 
 @pytest.mark.parametrize("form", ["$A", "<s> $A", "<s> $A </s>", "<s> <s> $A"])

@@ -1,6 +1,5 @@
 """Our decoding says what Transformers' generate says, for each prompt and adapter by itself."""
 
-import copy
 import inspect
 from collections import Counter
 from collections.abc import Sequence

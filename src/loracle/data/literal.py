@@ -73,9 +73,7 @@ def _encode_chunk(
             plain.append(index)
         else:
             assert special is not None
-            encoded[index] = _encode_mixed(
-                parts, special, tokenizer=tokenizer, anchored=anchored()
-            )
+            encoded[index] = _encode_mixed(parts, special, tokenizer=tokenizer, anchored=anchored())
     for indices, split in ((stock, False), (plain, True)):
         chosen = [whole[index] for index in indices]
         encoded |= zip(indices, _call(tokenizer, chosen, split=split), strict=True)
@@ -143,9 +141,7 @@ def _encode_mixed(
     return ids
 
 
-def _between(
-    parts: Iterable[Part], special: re.Pattern[str]
-) -> Iterator[tuple[str | None, str]]:
+def _between(parts: Iterable[Part], special: re.Pattern[str]) -> Iterator[tuple[str | None, str]]:
     """Yields the template's special tokens, each with the text before it; None: the end."""
     text = ""
     for part in parts:

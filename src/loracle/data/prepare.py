@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loracle.config.run import DataConfig
+from loracle.data.account import account_of, notices_of, warnings_of
 from loracle.data.prompt import template_of
-from loracle.data.records import read_records
+from loracle.data.records import read_source
 from loracle.data.rows import Drop
 from loracle.data.split import draw_records, split_records
 from loracle.data.summary import (
-    describe_drops,
     describe_part,
     describe_recurring,
+    describe_repeated,
     fingerprint,
     public_source,
 )
@@ -46,6 +47,8 @@ class PreparedData:
     """Equal if and only if a model sees the same data in the same split."""
     report: dict[str, Any]
     """The content of ``data.json``."""
+    notices: tuple[str, ...] = ()
+    """What a person should be told of it, a line each."""
 
 
 def prepare_data(
@@ -69,8 +72,8 @@ def prepare_data(
         ModelError: If the tokenizer has no EOS.
     """
     eos_id = eos_id_of(tokenizer, end_ids=end_ids)
-    records, drops = read_records(source.path, columns=config.columns)
-    used = draw_records(records, max_records=config.max_records, seed=config.split_seed)
+    reading = read_source(source.path, columns=config.columns)
+    used = draw_records(reading.records, max_records=config.max_records, seed=config.split_seed)
     split = split_records(used, validation_frac=config.validation_frac, seed=config.split_seed)
     template = template_of(config.template)
 
@@ -90,14 +93,18 @@ def prepare_data(
         "split_seed": config.split_seed,
         "validation_frac_asked": config.validation_frac,
         "fingerprint": digits,
-        "num_records_read": len(records) + len(drops),
+        "num_records_read": len(reading.records) + len(reading.drops),
         "num_records_used": len(used),
-        "dropped": describe_drops([*drops, *unfit]),
+        **account_of(reading, unfit=unfit, examples=[*parts["train"], *parts["validation"]]),
         "recurring_instructions": describe_recurring(used),
+        "repeated_records": describe_repeated(used),
         "validation_frac": len(parts["validation"]) / sum(map(len, parts.values())),
         **{name: describe_part(examples) for name, examples in parts.items()},
     }
-    return PreparedData(parts["train"], parts["validation"], digits, report)
+    report["warnings"] = warnings_of(report)
+    return PreparedData(
+        parts["train"], parts["validation"], digits, report, tuple(notices_of(report))
+    )
 
 
 def _fit_parts(

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loracle.data.records import Record, count_drops
-from loracle.data.rows import Drop
+from loracle.data.records import Record
 from loracle.data.split import group_records, normalized
 from loracle.data.tokens import Example
 
@@ -52,15 +51,6 @@ def describe_part(examples: Sequence[Example]) -> dict[str, Any]:
             | {"mean": float(np.mean(values))}
             for name, values in lengths.items()
         },
-    }
-
-
-def describe_drops(drops: Iterable[Drop]) -> dict[str, Any]:
-    """Returns the number and the row numbers of dropped rows by reason."""
-    drops = sorted(drops, key=lambda drop: drop.row)
-    return {
-        reason: {"count": count, "rows": [drop.row for drop in drops if drop.reason == reason]}
-        for reason, count in count_drops(drops).items()
     }
 
 

@@ -180,9 +180,9 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
     stop.check()
     with memory.phase("load"), memory_faults(config.model, remedy=_SMALLER_BASE):
         base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
-    data = prepare_data(
-        source, config=config.data, tokenizer=base.tokenizer, end_ids=base.end_ids
-    )
+    data = prepare_data(source, config=config.data, tokenizer=base.tokenizer, end_ids=base.end_ids)
+    for line in data.notices:
+        progress.notice(line)
     digest = base.weights_digest()
     return SharedBase(
         config=config,
