@@ -10,6 +10,7 @@ import pytest
 from tiny_alpaca import ALPACA_COLUMNS, alpaca_rows, write_json
 
 from loracle.data import read_records
+from loracle.data.records import read_source
 from loracle.data.rows import Drop, read_table
 from loracle.errors import DataError
 
@@ -200,3 +201,58 @@ def test_what_the_system_does_not_let_us_read_is_told_why(tmp_path, monkeypatch)
 
     monkeypatch.setattr(type(path), "read_bytes", refuse)
     assert fault(path) == "a.json: cannot be read (Permission denied)"
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.TSV"])
+def test_a_cell_may_be_as_long_as_the_file(tmp_path, name):
+    rows = [row | {"output": "so on, " * 30_000} for row in ROWS[:2]]
+    records, _ = read_records(write_as(tmp_path / name.lower(), rows), columns=ALPACA_COLUMNS)
+    assert [one.output for one in records] == [row["output"] for row in rows]
+    assert csv.field_size_limit() == 131_072
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("text", ["None", "N/A", "null", "NaN", "007", "1.50", "1e5", "True", "-0"])
+def test_every_cell_is_text(tmp_path, name, text):
+    row = {"instruction": text, "input": text, "output": text}
+    records, drops = read_records(write_as(tmp_path / name, [row]), columns=ALPACA_COLUMNS)
+    assert not drops
+    assert (records[0].instruction, records[0].input, records[0].output) == (text,) * 3
+
+
+OTHERS = {"system": "Be terse.", "history": [["a", "b"]], "id": 7, "blank": " ", "none": None}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.ndjson", "a.parquet"])
+def test_columns_that_are_not_read_are_known_with_the_rows_that_fill_them(tmp_path, name):
+    empty = {"system": "", "history": [], "id": 8, "blank": "", "none": None}
+    rows = [row | (OTHERS if n in (1, 3) else empty) for n, row in enumerate(alpaca_rows(5))]
+    reading = read_source(write_as(tmp_path / name, rows), columns=ALPACA_COLUMNS)
+    assert reading.unread == {"system": [2, 4], "history": [2, 4], "id": [1, 2, 3, 4, 5]}
+    assert reading.files == ((name, 5),)
+
+
+def test_a_csv_column_that_is_not_read_is_known_by_lines(tmp_path):
+    rows = [row | {"system": "Be terse." if n == 1 else " "} for n, row in enumerate(ROWS)]
+    reading = read_source(write_as(tmp_path / "a.csv", rows), columns=ALPACA_COLUMNS)
+    assert reading.unread == {"system": [3]}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("keys", "doubled"),
+    [
+        ('"output": "x", "output": "y"', True),
+        ('"output": "y", "output": "y"', False),
+        ('"id": 1, "output": "y", "id": 2', True),
+        ('"output": "y", "meta": {"a": 1, "a": 2}', False),
+    ],
+)
+def test_a_key_with_two_values_is_known_and_the_last_counts(tmp_path, name, keys, doubled):
+    line = '{"instruction": "a", "input": "b", ' + keys + "}"
+    good = json.dumps(ROWS[0])
+    text = f"{good}\n{line}\n" if name == "a.jsonl" else f"[{good},\n{line}]"
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    reading = read_source(tmp_path / name, columns=ALPACA_COLUMNS)
+    assert reading.doubled == ((2,) if doubled else ())
+    assert reading.records[1].output == "y"

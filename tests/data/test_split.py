@@ -1,10 +1,12 @@
-"""The split: an instruction is on one side, the count is the nearest, the order does not matter."""
+"""The split: what asks the same is on one side, the count is the nearest, order does not matter."""
 
 import itertools
 import os
 import random
 import subprocess
 import sys
+import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from tiny_alpaca import record, records_of
 
 from loracle.data import Record, split_records
-from loracle.data.split import draw_records, normalized
+from loracle.data.split import draw_records, group_records, normalized
 from loracle.errors import DataError
 
 SEEDS = st.integers(min_value=0, max_value=2**31)
@@ -20,32 +22,101 @@ FRACTIONS = st.floats(min_value=0.01, max_value=0.99)
 
 
 def spelled(index: int, style: int) -> str:
-    """One instruction in several spellings."""
-    text = f"Describe item {index}"
-    return (text, text.upper() + "!", f"  {text}\n . ", text.replace(" ", "\u00a0\t"))[style]
+    """One text in several spellings."""
+    text = f"Describe: item {index}"
+    return (text, text.upper() + "!", f"  {text}\n . ", text.replace(": ", "\u00a0\t"))[style]
+
+
+def asked(one: Record) -> str:
+    """What a record asks, by a reading of its own: letters, numbers and symbols."""
+    text = unicodedata.normalize("NFKC", f"{one.instruction} {one.input}").casefold()
+    return " ".join("".join(" " if char in ":!.,'" else char for char in text).split())
 
 
 @st.composite
 def recurring_records(draw):
-    """Records whose instructions recur in groups of any size, in several spellings."""
+    """Records that recur in groups of any size, in several spellings, in one or two fields."""
     names = draw(st.lists(st.integers(0, 12), min_size=2, max_size=40))
     names += [0, 1]
-    styles = [draw(st.integers(0, 3)) for _ in names]
-    return records_of(*(spelled(*pair) for pair in zip(names, styles, strict=True)))
+    styles = [(draw(st.integers(0, 3)), draw(st.integers(0, 3))) for _ in names]
+    where = draw(st.sampled_from(["instruction", "input", "both"]))
+    records = []
+    for row, (name, (one, other)) in enumerate(zip(names, styles, strict=True), start=1):
+        if where == "instruction":
+            records.append(record(spelled(name, one), row=row))
+        elif where == "input":
+            records.append(record("Sort it.", context=spelled(name, one), row=row))
+        else:
+            texts = {"context": spelled(name % 5, other)} if name % 5 else {}
+            records.append(record(spelled(name, one), **texts, row=row))
+    return records
 
 
 @given(records=recurring_records(), validation_frac=FRACTIONS, seed=SEEDS)
-def test_an_instruction_never_straddles_and_no_record_is_lost(records, validation_frac, seed):
+def test_what_asks_the_same_never_straddles_and_no_record_is_lost(records, validation_frac, seed):
     split = split_records(records, validation_frac=validation_frac, seed=seed)
-    train, validation = (
-        {normalized(one.instruction) for one in part} for part in (split.train, split.validation)
-    )
+    train, validation = ({asked(one) for one in part} for part in (split.train, split.validation))
     assert train
     assert validation
     assert not train & validation
     assert sorted([*split.train, *split.validation], key=lambda one: one.row) == records
     for part in (split.train, split.validation):
         assert [one.row for one in part] == sorted(one.row for one in part)
+
+
+@pytest.mark.parametrize("num_instructions", [1, 2, 5])
+@pytest.mark.parametrize("validation_frac", [0.1, 0.2, 0.5])
+def test_few_instructions_with_many_inputs_are_split_at_the_fraction(
+    num_instructions, validation_frac
+):
+    records = [
+        record(f"Do task {row % num_instructions}.", context=f"item {row}", row=row)
+        for row in range(1, 201)
+    ]
+    split = split_records(records, validation_frac=validation_frac, seed=0)
+    assert len(split.validation) == 200 * validation_frac
+    assert len({one.instruction for one in split.validation}) == num_instructions
+    assert len({one.instruction for one in split.train}) == num_instructions
+
+
+def test_inputs_do_not_move_a_record_whose_instruction_is_its_own():
+    plain = records_of(*(f"item {index // 2}" for index in range(60)))
+    with_inputs = [replace(one, input=f"as {one.instruction}") for one in plain]
+    rows = [
+        [one.row for one in split_records(records, validation_frac=0.2, seed=0).validation]
+        for records in (plain, with_inputs)
+    ]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("Name three colors: red, ...", ""), ("name three colors red", "")),
+        (("Sum up.", "A cat -- it's black."), ("sum up", "a cat, its black")),
+        (("Translate:", "Hello, you!"), ("Translate", "HELLO you")),
+        (("Translate: Hello", ""), ("Translate:", "Hello")),
+    ],
+)
+def test_near_duplicates_are_one_group(one, other):
+    records = [record(*pair[:1], context=pair[1], row=row) for row, pair in enumerate((one, other))]
+    assert len(group_records(records)) == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("Add.", "1 + 2"), ("Add.", "1 + 3")),
+        (("Add.", "1 + 2"), ("Add.", "1 = 2")),
+        (("Judge.", "?"), ("Judge.", "!")),
+        (("Judge.", ""), ("Judge.", "It rains.")),
+        (("Add.", "1.5"), ("Add.", "15")),
+        (("a\0b", ""), ("a", "b")),
+    ],
+)
+def test_records_that_ask_differently_are_two_groups(one, other):
+    records = [record(*pair[:1], context=pair[1], row=row) for row, pair in enumerate((one, other))]
+    assert sorted(map(len, group_records(records).values())) == [1, 1]
 
 
 @given(

@@ -4,9 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny_alpaca import byte_tokenizer, record
+from tokenizers import Tokenizer, models, processors
+from transformers import PreTrainedTokenizerFast
 
 from loracle.data import Drop, Example, Record, encode_prompts, eos_id_of, template_of
-from loracle.data.tokens import EncodedRecord, encode_records, leading_ids, truncate
+from loracle.data.prompt import Template
+from loracle.data.tokens import (
+    EncodedRecord,
+    encode_records,
+    end_ids_of,
+    leading_ids,
+    truncate,
+)
 from loracle.errors import ModelError
 
 ALPACA = template_of("alpaca")
@@ -33,7 +42,8 @@ def example_of(one: Record, tokenizer, *, max_tokens: int = 10_000):
 def test_leading_tokens_are_what_the_tokenizer_puts_first(form, leading):
     tokenizer = byte_tokenizer(form)
     assert leading_ids(tokenizer) == leading
-    (ids,) = encode_prompts(["Name it."], tokenizer=tokenizer)
+    bare = Template("custom", "{instruction}{input}", "{instruction}")
+    (ids,) = encode_prompts([record("Name it.")], template=bare, tokenizer=tokenizer)
     assert ids == (*leading, *tokenizer("Name it.", add_special_tokens=False)["input_ids"])
     assert EOS not in ids
 
@@ -88,12 +98,8 @@ def test_an_eos_that_is_also_pad_is_still_a_target(tokenizer):
     assert example.num_targets == example.num_tokens - example.num_prompt
 
 
-def test_a_special_token_that_a_template_spells_out_is_one(tokenizer):
-    assert encode_prompts(["<s></s>"], tokenizer=tokenizer) == [(BOS, EOS)]
-
-
 def test_many_texts_are_tokenised_as_each_would_be_alone(bos_tokenizer, monkeypatch):
-    monkeypatch.setattr("loracle.data.tokens._CHUNK", 3)
+    monkeypatch.setattr("loracle.data.literal._CHUNK", 3)
     records = [record(f"Name color {i}.", output="so " * (i + 1)) for i in range(8)]
     together = encode_records(records, template=ALPACA, tokenizer=bos_tokenizer)
     alone = [encode_records([one], template=ALPACA, tokenizer=bos_tokenizer)[0] for one in records]
@@ -130,3 +136,43 @@ def test_a_tokenizer_without_eos_is_a_model_error():
     with pytest.raises(ModelError, match="no EOS token") as caught:
         eos_id_of(byte_tokenizer(eos_token=None))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("own", "named", "ends"),
+    [
+        ("</s>", None, (EOS,)),
+        ("</s>", [], (EOS,)),
+        ("</s>", EOS, (EOS,)),
+        ("</s>", [EOS, 2], (EOS, 2)),
+        ("</s>", [2, EOS], (EOS, 2)),
+        # The model ends turns with another special token than its tokenizer's EOS.
+        ("</s>", 2, (2, EOS)),
+        ("</s>", [3, 2], (3, 2, EOS)),
+        # An ordinary token, as a config's default that nobody meant: it ends answers, as it does
+        # in stock Transformers, but is not learned.
+        ("</s>", 7, (EOS, 7)),
+        (None, [2, 7], (2, 7)),
+        (None, None, ()),
+    ],
+)
+def test_answers_end_with_what_the_model_and_its_tokenizer_name(own, named, ends):
+    tokenizer = byte_tokenizer(eos_token=own)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|turn|>", "<|tool|>"]})
+    turn = tokenizer.convert_tokens_to_ids("<|turn|>")
+    ids = {2: turn, 3: turn + 1}
+
+    def real(ends):
+        return tuple(ids.get(end, end) for end in ends)
+
+    named = real(named) if isinstance(named, list) else ids.get(named, named)
+    assert end_ids_of(tokenizer, named=named) == real(ends)
+
+
+def test_a_tokenizer_that_knows_few_letters_still_puts_its_bos_first():
+    backend = Tokenizer(models.BPE({"<s>": 0, "</s>": 1, "\u4e00": 2}, []))
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    blind = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    assert leading_ids(blind) == (BOS,)

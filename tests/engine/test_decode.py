@@ -1,7 +1,8 @@
 """Our decoding says what Transformers' generate says, for each prompt and adapter by itself."""
 
-import copy
 import inspect
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -47,16 +48,35 @@ def inclined_to_stop(model: torch.nn.Module, *, by: float = 2.5) -> torch.nn.Mod
     return model
 
 
-def stock_tokens(model: torch.nn.Module, prompt: tuple[int, ...]) -> list[int]:
-    """What generate adds to one prompt by itself, EOS included."""
+def stock_tokens(
+    model: torch.nn.Module, prompt: tuple[int, ...], *, ends: Sequence[int] = (EOS,)
+) -> list[int]:
+    """What generate adds to one prompt by itself, the end token included."""
     config = GenerationConfig(
-        max_new_tokens=NEW, do_sample=False, eos_token_id=EOS, pad_token_id=EOS
+        max_new_tokens=NEW, do_sample=False, eos_token_id=[*ends], pad_token_id=EOS
     )
     ids = torch.tensor([prompt])
     out = model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
     )
     return out[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("decode", [decode_greedily, generate_greedily])
+def test_an_answer_ends_with_whichever_end_token_comes_first(decode):
+    model = inclined_to_stop(stock_model())
+    base = base_of(model)
+    whole = [stock_tokens(model, prompt) for prompt in PROMPTS]
+    said = Counter(token for tokens in whole for token in tokens[2:-1] if token != EOS)
+    ends = (EOS, said.most_common(1)[0][0])
+    base = replace(base, end_ids=ends)
+    (answers,) = decode(base, PROMPTS, adapters=[None], max_new_tokens=NEW)
+    assert answers == [stock_tokens(model, prompt, ends=ends) for prompt in PROMPTS]
+    assert {tokens[-1] for tokens in answers} >= {*ends}
+    given = answer_prompts(base, PROMPTS, adapter=None, max_new_tokens=NEW)
+    cut = [tokens[-1] not in ends for tokens in answers]
+    assert [answer.hit_limit for answer in given] == cut
+    assert len({*cut}) == 2
 
 
 def decoded(base: FrozenBase, *adapters: str | None) -> list[list[list[int]]]:
@@ -132,9 +152,7 @@ def test_no_token_is_decoded_for_an_answer_that_has_ended(base):
 
 
 def test_those_who_leave_do_not_change_what_the_others_say(base):
-    endless = copy.deepcopy(base.tokenizer)
-    endless.eos_token = endless.convert_ids_to_tokens(NEVER_SAID)
-    whole = decoded(replace(base, tokenizer=endless), *ADAPTERS)
+    whole = decoded(replace(base, end_ids=(NEVER_SAID,)), *ADAPTERS)
     assert {len(tokens) for answers in whole for tokens in answers} == {NEW}
     cut = [[[*t[: t.index(EOS)], EOS] if EOS in t else t for t in tokens] for tokens in whole]
     assert decoded(base, *ADAPTERS) == cut

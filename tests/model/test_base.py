@@ -216,3 +216,16 @@ def test_the_digest_sees_one_bit_and_no_adapter():
 def test_the_tokenizer_comes_with_the_model(tmp_path):
     base = load_base(save_tiny_model(tmp_path), device=CPU, dtype=torch.float32)
     assert base.tokenizer.eos_token_id == tiny_tokenizer().eos_token_id
+
+
+def test_answers_end_with_what_the_generation_config_names(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    eos = tiny_tokenizer().eos_token_id
+    file = folder / "generation_config.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(content | {"eos_token_id": [7, eos], "temperature": 0.5}))
+    base = load_base(folder, device=CPU, dtype=torch.float32)
+    assert base.end_ids == (eos, 7)
+    # Nothing else of it is used, and a model that is saved still ends its answers.
+    assert base.model.generation_config.to_diff_dict()["eos_token_id"] == [7, eos]
+    assert base.model.generation_config.temperature is None

@@ -32,6 +32,7 @@ def test_a_result_on_record_is_written_again_byte_for_byte(record, tmp_path):
     expected = json.loads(record.read_text(encoding="utf-8"))
     for section, group, key, default in ADDED:
         expected[section][group].setdefault(key, default)
+    expected.setdefault("data_warnings", [])
     text = json.dumps(expected, indent=2, ensure_ascii=False) + "\n"
     assert (tmp_path / "again.json").read_text(encoding="utf-8") == text
 

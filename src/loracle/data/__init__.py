@@ -8,7 +8,7 @@ from loracle.data.prompt import Template, template_of
 from loracle.data.records import Record, read_records
 from loracle.data.rows import Drop
 from loracle.data.split import Split, split_records
-from loracle.data.tokens import Example, encode_prompts, eos_id_of
+from loracle.data.tokens import Example, encode_prompts, end_ids_of, eos_id_of
 
 __all__ = [
     "Drop",
@@ -18,6 +18,7 @@ __all__ = [
     "Split",
     "Template",
     "encode_prompts",
+    "end_ids_of",
     "eos_id_of",
     "prepare_data",
     "read_records",

@@ -4,7 +4,7 @@ The order of events, and why: unusable rows are dropped first (nothing else deci
 is), then ``max_records`` are drawn, then the records are split, and only then tokenised. The split
 therefore depends on the records, the fraction and the split seed, and not on the model: a record
 whose prompt is too long for one tokenizer leaves its part and moves nobody else, so models and
-limits are compared on one split, and no instruction comes to straddle it.
+limits are compared on one split, and nothing that is asked twice comes to straddle it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loracle.config.run import DataConfig
+from loracle.data.account import account_of, notices_of, warnings_of
 from loracle.data.prompt import template_of
-from loracle.data.records import read_records
+from loracle.data.records import read_source
 from loracle.data.rows import Drop
 from loracle.data.split import draw_records, split_records
 from loracle.data.summary import (
-    describe_drops,
     describe_part,
     describe_recurring,
+    describe_repeated,
     fingerprint,
     public_source,
 )
@@ -46,20 +47,33 @@ class PreparedData:
     """Equal if and only if a model sees the same data in the same split."""
     report: dict[str, Any]
     """The content of ``data.json``."""
+    notices: tuple[str, ...] = ()
+    """What a person should be told of it, a line each."""
 
 
 def prepare_data(
-    source: ResolvedSource, *, config: DataConfig, tokenizer: PreTrainedTokenizerBase
+    source: ResolvedSource,
+    *,
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    end_ids: Sequence[int] = (),
 ) -> PreparedData:
     """Returns the examples of the source, split, tokenised and described.
+
+    Args:
+        source: Where the records are.
+        config: The ``data`` section of a run.
+        tokenizer: The model's tokenizer.
+        end_ids: What the model ends answers with, as ``FrozenBase.end_ids``; responses end with the
+            first. Empty: the tokenizer's EOS.
 
     Raises:
         DataError: If the records cannot be read or split, or ``max_tokens`` leaves a part empty.
         ModelError: If the tokenizer has no EOS.
     """
-    eos_id = eos_id_of(tokenizer)
-    records, drops = read_records(source.path, columns=config.columns)
-    used = draw_records(records, max_records=config.max_records, seed=config.split_seed)
+    eos_id = eos_id_of(tokenizer, end_ids=end_ids)
+    reading = read_source(source.path, columns=config.columns)
+    used = draw_records(reading.records, max_records=config.max_records, seed=config.split_seed)
     split = split_records(used, validation_frac=config.validation_frac, seed=config.split_seed)
     template = template_of(config.template)
 
@@ -79,14 +93,18 @@ def prepare_data(
         "split_seed": config.split_seed,
         "validation_frac_asked": config.validation_frac,
         "fingerprint": digits,
-        "num_records_read": len(records) + len(drops),
+        "num_records_read": len(reading.records) + len(reading.drops),
         "num_records_used": len(used),
-        "dropped": describe_drops([*drops, *unfit]),
+        **account_of(reading, unfit=unfit, examples=[*parts["train"], *parts["validation"]]),
         "recurring_instructions": describe_recurring(used),
+        "repeated_records": describe_repeated(used),
         "validation_frac": len(parts["validation"]) / sum(map(len, parts.values())),
         **{name: describe_part(examples) for name, examples in parts.items()},
     }
-    return PreparedData(parts["train"], parts["validation"], digits, report)
+    report["warnings"] = warnings_of(report)
+    return PreparedData(
+        parts["train"], parts["validation"], digits, report, tuple(notices_of(report))
+    )
 
 
 def _fit_parts(

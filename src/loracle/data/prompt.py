@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loracle.config.run import TemplateConfig
+from loracle.data.literal import Part
 from loracle.data.records import Record
 
 _FIELD = re.compile(r"\{(instruction|input)\}")
@@ -30,9 +31,18 @@ class Template:
         Substituted in one pass, never with ``str.format``: braces in a record are plain text, and
         an instruction that contains ``{input}`` stays as it is.
         """
+        return "".join(part.text for part in self.parts(record))
+
+    def parts(self, record: Record) -> list[Part]:
+        """Returns the prompt of a record in pieces, each with whose text it is."""
         form = self.with_input if record.input else self.without_input
         texts = {"instruction": record.instruction, "input": record.input}
-        return _FIELD.sub(lambda field: texts[field[1]], form)
+        # Split by a pattern with one group: the template's texts and its fields in turn.
+        pieces = _FIELD.split(form)
+        return [
+            Part(texts[piece], from_record=True) if index % 2 else Part(piece, from_record=False)
+            for index, piece in enumerate(pieces)
+        ]
 
     @property
     def digest(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,41 @@ class Record:
     """The response to learn; never blank."""
 
 
-def read_records(path: Path, *, columns: ColumnsConfig) -> tuple[list[Record], list[Drop]]:
-    """Returns the usable records of a file or folder in source order, and the rows left out.
+@dataclass(frozen=True)
+class Reading:
+    """What a source holds, and what of it is not used."""
 
-    Reasons: ``not_an_object``, ``wrong_field_count`` (CSV), ``missing_instruction``,
-    ``missing_output``, ``empty_instruction``, ``empty_output``, ``not_text`` (a number, a list),
-    ``not_unicode`` (half a surrogate pair). An input that is null, absent or blank is empty.
+    records: tuple[Record, ...]
+    """Usable rows, in source order."""
+    drops: tuple[Drop, ...]
+    """Rows left out, in source order."""
+    unread: Mapping[str, Sequence[int]]
+    """Rows that say something in a column that is not read, by column."""
+    doubled: tuple[int, ...]
+    """Rows that give one key two values, of which the last counts."""
+    files: tuple[tuple[str, int], ...]
+    """Files that were read, in order, and the rows of each."""
+    others: tuple[str, ...]
+    """Data files of the same folder that were not read."""
+
+
+def read_records(path: Path, *, columns: ColumnsConfig) -> tuple[list[Record], list[Drop]]:
+    """Returns the usable records of a source in order, and the rows left out; see ``read_source``.
+
+    Raises:
+        DataError: If the source cannot be read, lacks a column, or has no usable row.
+    """
+    reading = read_source(path, columns=columns)
+    return list(reading.records), list(reading.drops)
+
+
+def read_source(path: Path, *, columns: ColumnsConfig) -> Reading:
+    """Returns the usable records of a file or folder, and what of the source is not used.
+
+    Reasons to leave out a row: ``not_an_object``, ``wrong_field_count`` (CSV),
+    ``missing_instruction``, ``missing_output``, ``empty_instruction``, ``empty_output``,
+    ``not_text`` (a number, a list), ``not_unicode`` (half a surrogate pair). An input that is null,
+    absent or blank is empty.
 
     Raises:
         DataError: If the source cannot be read, lacks a column, or has no usable row.
@@ -49,13 +78,15 @@ def read_records(path: Path, *, columns: ColumnsConfig) -> tuple[list[Record], l
     if not table.rows and not table.drops:
         raise DataError(f"{path.name}: empty, no records in it")
     results = [_record(row, fields, columns=columns) for row, fields in table.rows]
-    records = [result for result in results if isinstance(result, Record)]
+    records = tuple(result for result in results if isinstance(result, Record))
     drops = [*table.drops, *(result for result in results if isinstance(result, Drop))]
     drops.sort(key=lambda drop: drop.row)
     if not records:
         reasons = ", ".join(f"{reason} {count}" for reason, count in count_drops(drops).items())
         raise DataError(f"{path.name}: none of its {len(drops)} rows can be used ({reasons})")
-    return records, drops
+    return Reading(
+        records, tuple(drops), table.unread, table.doubled, files=table.files, others=table.others
+    )
 
 
 def count_drops(drops: Iterable[Drop]) -> dict[str, int]:

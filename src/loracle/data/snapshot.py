@@ -7,12 +7,12 @@ The names that count as ``train`` follow the Hugging Face Hub's convention (hugg
 from __future__ import annotations
 
 import re
-import tempfile
-import textwrap
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
-from loracle.data.rows import READERS, Table, read_table
+from loracle.data.card import read_card
+from loracle.data.rows import READERS, Drop, Table, read_table
 from loracle.errors import DataError
 
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
@@ -23,32 +23,42 @@ _NOT_DATA = frozenset({"dataset_infos.json", "dataset_info.json", "state.json"})
 def read_folder(folder: Path, *, columns: Collection[str]) -> Table:
     """Returns the rows of the training data in ``folder``.
 
-    A dataset card (``README.md``) that maps files to configurations is followed, by the
-    ``datasets`` library. Without one: the only data file, or else the files named ``train``, shards
-    in the order of their names. Rows of several files are numbered through, from 1.
+    A dataset card (``README.md``) that maps files to configurations is followed. Without one: the
+    only data file, or else the files named ``train``, shards in the order of their names. Rows of
+    several files are numbered through, from 1.
 
     Raises:
         DataError: If there is no data file, several and no rule to choose, or one is broken.
         OSError: If the system refuses to read them.
     """
-    if _card_maps_files(folder):
-        return _read_by_card(folder)
-    files = _train_files(folder)
-    if len(files) == 1:
-        return read_table(files[0], columns=columns)
-    return _join([read_table(file, columns=columns) for file in files])
+    card = read_card(folder)
+    base = card.folder if card else folder
+    files = card.files if card else None
+    chosen = _train_files(base) if files is None else files
+    delimiter = card.delimiter if card else None
+    tables = [read_table(file, columns=columns, delimiter=delimiter) for file in chosen]
+    names = [file.relative_to(folder).as_posix() for file in chosen]
+    others = [name.as_posix() for name in _data_files(folder) if name.as_posix() not in names]
+    table = tables[0] if len(tables) == 1 else _join(tables)
+    counts = [len(one.rows) + len(one.drops) for one in tables]
+    return replace(table, files=tuple(zip(names, counts, strict=True)), others=tuple(others))
+
+
+def _data_files(folder: Path) -> list[Path]:
+    """Returns the names of all data files below a folder, in order."""
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [
+        name
+        for name in names
+        if name.suffix.lower() in READERS
+        and name.name.lower() not in _NOT_DATA
+        and not any(part.startswith(".") for part in name.parts)
+    ]
 
 
 def _train_files(folder: Path) -> list[Path]:
     """Returns the data files to read, in order."""
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    data = [
-        name
-        for name in names
-        if name.suffix.lower() in READERS
-        and name.name not in _NOT_DATA
-        and not any(part.startswith(".") for part in name.parts)
-    ]
+    data = _data_files(folder)
     if not data:
         raise DataError(f"{folder.name}: no data file in this folder ({', '.join(READERS)})")
     chosen = data if len(data) == 1 else [name for name in data if _TRAIN.search(str(name))]
@@ -63,48 +73,23 @@ def _train_files(folder: Path) -> list[Path]:
 
 def _join(tables: list[Table]) -> Table:
     """Returns one table with consecutive row numbers."""
-    rows, drops = [], []
+    rows, drops, doubled = [], [], []
+    unread: dict[str, list[int]] = {}
     offset = 0
     for table in tables:
         order = sorted([*(row for row, _ in table.rows), *(drop.row for drop in table.drops)])
         position = {row: offset + index for index, row in enumerate(order, start=1)}
         rows += [(position[row], fields) for row, fields in table.rows]
-        drops += [type(drop)(position[drop.row], drop.reason) for drop in table.drops]
+        drops += [Drop(position[drop.row], drop.reason) for drop in table.drops]
+        doubled += [position[row] for row in table.doubled]
+        for name, filled in table.unread.items():
+            unread.setdefault(name, []).extend(position[row] for row in filled)
         offset += len(order)
     columns = dict.fromkeys(name for table in tables for name in table.columns)
-    return Table(columns=tuple(columns), rows=tuple(rows), drops=tuple(drops))
-
-
-def _card_maps_files(folder: Path) -> bool:
-    card = folder / "README.md"
-    if not card.is_file():
-        return False
-    front = re.match(r"---\s*\n(.*?)^---", card.read_text("utf-8", "replace"), re.S | re.M)
-    return front is not None and re.search(r"^configs:", front[1], re.MULTILINE) is not None
-
-
-def _read_by_card(folder: Path) -> Table:
-    """Returns the ``train`` split that the folder's card names, streamed and without a cache."""
-    import datasets
-    import pyarrow as pa
-    import yaml
-
-    # TypeError and KeyError too: a card of the wrong shape reaches the library's code unchecked.
-    expected = (
-        *(datasets.exceptions.DatasetsError, pa.ArrowException, yaml.YAMLError),
-        *(OSError, ValueError, TypeError, KeyError),
+    return Table(
+        columns=tuple(columns),
+        rows=tuple(rows),
+        drops=tuple(drops),
+        doubled=tuple(doubled),
+        unread=unread,
     )
-    with tempfile.TemporaryDirectory() as cache:
-        try:
-            split = datasets.load_dataset(
-                str(folder.resolve()), split="train", streaming=True, cache_dir=cache
-            )
-            rows = tuple(enumerate(split, start=1))
-        except expected as error:
-            reason = textwrap.shorten(str(error), 200, placeholder=" ...")
-            raise DataError(
-                f"{folder.name}: its dataset card cannot be followed ({reason}); "
-                f"name one file, e.g. path:{folder.name}/FILE"
-            ) from None
-    columns = dict.fromkeys(name for _, fields in rows for name in fields)
-    return Table(columns=tuple(columns), rows=rows, drops=())

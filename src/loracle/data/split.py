@@ -1,15 +1,22 @@
-"""Splits records into train and validation; an instruction is never on both sides.
+"""Splits records into train and validation; what asks the same is never on both sides.
 
-A group's place in the draw is a hash of the seed and its instruction, not a position in the file:
-the same records split alike in any order and format, whatever the model, and beside any unusable
-row.
+Records ask the same if instruction and input do but for case, punctuation, white space and
+compatibility forms, also where one record writes as its instruction what another has as its input.
+One instruction with many inputs is as many groups, so few instructions, or one, make a good split.
+
+A group's place in the draw is a hash of the seed and its text, not a position in the file: the same
+records split alike in any order and format, whatever the model, and beside any unusable row.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from loracle.data.records import Record
 from loracle.errors import DataError
@@ -39,12 +46,47 @@ def normalized(instruction: str) -> str:
     return text[:end] or text
 
 
-def group_records(records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Returns the records by normalised instruction, in order of first appearance."""
-    groups: dict[str, list[Record]] = {}
+Key = tuple[str, ...]
+"""Normalised instruction, and input where that is needed to tell groups apart."""
+
+
+def group_records(records: Sequence[Record]) -> dict[Key, list[Record]]:
+    """Returns the records that ask the same, by a key of their own, in order of appearance.
+
+    The key is the normalised instruction, if no other group has it, else with the input: it does
+    not change for a data set whose instructions alone tell its records apart.
+    """
+    groups: dict[bytes, list[Record]] = {}
+    texts: dict[bytes, set[tuple[str, str]]] = {}
     for record in records:
-        groups.setdefault(normalized(record.instruction), []).append(record)
-    return groups
+        pair = normalized(record.instruction), normalized(record.input)
+        asked = _digest_of_words(pair)
+        groups.setdefault(asked, []).append(record)
+        texts.setdefault(asked, set()).add(pair)
+    owners = Counter(name for pairs in texts.values() for name in {pair[0] for pair in pairs})
+    return {_key(texts[asked], owners): group for asked, group in groups.items()}
+
+
+def _key(pairs: Iterable[tuple[str, str]], owners: Mapping[str, int]) -> Key:
+    return min((pair[:1] if owners[pair[0]] == 1 else pair) for pair in pairs)
+
+
+def _digest_of_words(texts: Iterable[str]) -> bytes:
+    """Returns a digest that is equal for records that ask the same."""
+    return hashlib.blake2b(" ".join(filter(None, map(_words, texts))).encode()).digest()
+
+
+def _words(text: str) -> str:
+    """Returns a text without punctuation, unless it is nothing else."""
+    return " ".join(_punctuation().sub(" ", text.replace("'", "")).split()) or text
+
+
+@cache
+def _punctuation() -> re.Pattern[str]:
+    # The last character that Unicode calls punctuation is below this one.
+    characters = (chr(code) for code in range(0x20000))
+    marks = [one for one in characters if unicodedata.category(one).startswith("P")]
+    return re.compile(f"[{re.escape(''.join(marks))}]+")
 
 
 def draw_records(
@@ -66,7 +108,7 @@ def draw_records(
 
 
 def split_records(records: Sequence[Record], *, validation_frac: float, seed: int) -> Split:
-    """Returns the records in two parts that share no normalised instruction.
+    """Returns the records in two parts, neither of which asks what the other asks.
 
     Groups go to validation in the order of the draw while they fit; where that misses the requested
     count, the nearest count that whole groups can reach is taken.
@@ -76,12 +118,12 @@ def split_records(records: Sequence[Record], *, validation_frac: float, seed: in
     """
     groups = group_records(records)
     if len(groups) < 2:
-        alike = f", all with the instruction {next(iter(groups))[:60]!r}" if groups else ""
+        same = f", all of which ask {next(iter(groups))[0][:60]!r}" if groups else ""
         raise DataError(
-            f"data.validation_frac: too few records to split ({len(records)}{alike}); train and "
-            "validation need at least one instruction each"
+            f"data.validation_frac: too few records to split ({len(records)}{same}); train and "
+            "validation need at least one each that asks something else"
         )
-    keys = sorted(groups, key=lambda key: (stream_seed(seed, "split", key), key))
+    keys = sorted(groups, key=lambda key: (stream_seed(seed, "split", *key), key))
     sizes = [len(groups[key]) for key in keys]
     chosen = _choose(sizes, size=validation_frac * len(records))
     held_out = {record.row for index in chosen for record in groups[keys[index]]}
@@ -94,8 +136,8 @@ def split_records(records: Sequence[Record], *, validation_frac: float, seed: in
 def _choose(sizes: Sequence[int], *, size: float) -> set[int]:
     """Returns groups whose sizes sum as near to ``size`` as possible: at least one, not all.
 
-    First fit nearly always ends at the exact count (any instruction that occurs once fills the last
-    gap); only otherwise is the exact search needed.
+    First fit nearly always ends at the exact count (any record that is alone in its group fills the
+    last gap); only otherwise is the exact search needed.
     """
     chosen: set[int] = set()
     gap = min(max(round(size), 1), sum(sizes) - 1)

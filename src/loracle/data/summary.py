@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from loracle.data.records import Record, count_drops
-from loracle.data.rows import Drop
-from loracle.data.split import group_records
+from loracle.data.records import Record
+from loracle.data.split import group_records, normalized
 from loracle.data.tokens import Example
 
 _QUANTILES = {"min": 0, "p10": 10, "p25": 25, "p50": 50, "p75": 75, "p90": 90, "p95": 95,
@@ -54,18 +54,19 @@ def describe_part(examples: Sequence[Example]) -> dict[str, Any]:
     }
 
 
-def describe_drops(drops: Iterable[Drop]) -> dict[str, Any]:
-    """Returns the number and the row numbers of dropped rows by reason."""
-    drops = sorted(drops, key=lambda drop: drop.row)
-    return {
-        reason: {"count": count, "rows": [drop.row for drop in drops if drop.reason == reason]}
-        for reason, count in count_drops(drops).items()
-    }
-
-
 def describe_recurring(records: Sequence[Record]) -> dict[str, int]:
     """Returns how many instructions occur more than once, and in how many records."""
-    sizes = [len(group) for group in group_records(records).values() if len(group) > 1]
+    counts = Counter(normalized(record.instruction) for record in records)
+    return _recurring(counts.values())
+
+
+def describe_repeated(records: Sequence[Record]) -> dict[str, int]:
+    """Returns how many groups of records ask the same, and how many records are in them."""
+    return _recurring(len(group) for group in group_records(records).values())
+
+
+def _recurring(counts: Iterable[int]) -> dict[str, int]:
+    sizes = [count for count in counts if count > 1]
     return {"num_groups": len(sizes), "num_records": sum(sizes)}
 
 

@@ -7,10 +7,11 @@ token that shares its id with EOS masks nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from loracle.data.literal import Part, encode_texts
 from loracle.data.prompt import Template
 from loracle.data.records import Record
 from loracle.data.rows import Drop
@@ -19,9 +20,8 @@ from loracle.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Texts per tokenizer call: enough to fill its threads, few enough that the offsets and masks it
-# also returns stay small. Assumed.
-_CHUNK = 1024
+# Texts of which nearly every tokenizer knows one.
+_PROBES = ("a", "0", ".", "\n", "\u4e00", "\u3042", "\u0430", "\u0627")
 
 
 @dataclass(frozen=True)
@@ -60,19 +60,42 @@ class EncodedRecord:
     """Response, without special tokens."""
 
 
-def eos_id_of(tokenizer: PreTrainedTokenizerBase) -> int:
+def end_ids_of(
+    tokenizer: PreTrainedTokenizerBase, *, named: int | Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Returns the ids of the tokens that end an answer; the first is the one to learn.
+
+    That is the tokenizer's EOS, unless the model names other added tokens and not this one: then
+    the first of those. An answer ends with any of them. Empty if there is none.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        named: ``eos_token_id`` of the model's generation config.
+    """
+    own = tokenizer.eos_token_id
+    ends = [named] if isinstance(named, int) else list(named or ())
+    other = next((end for end in ends if end in tokenizer.added_tokens_decoder), None)
+    first = other if own is None or (own not in ends and other is not None) else own
+    return tuple(end for end in dict.fromkeys((first, *ends, own)) if end is not None)
+
+
+def eos_id_of(tokenizer: PreTrainedTokenizerBase, *, end_ids: Sequence[int] = ()) -> int:
     """Returns the id of the token that ends a response.
 
+    Args:
+        tokenizer: The model's tokenizer.
+        end_ids: What the model ends answers with, as ``FrozenBase.end_ids``.
+
     Raises:
-        ModelError: If the tokenizer has none; a model trained without one never stops.
+        ModelError: If there is none; a model trained without one never stops.
     """
-    eos_id = tokenizer.eos_token_id
-    if eos_id is None:
+    ends = (*end_ids, *end_ids_of(tokenizer))
+    if not ends:
         raise ModelError(
             "the model's tokenizer has no EOS token, so responses could not end; "
             "set eos_token in its tokenizer_config.json"
         )
-    return int(eos_id)
+    return int(ends[0])
 
 
 def leading_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -81,22 +104,29 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     Found by tokenising a probe with and without special tokens, because neither ``bos_token`` (may
     be set and unused) nor ``add_bos_token`` (may be absent) decides it.
     """
-    probe = "a"
-    bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
-    full = tokenizer(probe)["input_ids"]
-    starts = (k for k in range(len(full)) if full[k : k + len(bare)] == bare)
-    return tuple(full[: next(starts, 0)])
+    for probe in _PROBES:
+        bare = tokenizer(probe, add_special_tokens=False)["input_ids"]
+        if bare:
+            full = tokenizer(probe)["input_ids"]
+            starts = (k for k in range(len(full)) if full[k : k + len(bare)] == bare)
+            return tuple(full[: next(starts, 0)])
+    return ()
 
 
 def encode_prompts(
-    prompts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase
+    records: Sequence[Record], *, template: Template, tokenizer: PreTrainedTokenizerBase
 ) -> list[tuple[int, ...]]:
-    """Returns the ids of each prompt: the tokenizer's leading tokens and the text, no EOS.
+    """Returns the ids of each record's prompt: the tokenizer's leading tokens and the text, no EOS.
 
-    Special tokens in a template (``<|im_start|>``) are encoded as such.
+    Special tokens in a template (``<|im_start|>``) are encoded as such, in a record as plain text.
+    A template that begins with the tokenizer's leading token replaces it: BOS stands once.
     """
     leading = leading_ids(tokenizer)
-    return [leading + ids for ids in _encode(prompts, tokenizer=tokenizer, plain=False)]
+    texts = [template.parts(record) for record in records]
+    return [
+        ids if leading and ids[:1] == leading[:1] else leading + ids
+        for ids in encode_texts(texts, tokenizer=tokenizer)
+    ]
 
 
 def encode_records(
@@ -107,28 +137,10 @@ def encode_records(
     A response is encoded as plain text: ``</s>`` in it yields its letters, so that EOS only ends
     the sequence.
     """
-    prompts = encode_prompts([template.render(record) for record in records], tokenizer=tokenizer)
-    outputs = [record.output for record in records]
-    responses = _encode(outputs, tokenizer=tokenizer, plain=True)
+    prompts = encode_prompts(records, template=template, tokenizer=tokenizer)
+    outputs = [[Part(record.output, from_record=True)] for record in records]
+    responses = encode_texts(outputs, tokenizer=tokenizer)
     return [EncodedRecord(*parts) for parts in zip(records, prompts, responses, strict=True)]
-
-
-def _encode(
-    texts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase, plain: bool
-) -> Iterator[tuple[int, ...]]:
-    # Equal ids share one int object: tens of bytes less per token.
-    shared: dict[int, int] = {}
-    for start in range(0, len(texts), _CHUNK):
-        batch = tokenizer(
-            list(texts[start : start + _CHUNK]),
-            add_special_tokens=False,
-            split_special_tokens=plain,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        for ids in batch["input_ids"]:
-            yield tuple(map(shared.setdefault, ids, ids))
 
 
 def truncate(encoded: EncodedRecord, *, max_tokens: int, eos_id: int) -> Example | Drop:

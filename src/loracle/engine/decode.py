@@ -38,14 +38,13 @@ def greedy(base: FrozenBase, *, max_new_tokens: int, min_new_tokens: int = 0) ->
     It replaces the model's own: some ship sampling settings that contradict greedy decoding
     (transformers#29665).
     """
-    eos = base.tokenizer.eos_token_id
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         min_new_tokens=min_new_tokens or None,
         do_sample=False,
         num_beams=1,
-        eos_token_id=eos,
-        pad_token_id=eos,
+        eos_token_id=list(base.end_ids),
+        pad_token_id=base.end_ids[0],
         bos_token_id=base.tokenizer.bos_token_id,
     )
 
@@ -83,12 +82,11 @@ def decode_greedily(
 ) -> list[list[list[int]]]:
     """Returns the new tokens of each adapter for each prompt, decoded as one batch.
 
-    They end with EOS, or after ``max_new_tokens`` without one. An adapter of None is the untuned
-    base; each prompt has at least one token.
+    They end with one of the base's end tokens, or after ``max_new_tokens`` without one. An adapter
+    of None is the untuned base; each prompt has at least one token.
     """
-    eos = base.tokenizer.eos_token_id
     tokens = _decode_together(base, prompts, adapters=adapters, max_new_tokens=max_new_tokens)
-    answers = [_until(eos, new) for new in tokens.tolist()]
+    answers = [_until(base.end_ids, new) for new in tokens.tolist()]
     return [answers[start : start + len(prompts)] for start in range(0, len(answers), len(prompts))]
 
 
@@ -103,15 +101,14 @@ def generate_greedily(
 
     For architectures that fail ``decodes_exactly``.
     """
-    eos = base.tokenizer.eos_token_id
-    ids, mask = _left_padded(prompts, pad=eos, device=base.device)
+    ids, mask = _left_padded(prompts, pad=base.end_ids[0], device=base.device)
     config = greedy(base, max_new_tokens=max_new_tokens)
     answers = []
     for adapter in adapters:
         with base.generating(() if adapter is None else (Route(adapter),)) as model:
             # Routes through the whole batch, whatever shape a layer sees.
             out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-        answers.append([_until(eos, new) for new in out[:, ids.shape[1] :].tolist()])
+        answers.append([_until(base.end_ids, new) for new in out[:, ids.shape[1] :].tolist()])
     return answers
 
 
@@ -152,7 +149,7 @@ class _Batch:
     @classmethod
     def of(cls, prompts: Sequence[Sequence[int]], *, base: FrozenBase, copies: int = 1) -> _Batch:
         """Returns the batch of ``copies`` repetitions of the prompts, before the first pass."""
-        pad = base.tokenizer.eos_token_id
+        pad = base.end_ids[0]
         ids, mask = _left_padded(list(prompts) * copies, pad=pad, device=base.device)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
         return cls(ids, mask, positions, DynamicCache())
@@ -199,17 +196,18 @@ def _decode_together(
     adapters: Sequence[str | None],
     max_new_tokens: int,
 ) -> Int64[Tensor, "all new"]:
-    """Returns the new tokens of every sequence; those after an EOS are undefined."""
-    eos = base.tokenizer.eos_token_id
+    """Returns the new tokens of every sequence; those after an end token are undefined."""
+    ends = torch.tensor(base.end_ids, device=base.device)
     every = _steps_per_check(base.device)
     batch = _Batch.of(prompts, base=base, copies=len(adapters))
-    tokens = batch.ids.new_full((len(batch.ids), max_new_tokens), eos)
+    tokens = batch.ids.new_full((len(batch.ids), max_new_tokens), base.end_ids[0])
     live = torch.arange(len(tokens), device=base.device)
     routes = _routes(adapters, live=range(len(tokens)), prompts=len(prompts))
     with base.generating(()):
         for step in range(max_new_tokens):
             if step and step % every == 0:
-                unfinished = (tokens[live, :step] != eos).all(dim=1).nonzero().squeeze(1)
+                ended = torch.isin(tokens[live, :step], ends).any(dim=1)
+                unfinished = (~ended).nonzero().squeeze(1)
                 if len(unfinished) == 0:
                     break
                 if len(unfinished) < len(live):
@@ -282,5 +280,6 @@ def _left_padded(
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
 
 
-def _until(eos: int, new: list[int]) -> list[int]:
-    return new[: new.index(eos) + 1] if eos in new else new
+def _until(ends: Sequence[int], new: list[int]) -> list[int]:
+    end = next((index for index, token in enumerate(new) if token in ends), len(new))
+    return new[: end + 1]

@@ -67,7 +67,7 @@ class Answer:
 
     text: str
     hit_limit: bool
-    """True if the answer was cut at the token limit, without an EOS."""
+    """True if the answer was cut at the token limit, without a token that ends it."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +271,7 @@ def answer_with_adapters(
 
 
 def _answer(base: FrozenBase, new: list[int]) -> Answer:
-    ended = new[-1:] == [base.tokenizer.eos_token_id]
+    ended = bool(new) and new[-1] in base.end_ids
     text = base.tokenizer.decode(new[:-1] if ended else new, skip_special_tokens=True)
     return Answer(text, hit_limit=not ended)
 

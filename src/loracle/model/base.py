@@ -18,6 +18,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from loracle.data import end_ids_of
 from loracle.data.packing import PackedRow, Tokens, pack
 from loracle.errors import ModelError
 from loracle.model.blocks import (
@@ -54,6 +55,11 @@ class FrozenBase:
     """True in full fine-tuning: its weights train in fp32 and are used in ``dtype``."""
     quantization: str | None = None
     """``nf4``: linear layers but the head are stored in 4 bits, products are in ``dtype``."""
+    end_ids: tuple[int, ...] = ()
+    """Tokens that end an answer, the one that is learned first; by default the tokenizer's EOS."""
+
+    def __post_init__(self) -> None:
+        self.end_ids = self.end_ids or end_ids_of(self.tokenizer)
 
     def token_nll(
         self,

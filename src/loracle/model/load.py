@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from loracle.data import end_ids_of
 from loracle.errors import ModelError
 from loracle.model.base import FrozenBase
 from loracle.model.faults import first_line, model_faults
@@ -59,8 +60,9 @@ def load_base(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = _whole_model(path, dtype=torch.float32 if trains else dtype, **packing)
         model = model if quantization else model.to(device)
+    ends = getattr(model.generation_config, "eos_token_id", None)
     # Otherwise Transformers would fill unset options with the model's penalties and sampling.
-    model.generation_config = GenerationConfig()
+    model.generation_config = GenerationConfig(eos_token_id=ends)
     model = model.eval().requires_grad_(trains)
     install_fast_norms(model)
     if quantization:
@@ -72,6 +74,7 @@ def load_base(
         dtype=dtype,
         trains=trains,
         quantization=quantization,
+        end_ids=end_ids_of(tokenizer, named=ends),
     )
     return checked(base)
 

@@ -239,6 +239,8 @@ class RunResult:
     audit: Audit
     adapter_sha256: str
     """Of the file of the trained weights."""
+    data_warnings: tuple[str, ...] = ()
+    """What the result does not speak of: a sentence on records left out, if they are many."""
 
 
 def read_result(folder: Path) -> RunResult:

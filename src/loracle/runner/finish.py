@@ -131,6 +131,7 @@ def finish_run(run: ActiveRun, *, latency: Mapping[str, Latency | None], audit: 
         arm=prepared.arm,
         plan=prepared.plan,
         train_examples=len(shared.data.train),
+        data_warnings=shared.data.report["warnings"],
         measured=Measured(
             base_scores=base_scores,
             tuned_scores=tuned_scores,

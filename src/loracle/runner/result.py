@@ -67,10 +67,12 @@ def build_result(
     train_examples: int,
     measured: Measured,
     repeats: Sequence[Repeat],
+    data_warnings: Sequence[str] = (),
 ) -> RunResult:
     """Returns the result of a run.
 
-    ``train_examples`` sets the steps of an epoch; ``repeats`` are finished runs of its signature.
+    ``train_examples`` sets the steps of an epoch; ``repeats`` are finished runs of its signature;
+    ``data_warnings`` are those of ``data.json``.
     """
     parameters = Parameters(plan.trainable_params, plan.base_params)
     return RunResult(
@@ -90,6 +92,7 @@ def build_result(
         criteria=_criteria(measured, parameters, repeats),
         audit=measured.audit,
         adapter_sha256=measured.adapter_sha256,
+        data_warnings=tuple(data_warnings),
     )
 
 

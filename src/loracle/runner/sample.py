@@ -82,8 +82,9 @@ def _sample(
     model = resolve_model(config.model, progress=progress.notice)
     base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     require_same_base([run], now=_base_here(base, model=model), notice=progress.notice)
-    prompt = template_of(config.data.template).render(record)
-    (ids,) = encode_prompts([prompt], tokenizer=base.tokenizer)
+    template = template_of(config.data.template)
+    prompt = template.render(record)
+    (ids,) = encode_prompts([record], template=template, tokenizer=base.tokenizer)
 
     def answered(by: FrozenBase, adapter: str | None) -> Answer:
         return answer_prompts(

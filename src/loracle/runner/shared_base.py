@@ -184,7 +184,9 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
     stop.check()
     with memory.phase("load"), memory_faults(config.model, remedy=_SMALLER_BASE):
         base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
-    data = prepare_data(source, config=config.data, tokenizer=base.tokenizer)
+    data = prepare_data(source, config=config.data, tokenizer=base.tokenizer, end_ids=base.end_ids)
+    for line in data.notices:
+        progress.notice(line)
     require_usable(base, data=data, config=config)
     identity = identify(base, folder=model.path, weights_digest=base.weights_digest())
     record = base_record(identity, revision=model.revision, device=device.type)

@@ -28,7 +28,14 @@ MODEL_PATTERNS = (
 )
 # A second copy of the weights under other tensor names, as some repositories carry it.
 MODEL_IGNORED = ("*/*", "consolidated*")
-DATA_PATTERNS = ("*.parquet", "*.jsonl", "*.json", "*.csv")
+DATA_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".csv", ".tsv")
+# In any case: these patterns are matched by the letter, here and by the hub's client.
+DATA_PATTERNS = tuple(
+    "*" + "".join(f"[{char}{char.upper()}]" if char.isalpha() else char for char in suffix)
+    for suffix in DATA_SUFFIXES
+)
+# Which files are the training data.
+DATA_CARD = "README.md"
 # JSON that describes a data set and holds no records.
 DATA_IGNORED = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", ".*")
 
@@ -72,7 +79,7 @@ def require_data_files(folder: Path, *, name: str) -> list[Path]:
     """
     files = _matching(folder.rglob("*"), DATA_PATTERNS, ignored=DATA_IGNORED)
     if not files:
-        raise SourceError(f"{name}: no .parquet, .jsonl, .json or .csv file in it")
+        raise SourceError(f"{name}: no {', '.join(DATA_SUFFIXES)} file in it")
     return files
 
 

@@ -98,7 +98,9 @@ def _snapshot(source: HubSource, *, kind: Kind, **options: Any) -> Any:
         source.repo,
         repo_type="model" if is_model else "dataset",
         revision=source.revision,
-        allow_patterns=list(folders.MODEL_PATTERNS if is_model else folders.DATA_PATTERNS),
+        allow_patterns=list(
+            folders.MODEL_PATTERNS if is_model else (*folders.DATA_PATTERNS, folders.DATA_CARD)
+        ),
         ignore_patterns=list(folders.MODEL_IGNORED if is_model else folders.DATA_IGNORED),
         **options,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from typing import Any
 
@@ -45,6 +45,7 @@ def baseline_table(study: StudyRecord) -> str:
         "",
         _measured_on(results),
         "",
+        *(f"Warning: {line}.\n" for line in dict.fromkeys(_warnings(results))),
         f"Signature: `{without_seed(results[0].signature)}`",
     ]
     return "\n".join(lines)
@@ -102,6 +103,11 @@ def _measured_on(results: Sequence[RunResult]) -> str:
         f"({tuned.num_targets:,} tokens), BLEU and chrF on {tuned.num_answers or 0:,} greedy "
         f"answers. {first.device}, {first.finished_at[:10]}."
     )
+
+
+def _warnings(results: Sequence[RunResult]) -> Iterator[str]:
+    for result in results:
+        yield from result.data_warnings
 
 
 def _means_and_intervals(num_seeds: int) -> str:

@@ -29,6 +29,7 @@ def result_view(result: RunResult) -> RenderableType:
         Padding(_quality(result.quality), (1, 0, 0, 0)),
         Padding(_efficiency(result.efficiency), (1, 0, 0, 0)),
         Padding(_criteria(result.criteria), (1, 0, 0, 0)),
+        *(Padding(Text(f"warning: {line}"), (1, 0, 0, 0)) for line in result.data_warnings),
         Padding(Text(_provenance(result), style="dim"), (1, 0)),
     )
 

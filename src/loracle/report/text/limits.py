@@ -28,10 +28,17 @@ def limits(
     arms; None: not known.
     """
     return [
+        *_limits_of_data(study),
         *_limits_of_size(study, provenance),
         *_limits_of_power(provenance, smallest_effect_nats),
         *_limits_of_design(study),
     ]
+
+
+def _limits_of_data(study: StudyRecord) -> Iterator[str]:
+    lines = (line for run in study.runs for line in run.result.data_warnings)
+    for line in dict.fromkeys(lines):
+        yield f"The results speak of the records that were used alone: {line}."
 
 
 def _limits_of_size(study: StudyRecord, provenance: Provenance) -> Iterator[str]:

@@ -39,7 +39,7 @@ def _model_and_data(
         f"The data is {settings['source']}: {count(train)} training and "
         f"{count(provenance.num_examples)} scored validation examples, split with seed "
         f"{settings['split_seed']} ({percent(settings['validation_frac'], decimals=0)} held out; "
-        f"an instruction that recurs is never on both sides), at most {settings['max_tokens']} "
+        f"a task that recurs is never on both sides), at most {settings['max_tokens']} "
         f"tokens each, in the {template} template. The loss counts the response and its end of "
         f"sequence only."
     )

@@ -1,0 +1,174 @@
+"""Texts as token ids: a template's special tokens are special, those that a record spells are text.
+
+A text is a list of parts, some written by a template and some by a record. Nearly every text holds
+special tokens in the template's parts alone, or none, and is encoded as stock Transformers does.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Texts per tokenizer call: enough to fill its threads, few enough that the offsets and masks it
+# also returns stay small. Assumed.
+_CHUNK = 1024
+# A private-use character: a token that is put before a text which does not stand first.
+_ANCHOR = "\U000f4a17"
+
+Ids = tuple[int, ...]
+
+
+class Part(NamedTuple):
+    """A piece of a text, and whose it is."""
+
+    text: str
+    from_record: bool
+    """True: special tokens in it are plain text."""
+
+
+def encode_texts(
+    texts: Sequence[Sequence[Part]], *, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[Ids]:
+    """Yields the ids of each text, without the tokenizer's own leading or closing tokens."""
+    special = _special_pattern(tokenizer)
+    anchored = cache(partial(_with_anchor, tokenizer))
+    # Equal ids share one int object: tens of bytes less per token.
+    shared: dict[int, int] = {}
+    for start in range(0, len(texts), _CHUNK):
+        for ids in _encode_chunk(
+            texts[start : start + _CHUNK], special, tokenizer=tokenizer, anchored=anchored
+        ):
+            yield tuple(map(shared.setdefault, ids, ids))
+
+
+def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
+    """Returns a pattern of every special token, longest first."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
+    longest_first = sorted(filter(None, names), key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+
+
+def _encode_chunk(
+    texts: Sequence[Sequence[Part]],
+    special: re.Pattern[str] | None,
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    anchored: Callable[[], PreTrainedTokenizerBase],
+) -> list[Sequence[int]]:
+    whole = ["".join(part.text for part in parts) for parts in texts]
+    encoded: dict[int, Sequence[int]] = {}
+    stock, plain = [], []
+    for index, parts in enumerate(texts):
+        asked, found = _num_special(parts, whole[index], special)
+        if found == asked:
+            stock.append(index)
+        elif asked == 0:
+            plain.append(index)
+        else:
+            assert special is not None
+            encoded[index] = _encode_mixed(parts, special, tokenizer=tokenizer, anchored=anchored())
+    for indices, split in ((stock, False), (plain, True)):
+        chosen = [whole[index] for index in indices]
+        encoded |= zip(indices, _call(tokenizer, chosen, split=split), strict=True)
+    return [encoded[index] for index in range(len(texts))]
+
+
+def _num_special(
+    parts: Sequence[Part], whole: str, special: re.Pattern[str] | None
+) -> tuple[int, int]:
+    """Returns the special tokens that the template writes, and those in the text as a whole.
+
+    They differ too where a template and a record spell one together.
+    """
+    if special is None:
+        return 0, 0
+    found = len(special.findall(whole))
+    written = (part.text for part in parts if not part.from_record)
+    return (sum(len(special.findall(text)) for text in written) if found else 0), found
+
+
+def _call(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, split: bool
+) -> list[Sequence[int]]:
+    if not texts:
+        return []
+    batch = tokenizer(
+        list(texts),
+        add_special_tokens=False,
+        split_special_tokens=split,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return list(batch["input_ids"])
+
+
+def _encode_mixed(
+    parts: Sequence[Part],
+    special: re.Pattern[str],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    anchored: PreTrainedTokenizerBase,
+) -> list[int]:
+    """Returns the ids of a text in which both template and record spell special tokens.
+
+    The text between two special tokens of the template is encoded as plain text, as one that does
+    not stand first; white space beside a special token goes where that token swallows it.
+    """
+    ids: list[int] = []
+    flags = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
+    before = None
+    for name, text in _between(parts, special):
+        left, right = flags.get(before or ""), flags.get(name or "")
+        text = text.lstrip() if left is not None and left.rstrip else text
+        text = text.rstrip() if right is not None and right.lstrip else text
+        if text:
+            ids += (
+                _encode_later(text, tokenizer=anchored)
+                if ids
+                else _call(tokenizer, [text], split=True)[0]
+            )
+        if name is not None:
+            ids.append(tokenizer.convert_tokens_to_ids(name))
+        before = name
+    return ids
+
+
+def _between(parts: Iterable[Part], special: re.Pattern[str]) -> Iterator[tuple[str | None, str]]:
+    """Yields the template's special tokens, each with the text before it; None: the end."""
+    text = ""
+    for part in parts:
+        if part.from_record:
+            text += part.text
+            continue
+        end = 0
+        for found in special.finditer(part.text):
+            yield found[0], text + part.text[end : found.start()]
+            text, end = "", found.end()
+        text += part.text[end:]
+    yield None, text
+
+
+def _with_anchor(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    from transformers import AddedToken
+
+    anchored = copy.deepcopy(tokenizer)
+    anchored.add_tokens([AddedToken(_ANCHOR, normalized=False, special=False)])
+    return anchored
+
+
+def _encode_later(text: str, *, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
+    """Returns the ids of a plain text that follows another token.
+
+    Some tokenizers put a space before what stands first, so the text is encoded behind an anchor.
+    """
+    anchor = tokenizer.convert_tokens_to_ids(_ANCHOR)
+    ids = _call(tokenizer, [_ANCHOR + text], split=True)[0]
+    return ids[1:] if ids[0] == anchor else _call(tokenizer, [text], split=True)[0]
