@@ -354,9 +354,7 @@ def test_a_dumped_config_loads_as_itself(tmp_path):
         ["data.columns.input=null", "data.columns.output='012'", "data.columns.instruction='0o17'"],
         ["lora.placement={modules: ['*'], ranks: {'layers:0-3': 4, q_proj: 8}}", "lora.rank=3"],
         ["data.template={with_input: '{instruction} # {input}: ', without_input: '{instruction}'}"],
-        [
-            'data.template={with_input: "{input}\\n\\n #{instruction}", without_input: "{instruction}"}'
-        ],
+        ['data.template={with_input: "{input}\\n#{instruction}", without_input: "{instruction}"}'],
     ],
 )
 def test_a_printed_config_is_that_config_with_every_field_described(changes, tmp_path):
