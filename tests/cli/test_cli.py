@@ -55,6 +55,32 @@ def test_a_printed_config_names_every_field(place):
         assert re.search(rf"^ *{key.rpartition('.')[2]}:", printed, re.MULTILINE), key
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report"],
+        ["sample", "~nobody-of-this-name/x", "Hi"],
+        ["baseline", "--out"],
+        ["study", "placement_study", "--out"],
+        ["config"],
+    ],
+)
+def test_a_folder_of_a_home_that_is_not_there(place, words):
+    words = words if "Hi" in words else [*words, "~nobody-of-this-name/x"]
+    outcome = place.loracle(*words)
+    assert outcome.code == 2
+    assert outcome.line == "ConfigError: '~nobody-of-this-name/x': no such home folder"
+
+
+def test_a_tilde_is_the_home_folder(place, finished):
+    run = "~/work/finished/first"
+    assert place.loracle("report", run).code == 0
+    outcome = place.loracle("baseline", "~/work/tiny.yaml", f"--out={run}")
+    held = f"RunFolderError: {finished}: holds a finished run, which is never overwritten"
+    assert outcome.line == held
+    assert not (place.work / "~").exists()
+
+
 @pytest.fixture
 def no_network(monkeypatch):
     def refuse(*_args, **_kwargs):

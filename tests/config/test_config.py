@@ -116,11 +116,19 @@ OTHERS = {
 }
 
 
-def test_off_is_a_word_here_although_yaml_reads_it_as_false():
+def test_off_is_a_word_and_false_is_not():
     assert load_config(overrides=["train.trunk=off"]).train.trunk == "off"
     assert load_config(overrides=["train.trunk='off'"]).train.trunk == "off"
     with pytest.raises(ConfigError, match=r"train\.trunk"):
         load_config(overrides=["train.trunk=on"])
+    with pytest.raises(ConfigError, match=r"train\.trunk"):
+        load_config(overrides=["train.trunk=false"])
+
+
+@pytest.mark.parametrize(("steps", "every"), [(1, 0), (1, 5), (5, 5), (6, 5), (7, 1), (9, 4)])
+def test_validations_are_counted_without_counting_steps(steps, every):
+    config = load_config(overrides=[f"train.max_steps={steps}", f"eval.every_steps={every}"])
+    assert config.num_validations == sum(map(config.validates_at, range(1, steps + 1)))
 
 
 @pytest.mark.parametrize("change", SAME_RUN, ids=lambda change: change.key)

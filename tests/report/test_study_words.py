@@ -1,15 +1,19 @@
 """What the report says in words: no more than the verdicts, with n, and what it cannot show."""
 
+import io
 import re
 from dataclasses import replace
 
 import pytest
+from rich.console import Console
 
 from analysis.stats.simulated import ARMS, Noise, simulated_study
 from loracle.analysis.orderings import published_orderings
 from loracle.analysis.verdicts import judge
 from loracle.report.contents import contents_of
 from loracle.report.paper.paper import macros_file
+from loracle.report.tables.baseline import baseline_table
+from loracle.report.terminal.verdicts import verdict_view
 from loracle.report.text.advice import advice
 from loracle.report.text.answer import answer, largest_smallest_effect, noise_words
 from loracle.report.text.limits import limits
@@ -36,6 +40,27 @@ def test_one_seed_establishes_nothing(bare_contents):
     assert "better or worse" in sentence
     assert largest_smallest_effect(bare_contents.verdicts) is None
     assert any(limit.startswith("One seed") for limit in bare_contents.limits)
+
+
+def test_every_text_names_the_coverage_that_the_study_asks_for(tmp_path):
+    study = simulated_study(tmp_path, arms=ARMS[:3], seeds=(0, 1))
+    narrow = replace(study, study={**study.study, "interval": 0.8})
+    wide, narrower = judge(study), judge(narrow)
+    for ours, theirs in zip(narrower.comparisons, wide.comparisons, strict=True):
+        assert (ours.difference, ours.p, ours.verdict) == (
+            theirs.difference,
+            theirs.p,
+            theirs.verdict,
+        )
+        assert theirs.interval[0] < ours.interval[0] < ours.interval[1] < theirs.interval[1]
+    for made, verdicts, level, other in ((study, wide, 95, 80), (narrow, narrower, 80, 95)):
+        console = Console(width=200, file=io.StringIO())
+        console.print(verdict_view(made, verdicts, width=200))
+        contents = contents_of(made, verdicts)
+        for text in (console.file.getvalue(), repr(contents.tables), repr(contents.methods)):
+            assert re.search(rf"{level} ?% interval", text)
+        everything = console.file.getvalue() + repr(contents) + baseline_table(made)
+        assert not re.search(rf"\b{other} ?%(?! power)", everything)
 
 
 def test_a_lone_reference_has_nothing_to_compare_with(tmp_path):

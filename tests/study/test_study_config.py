@@ -141,6 +141,9 @@ def test_an_arm_says_its_rank_by_name_and_its_alpha_not_at_all(write, key):
         ("seeds: [0, 1]", "seeds: [1, 1]", "seeds: a seed is given twice"),
         ("seeds: [0, 1]", "seeds: [1]", "an interval over seeds needs at least 2"),
         ("seeds: [0, 1]", "seeds: []", "seeds"),
+        ("seeds: [0, 1]", "seeds: [0, 1]\ninterval: null", "null is for a single seed"),
+        ("seeds: [0, 1]", "seeds: [0, 1]\ninterval: 95", "interval: input should be less than 1"),
+        ("seeds: [0, 1]", "seeds: [0, 1]\ninterval: .nan", "interval: input should be a finite"),
         ("question: Does it matter?\n", "", "question: missing"),
         ("question: Does", "qeustion: Does", "did you mean 'question'?"),
         ("keep_frac: 0.25}}\n  luck", "keep_frac: 2}}\n  luck", "keep_frac"),
@@ -156,6 +159,10 @@ def test_an_arm_says_its_rank_by_name_and_its_alpha_not_at_all(write, key):
         ),
         ("base: demo", "base: dmeo", "did you mean 'demo'?"),
         ("max_steps: 7", "max_stpes: 7", "did you mean 'max_steps'?"),
+        ("max_steps: 7", "epochs: 7", "did you mean 'train.max_steps' (optimizer steps)?"),
+        ("base: demo", "learning_rate: 1e-4", "did you mean 'config.train.learning_rate'?"),
+        ("  q,v: attention-qv", "  q,v: {r: 4}", "did you mean 'arms.q,v.rank'?"),
+        ("seeds: [0, 1]", "seeds: [0, 1e0]", "seeds.1: input should be a valid integer, got 1.0"),
     ],
 )
 def test_a_bad_study_is_refused_in_one_line(write, old, new, words):
@@ -167,6 +174,13 @@ def test_one_seed_is_a_study_without_intervals(write):
     text = SOUND.replace("seeds: [0, 1]", "seeds: [1]\ninterval: null")
     study, _ = load_study(write(text))
     assert study.interval is None
+
+
+def test_numbers_and_names_are_read_as_they_are_written(write):
+    text = SOUND.replace("seeds: [0, 1]", "seeds: [01, 010]").replace("  q,v:", "  no:")
+    study, base = load_study(write(text), overrides=["lora.rank=016", "noise.extra_seeds=[08]"])
+    assert (study.seeds, study.noise.extra_seeds, base.lora.rank) == ([1, 10], [8], 16)
+    assert "no" in study.arms
 
 
 def test_a_run_is_not_a_study_and_a_study_is_not_a_run(write):

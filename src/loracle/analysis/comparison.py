@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from loracle.analysis.stats.difference import ALPHA, Difference
 from loracle.analysis.stats.multiple import holm
+from loracle.records.result import perplexity_of
 
 Metric = Literal["loss_nats_per_token", "bleu"]
 Verdict = Literal["better", "worse", "not distinguishable"]
@@ -58,7 +59,7 @@ class Comparison:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95% interval of the difference over seeds and examples, not corrected for the family."""
+        """Interval of the difference over seeds and examples, not corrected for the family."""
         if self.measured is None or self.measured.low is None or self.measured.high is None:
             return None
         return self.measured.low, self.measured.high
@@ -80,7 +81,7 @@ class Comparison:
 
     @property
     def effect_percent_interval(self) -> tuple[float, float] | None:
-        """95% interval of ``effect_percent``."""
+        """Interval of ``effect_percent``."""
         ends = [self._percent(end) for end in self.interval or ()]
         return (ends[0], ends[1]) if ends and ends[0] is not None and ends[1] is not None else None
 
@@ -127,7 +128,9 @@ class Comparison:
         }
 
     def _percent(self, difference: float) -> float | None:
-        return 100 * math.expm1(difference) if self.metric == "loss_nats_per_token" else None
+        if self.metric != "loss_nats_per_token" or perplexity_of(difference) is None:
+            return None
+        return 100 * math.expm1(difference)
 
 
 def judged(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:
@@ -165,7 +168,8 @@ def _reason(comparison: Comparison) -> str:
     decimals = 4 if comparison.metric == "loss_nats_per_token" else 2
     low, high = (f"{end:+.{decimals}f}" for end in comparison.interval)
     p_words = "p < 0.001" if comparison.p_holm < 0.001 else f"p = {comparison.p_holm:.3f}"
-    figures = f"{_difference_words(comparison)} (95% interval {low} to {high}, Holm {p_words})"
+    level = f"{100 * measured.coverage:g}%"
+    figures = f"{_difference_words(comparison)} ({level} interval {low} to {high}, Holm {p_words})"
     if comparison.p_holm >= ALPHA:
         smallest = comparison.smallest_effect
         visible = (

@@ -38,6 +38,8 @@ class Outcomes:
     """Counts of the untuned model's answers: (A, 10); None: it did not answer."""
     counts: Mapping[str, Mapping[int, Counts]]
     """Arm -> seed -> the same after training; empty without answers."""
+    coverage: float
+    """Of the intervals."""
 
     @property
     def num_answers(self) -> int:
@@ -77,6 +79,7 @@ def read_outcomes(study: StudyRecord) -> Outcomes:
             }
             for arm in study.arms
         },
+        coverage=study.coverage,
     )
 
 
@@ -85,7 +88,8 @@ def compare_losses(
 ) -> Comparison:
     """Returns two arms' difference in loss, or an arm's from the untuned model; not yet judged."""
     a, b = _paired(outcomes.nll_nats, arm, reference=reference, untuned=outcomes.base_nll_nats)
-    difference = paired_difference(a, b, outcomes.tokens) if a else None
+    coverage = outcomes.coverage
+    difference = paired_difference(a, b, outcomes.tokens, coverage=coverage) if a else None
     return Comparison(arm, reference, "loss_nats_per_token", difference, noise_floor)
 
 
@@ -94,7 +98,8 @@ def compare_bleu(
 ) -> Comparison:
     """Returns two arms' difference in BLEU, or an arm's from the untuned model; not yet judged."""
     a, b = _paired(outcomes.counts, arm, reference=reference, untuned=outcomes.base_counts)
-    difference = paired_bleu_of_counts(np.stack(a), np.stack(b)) if a else None
+    coverage = outcomes.coverage
+    difference = paired_bleu_of_counts(np.stack(a), np.stack(b), coverage=coverage) if a else None
     return Comparison(arm, reference, "bleu", difference, noise_floor)
 
 

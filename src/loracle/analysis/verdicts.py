@@ -66,6 +66,8 @@ class Verdicts:
     costs: tuple[CostDifference, ...]
     """Every other arm against the reference, on each axis measured for both."""
     noise: Mapping[Metric, NoiseFloor]
+    coverage: float
+    """Probability that an interval holds the true difference; verdicts rest on p, not on it."""
 
     def comparison(self, arm: str, *, metric: Metric = "loss_nats_per_token") -> Comparison | None:
         """Returns an arm's comparison with the reference; None: not measured, or itself."""
@@ -144,6 +146,7 @@ def judge(study: StudyRecord) -> Verdicts:
         ),
         costs=_cost_differences(study, arms),
         noise=noise,
+        coverage=outcomes.coverage,
     )
 
 

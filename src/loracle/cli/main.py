@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +12,8 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from loracle.config.files import dump_yaml, find_config, load_config
-from loracle.errors import LoracleError, RunFolderError
+from loracle.config.files import at_home, find_config, load_config
+from loracle.errors import ConfigError, LoracleError, RunFolderError
 from loracle.version import __version__
 
 app = typer.Typer(
@@ -101,7 +102,10 @@ def baseline(
     config: ConfigArgument = "base_config",
     overrides: SetOption = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder.", show_default="runs/<config>-<time>")
+        Path | None,
+        typer.Option(
+            parser=at_home, metavar="DIR", help="Run folder.", show_default="runs/<config>-<time>"
+        ),
     ] = None,
     resume: Annotated[
         bool,
@@ -145,7 +149,10 @@ def study(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Study folder; an existing study is resumed.", show_default="runs/<config>"
+            parser=at_home,
+            metavar="DIR",
+            help="Study folder; an existing study is resumed.",
+            show_default="runs/<config>",
         ),
     ] = None,
     plan: Annotated[
@@ -215,7 +222,10 @@ def plan(
 @app.command()
 def report(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Folder of a study, a run, or several runs.")
+        Path,
+        typer.Argument(
+            parser=at_home, metavar="DIR", help="Folder of a study, a run, or several runs."
+        ),
     ],
     markdown: MarkdownOption = False,
 ) -> None:
@@ -246,9 +256,10 @@ def report(
 
 @app.command()
 def config(config: ConfigArgument = "base_config", overrides: SetOption = None) -> None:
-    """Print a configuration with every field resolved."""
-    resolved = load_config(config, overrides=overrides or ())
-    sys.stdout.write(dump_yaml(resolved.model_dump(mode="json")))
+    """Print a configuration with every field resolved and described."""
+    from loracle.config.printed import commented_yaml
+
+    sys.stdout.write(commented_yaml(load_config(config, overrides=overrides or ())))
 
 
 @app.command()
@@ -265,6 +276,8 @@ def placements(
     ] = 32.0,
 ) -> None:
     """List a model's modules with their shapes, and the parameters each placement trains."""
+    if not 0 < alpha < math.inf:
+        raise ConfigError(f"--alpha: must be a number above 0, got {alpha}")
     from loracle.model.inventory import inventory_from_architecture
     from loracle.report.terminal.placements import placements_table
     from loracle.sources import model_architecture
@@ -275,7 +288,9 @@ def placements(
 
 @app.command()
 def sample(
-    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    run_folder: Annotated[
+        Path, typer.Argument(parser=at_home, metavar="RUN", help="Folder of a finished run.")
+    ],
     instruction: Annotated[
         str, typer.Argument(metavar="INSTRUCTION", help="Instruction to answer.")
     ],

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,7 +10,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from loracle.config.faults import WORD_OR_MAPPING, describe_fault
 from loracle.config.run import Config
+from loracle.config.strict_yaml import Dumper, load_value, load_yaml
 from loracle.errors import ConfigError, did_you_mean
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -22,7 +23,7 @@ def load_config(config: str | Path = "base_config", *, overrides: Sequence[str] 
 
     Args:
         config: A YAML file, or the name of a shipped one.
-        overrides: ``a.b=value`` strings, the value read as YAML.
+        overrides: ``a.b=value`` strings, the value read by `load_value`.
 
     Raises:
         ConfigError: Listing every unknown key, wrong type and value out of range at once.
@@ -71,7 +72,7 @@ def validate(model: type[Model], tree: Mapping[str, Any], *, origin: str) -> Mod
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        faults = [_describe(fault, tree, root=model) for fault in error.errors()]
+        faults = [describe_fault(fault, tree, root=model) for fault in error.errors()]
         listed = "; ".join(dict.fromkeys(fault for fault in faults if fault))
         raise ConfigError(f"{origin}: {' '.join(listed.split())}") from None
 
@@ -93,7 +94,7 @@ def find_config(config: str | Path) -> Path:
     Raises:
         ConfigError: If there is neither.
     """
-    path = Path(config)
+    path = at_home(config)
     if path.is_file():
         return path
     shipped = shipped_configs()
@@ -117,15 +118,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path.name}: not UTF-8 at byte {error.start}") from None
-    tree = _load_yaml(text, origin=path.name)
+    tree = load_yaml(text, origin=path.name)
     if tree is not None and not isinstance(tree, dict):
         raise ConfigError(f"{path.name}: must be 'key: value' lines, got {type(tree).__name__}")
     return tree or {}
 
 
+def at_home(path: str | Path) -> Path:
+    """Returns a path that a user gave, with ``~`` read as the home folder.
+
+    Raises:
+        ConfigError: If it names the home of a user that there is not.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"'{path}': no such home folder") from None
+
+
 def dump_yaml(tree: Mapping[str, Any]) -> str:
-    """Returns ``tree`` as YAML in its own key order."""
-    return yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+    """Returns ``tree`` as YAML in its own key order, read alike as YAML 1.1 and 1.2."""
+    return yaml.dump(dict(tree), Dumper=Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _config_folder() -> Path:
@@ -135,44 +148,8 @@ def _config_folder() -> Path:
     return shipped if shipped.is_dir() else checkout
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 without two of its traps: ``2e-4`` is a number, a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise _yaml_fault(f"key {key!r} is not a word", key_node)
-            if key in seen:
-                raise _yaml_fault(f"key '{key}' is given twice", key_node)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def _yaml_fault(problem: str, node: yaml.Node) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+0123456789."),
-)
-
-
-def _load_yaml(text: str, *, origin: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(f"{origin}{line}: {error.problem or 'not valid YAML'}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{origin}: not valid YAML ({' '.join(str(error).split())})") from None
-
-
 def parse_override(override: str) -> dict[str, Any]:
-    """Returns ``a.b=value`` nested as in a file, the value read as YAML.
+    """Returns ``a.b=value`` nested as in a file, the value read by `load_value`.
 
     Raises:
         ConfigError: If it does not have that form.
@@ -181,7 +158,7 @@ def parse_override(override: str) -> dict[str, Any]:
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise ConfigError(f"--set {override}: must be key=value, e.g. train.max_steps=100")
-    return nested(key, _load_yaml(text, origin=f"--set {key}"))
+    return nested(key, load_value(text, origin=f"--set {key}"))
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
@@ -192,71 +169,12 @@ def nested(key: str, value: Any) -> dict[str, Any]:
     return {first: value}
 
 
-# Keys that take a word or a mapping. The mapping is one value: it is replaced, not merged.
-_WHOLE = {
-    "placement": "a preset's name or a mapping with modules and layers",
-    "template": "alpaca or a mapping with with_input and without_input",
-}
-
-
 def merge(base: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
     """Returns ``base`` updated with ``overlay``, section by section."""
     merged = dict(base)
     for key, value in overlay.items():
         section = merged.get(key)
-        if isinstance(section, dict) and isinstance(value, dict) and key not in _WHOLE:
+        if isinstance(section, dict) and isinstance(value, dict) and key not in WORD_OR_MAPPING:
             value = merge(section, value)
         merged[key] = value
     return merged
-
-
-def _describe(fault: Any, tree: Mapping[str, Any], *, root: type[BaseModel]) -> str | None:
-    """Returns a fault as ``key: what is allowed, what was given``; None if another covers it."""
-    if not fault["loc"]:
-        return str(fault["msg"].removeprefix("Value error, "))
-    *parents, given = fault["loc"]
-    is_unknown = fault["type"] == "extra_forbidden"
-    location = [part for part in parents if not _is_union_label(part)]
-    location += [given] if is_unknown or not _is_union_label(given) else []
-    key, last = ".".join(str(part) for part in location), str(location[-1])
-    value = _value_at(location, tree)
-    if is_unknown:
-        return f"{key}: unknown key{did_you_mean(last, _siblings(location, root=root))}"
-    if fault["type"] == "missing":
-        return f"{key}: missing"
-    if last in _WHOLE and fault["type"] in ("string_type", "literal_error", "model_type"):
-        is_mapping = isinstance(value, Mapping)
-        return None if is_mapping else f"{key}: must be {_WHOLE[last]}, got {value!r}"
-    if fault["type"] == "model_type":
-        return f"{key}: must be a section of 'key: value' lines, got {value!r}"
-    message = fault["msg"].removeprefix("Value error, ")
-    allowed = re.findall(r"'([^']+)'", message) if fault["type"] == "literal_error" else []
-    hint = did_you_mean(str(value), allowed)
-    return f"{key}: {message[0].lower()}{message[1:]}, got {value!r}{hint}"
-
-
-def _is_union_label(part: str | int) -> bool:
-    """Returns whether pydantic added this part of a location to name a branch of a union."""
-    return isinstance(part, str) and bool(re.search(r"[\[(]|^(str|int|list)$|Config$", part))
-
-
-def _siblings(location: Sequence[str | int], *, root: type[BaseModel]) -> Iterable[str]:
-    section: Any = root
-    parts = iter(location[:-1])
-    for part in parts:
-        annotation = section.model_fields[part].annotation
-        if getattr(annotation, "__origin__", None) is dict:
-            next(parts)  # the entry's name in the file
-        parts_of_union = getattr(annotation, "__args__", ())
-        options = [annotation, *(getattr(part, "__origin__", part) for part in parts_of_union)]
-        section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
-    return section.model_fields  # type: ignore[no-any-return]
-
-
-def _value_at(location: Sequence[str | int], tree: Any) -> Any:
-    for part in location:
-        try:
-            tree = tree[part]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return tree

@@ -13,14 +13,13 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+# assumed: no run counts beyond 32 bits, where PyTorch's indices end
+Positive = Annotated[int, Field(gt=0, lt=2**31)]
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-# YAML 1.1 reads the word off as false.
-AutoOrOff = Annotated[Literal["auto", "off"], BeforeValidator(lambda v: "off" if v is False else v)]
 
 
 class Section(BaseModel):
@@ -144,7 +143,7 @@ class TrainConfig(Section):
     """Recomputes activations inside decoder layers for the gradient instead of storing them;
     affects memory and time only.
     """
-    trunk: AutoOrOff
+    trunk: Literal["auto", "off"]
     """auto: hidden states below the lowest adapter are computed once and cached, if that pays."""
 
 
@@ -250,7 +249,8 @@ class Config(Section):
     @property
     def num_validations(self) -> int:
         """Validations of the tuned weights: every ``eval.every_steps`` steps and at the end."""
-        return sum(map(self.validates_at, range(1, self.train.max_steps + 1)))
+        steps, every = self.train.max_steps, self.eval.every_steps
+        return -(-steps // every) if every else 1
 
 
 # Fields that decide how a run is tracked, saved or timed, not what it computes.

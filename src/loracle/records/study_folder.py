@@ -47,6 +47,9 @@ from loracle.records.names import (
 from loracle.records.result import RunResult, read_result
 from loracle.records.rows import EvalRow, ExampleRow, StepRow
 
+# Of runs outside a study, and of a single seed, which has no interval.
+_COVERAGE = 0.95
+
 Role = Literal["arm", "repeat", "extra-seed", "search"]
 
 
@@ -139,6 +142,11 @@ class StudyRecord:
     def reference(self) -> str:
         """Name of the arm that the others are compared with."""
         return str(self.study["reference"])
+
+    @property
+    def coverage(self) -> float:
+        """Probability that an interval holds the true difference."""
+        return float(self.study.get("interval") or _COVERAGE)
 
     def arm(self, name: str) -> ArmRecord:
         """Returns the arm of that name."""

@@ -200,6 +200,7 @@ def figures_of(study: StudyRecord, verdicts: Verdicts) -> Figures:
             [c for c in comparisons if c and c.difference is not None],
             reference=study.reference,
             noise_floor=verdicts.noise["loss_nats_per_token"].floor,
+            coverage=verdicts.coverage,
             note=at_one_rate(study),
         ),
         losses=tuple(loss_figures(study, looks=looks)),

@@ -176,6 +176,11 @@ class StudyConfig(Section):
             faults.append(
                 "seeds: an interval over seeds needs at least 2; give more, or 'interval: null'"
             )
+        if self.interval is None and len(self.seeds) > 1:
+            faults.append(
+                f"interval: null is for a single seed, and seeds has {len(self.seeds)}; leave it "
+                "out, or give its coverage, e.g. 0.95"
+            )
         taken = sorted(set(self.seeds) & set(self.noise.extra_seeds))
         if taken:
             faults.append(f"noise.extra_seeds: {taken[0]} is one of seeds already")

@@ -67,6 +67,8 @@ class Difference:
     """Examples that both arms were measured on."""
     seed_share: float | None
     """Share of the variance due to the seeds, residual included; the rest is the examples'."""
+    coverage: float = 1 - ALPHA
+    """Probability that the interval holds the true difference."""
 
     def smallest_effect_at(self, alpha: float) -> float | None:
         """Returns the difference found with a power of 80% by a two-sided test at ``alpha``.
@@ -104,7 +106,8 @@ def difference_of(
         return _without_interval(estimate, num_seeds=num_seeds, num_examples=num_examples)
     variance = seed_variance + example_variance
     if variance == 0:
-        return _without_noise(estimate, num_seeds=num_seeds, num_examples=num_examples)
+        exact = _without_noise(estimate, num_seeds=num_seeds, num_examples=num_examples)
+        return replace(exact, coverage=coverage)
     error, share = math.sqrt(variance), seed_variance / variance
     critical_at = partial(
         critical_value, seed_share=share, num_seeds=num_seeds, num_examples=num_examples
@@ -123,6 +126,7 @@ def difference_of(
         num_seeds=num_seeds,
         num_examples=num_examples,
         seed_share=share,
+        coverage=coverage,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from loracle.analysis.comparison import Comparison
 from loracle.report.figures.palette import BAD, GOOD, INK, OPEN
 from loracle.report.figures.vega import Figure, Spec, category, missing, quantity, values
-from loracle.report.text.numbers import LOSS_DECIMALS, with_interval
+from loracle.report.text.numbers import LOSS_DECIMALS, interval_words, with_interval
 
 _WIDTH_PX, _ROW_PX = 460, 26
 _VERDICTS: Mapping[str, tuple[str, str]] = {
@@ -19,7 +19,12 @@ _VERDICTS: Mapping[str, tuple[str, str]] = {
 
 
 def forest_figure(
-    comparisons: Sequence[Comparison], *, reference: str, noise_floor: float | None, note: str = ""
+    comparisons: Sequence[Comparison],
+    *,
+    reference: str,
+    noise_floor: float | None,
+    coverage: float = 0.95,
+    note: str = "",
 ) -> Figure:
     """Returns the forest plot of the loss, a row per comparison; ``note`` ends the caption."""
     name, title = "forest", f"Loss beside {reference}"
@@ -27,11 +32,11 @@ def forest_figure(
         return missing(name, title, why=f"No arm shares a seed with {reference}, so none compares.")
     axis = f"loss minus {reference}'s, nats per token (left of zero: lower loss, better)"
     order = [comparison.arm for comparison in comparisons]
-    intervals = all(comparison.interval for comparison in comparisons)
+    level = interval_words(coverage) if all(c.interval for c in comparisons) else None
     return Figure(
         name,
         title,
-        caption=_caption(intervals=intervals, noise_floor=noise_floor) + note,
+        caption=_caption(level=level, noise_floor=noise_floor) + note,
         spec={
             "width": _WIDTH_PX,
             "height": _ROW_PX * len(comparisons),
@@ -44,10 +49,10 @@ def forest_figure(
     )
 
 
-def _caption(*, intervals: bool, noise_floor: float | None) -> str:
+def _caption(*, level: str | None, noise_floor: float | None) -> str:
     dots = (
-        "Dots: difference over paired seeds and examples; lines: 95 % intervals."
-        if intervals
+        f"Dots: difference over paired seeds and examples; lines: {level}s."
+        if level
         else "Dots: difference. Where a line is missing there is no interval over seeds."
     )
     if noise_floor is None:

@@ -16,6 +16,7 @@ from loracle.report.text.numbers import (
     LOSS_DECIMALS,
     decimals_for,
     fixed,
+    interval_words,
     with_interval,
 )
 
@@ -46,6 +47,7 @@ def tradeoff_figure(
     title: str,
     label: str,
     reference: str,
+    coverage: float = 0.95,
     spans: str = "lowest to highest run",
 ) -> Figure:
     """Returns the panel of one cost, or the sentence why there is nothing to trade.
@@ -56,6 +58,7 @@ def tradeoff_figure(
         title: Name of the cost.
         label: Title with unit, for the axis.
         reference: The arm at zero.
+        coverage: Of the vertical lines.
         spans: What a horizontal line shows.
     """
     points = [_row(arm) for arm in arms if arm.difference is not None]
@@ -69,8 +72,8 @@ def tradeoff_figure(
     return Figure(
         name,
         heading,
-        caption="Lower and further left is better. Vertical lines: 95 % interval of the loss "
-        f"difference; horizontal: {spans}.",
+        caption="Lower and further left is better. Vertical lines: "
+        f"{interval_words(coverage)} of the loss difference; horizontal: {spans}.",
         spec=_panel(points, label=label, reference=reference),
     )
 
@@ -274,6 +277,7 @@ def tradeoff_figures(study: StudyRecord, verdicts: Verdicts) -> list[Figure]:
             title=AXES[axis][0],
             label=axis_label(axis),
             reference=verdicts.reference,
+            coverage=verdicts.coverage,
             spans=range_words(study, axis),
         )
         for axis in AXES

@@ -12,14 +12,14 @@ from loracle.analysis.verdicts import judge
 from loracle.records.find_runs import without_seed
 from loracle.records.result import RunResult
 from loracle.records.study_folder import StudyRecord
-from loracle.report.text.numbers import NOT_MEASURED
+from loracle.report.text.numbers import NOT_MEASURED, interval_words
 from loracle.text import plural
 
 
 def baseline_table(study: StudyRecord) -> str:
     """Returns the quality and cost of one configuration over its seeds, with provenance.
 
-    Changes in loss, perplexity and BLEU carry 95 % intervals over seeds and examples, as a study's
+    Changes in loss, perplexity and BLEU carry intervals over seeds and examples, as a study's
     comparisons do; with one seed there is no interval.
 
     Args:
@@ -28,7 +28,7 @@ def baseline_table(study: StudyRecord) -> str:
     results = [run.result for run in study.runs]
     changes = _changes(study, results)
     lines = [
-        "| | untuned | tuned | change [95 % interval] |",
+        f"| | untuned | tuned | change [{interval_words(study.coverage)}] |",
         "|---|---:|---:|---:|",
         *(
             f"| {name} | {_mean(results, ('quality', 'base', key), spec)} | "
@@ -43,7 +43,7 @@ def baseline_table(study: StudyRecord) -> str:
             for name, path, spec in _COST
         ),
         "",
-        _measured_on(results),
+        _measured_on(results, coverage=study.coverage),
         "",
         *(f"Warning: {line}.\n" for line in dict.fromkeys(_warnings(results))),
         f"Signature: `{without_seed(results[0].signature)}`",
@@ -93,12 +93,13 @@ def _change(
     return f"{value:{spec}}{unit} [{interval[0]:{spec}}, {interval[1]:{spec}}]"
 
 
-def _measured_on(results: Sequence[RunResult]) -> str:
+def _measured_on(results: Sequence[RunResult], *, coverage: float) -> str:
     first = results[0]
     tuned = first.quality.tuned
     seeds = ", ".join(str(result.seed) for result in results)
     return (
-        f"{plural(len(results), 'seed')} ({seeds}). {_means_and_intervals(len(results))} "
+        f"{plural(len(results), 'seed')} ({seeds}). "
+        f"{_means_and_intervals(len(results), coverage=coverage)} "
         f"Perplexity and loss on {tuned.num_examples:,} held-out examples "
         f"({tuned.num_targets:,} tokens), BLEU and chrF on {tuned.num_answers or 0:,} greedy "
         f"answers. {first.device}, {first.finished_at[:10]}."
@@ -110,10 +111,11 @@ def _warnings(results: Sequence[RunResult]) -> Iterator[str]:
         yield from result.data_warnings
 
 
-def _means_and_intervals(num_seeds: int) -> str:
+def _means_and_intervals(num_seeds: int, *, coverage: float) -> str:
     if num_seeds < 2:
         return "Without a second seed there is no interval."
-    return "Untuned and tuned: means over seeds; intervals: 95 %, over seeds and examples."
+    level = f"{100 * coverage:g} %"
+    return f"Untuned and tuned: means over seeds; intervals: {level}, over seeds and examples."
 
 
 def _mean(results: Sequence[RunResult], path: Sequence[str], spec: str) -> str:

@@ -21,6 +21,7 @@ from loracle.report.text.numbers import (
     count,
     decimals_for,
     fixed,
+    interval_words,
     p_value,
     percent,
     signed,
@@ -46,7 +47,7 @@ def arms_by_effect(study: StudyRecord, verdicts: Verdicts) -> list[ArmRecord]:
 
 def verdict_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -> Table:
     """Returns every arm beside the reference, sorted by effect."""
-    arms = arms_by_effect(study, verdicts)
+    arms, level = arms_by_effect(study, verdicts), interval_words(verdicts.coverage)
     step, memory = _cells(study, "step_time_s"), _cells(study, "peak_memory_gib")
     rows = [
         (
@@ -64,11 +65,11 @@ def verdict_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) ->
             Column("rank"),
             Column("trainable parameters", "gap to the budget"),
             Column("seeds", "paired"),
-            Column("loss difference", "nats per token [95 % interval]"),
+            Column("loss difference", f"nats per token [{level}]"),
             Column("perplexity", "change in %"),
             Column("p", "Holm"),
             Column("verdict", align="left"),
-            Column("BLEU difference", "points [95 % interval]"),
+            Column("BLEU difference", f"points [{level}]"),
             Column("step time", "s"),
             Column("peak memory", "GiB"),
         ),
@@ -170,7 +171,7 @@ def bleu_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -> Ta
         columns=(
             _ARM,
             Column("BLEU", "mean (SD)"),
-            Column("difference", "points [95 % interval]"),
+            Column("difference", f"points [{interval_words(verdicts.coverage)}]"),
             Column("p", "Holm"),
             Column("verdict", align="left"),
         ),
@@ -215,7 +216,7 @@ def untuned_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) ->
             Column("loss", "nats per token"),
             Column("perplexity"),
             Column("BLEU"),
-            Column("loss minus untuned", "nats per token [95 % interval]"),
+            Column("loss minus untuned", f"nats per token [{interval_words(verdicts.coverage)}]"),
             Column("verdict", align="left"),
         ),
         rows=tuple(rows),

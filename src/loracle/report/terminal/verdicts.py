@@ -41,8 +41,9 @@ def verdict_view(study: StudyRecord, verdicts: Verdicts, *, width: int) -> Rende
 def _table(study: StudyRecord, verdicts: Verdicts, *, wide: bool) -> Table:
     table = borderless()
     table.add_column("arm", overflow="fold")
+    level = f"{100 * verdicts.coverage:g}% interval"
     costs = ("r", "parameters", "s per\nstep", "GiB") if wide else ()
-    for header in (*costs, "perplexity", "difference,\nnats/token", "95% interval"):
+    for header in (*costs, "perplexity", "difference,\nnats/token", level):
         table.add_column(header, justify="right", no_wrap=True)
     if wide:
         table.add_column("p (Holm)", justify="right", no_wrap=True)

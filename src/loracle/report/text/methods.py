@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from loracle.records.study_folder import StudyRecord
-from loracle.report.text.numbers import count, percent
+from loracle.report.text.numbers import count, interval_words, percent
 from loracle.report.text.provenance import Provenance, data_of
 from loracle.text import plural
 
@@ -160,9 +160,10 @@ def _measures(config: Mapping[str, Any], provenance: Provenance) -> Iterator[str
 
 
 def _statistics(study: StudyRecord) -> Iterator[str]:
+    level = interval_words(study.coverage)
     yield (
         f"Each arm is compared with {study.reference} by the token-weighted mean difference over "
-        f"the same seeds and the same examples. The 95 % interval counts the chance of seeds and "
+        f"the same seeds and the same examples. The {level} counts the chance of seeds and "
         f"of examples (variances of a two-way crossed design; critical value between Student's t "
         f"of the one and of the other, after Cochran 1964); p-values are Holm-corrected over the "
         f"arms. BLEU differences are bootstrapped over examples (Koehn 2004), with the variance "

@@ -39,6 +39,11 @@ def interval(low: float | None, high: float | None, *, decimals: int) -> str:
     return f"[{signed(low, decimals=decimals)}, {signed(high, decimals=decimals)}]"
 
 
+def interval_words(coverage: float) -> str:
+    """Returns ``95 % interval``."""
+    return f"{100 * coverage:g} % interval"
+
+
 def with_interval(
     value: float | None, low: float | None, high: float | None, *, decimals: int
 ) -> str:
