@@ -15,7 +15,7 @@ import torch
 
 from loracle.data.packing import batches_by_tokens
 from loracle.engine.device import release_free_memory
-from loracle.errors import OutOfMemory
+from loracle.errors import OutOfMemory, means_out_of_memory
 
 T = TypeVar("T")
 
@@ -56,7 +56,7 @@ class PassBudget:
         while True:
             try:
                 return attempt(self.tokens)
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):
                     raise
             # The error is deleted by now, and with it the tensors of the failed pass.
@@ -83,11 +83,8 @@ def largest_pass(lengths: Sequence[int], *, budget: int) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns True if the allocator of a GPU or a CPU ran out of memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # The CPU's allocator has no exception class of its own.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    """Returns True if the allocator of a GPU, a CPU or a library ran out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or means_out_of_memory(error)
 
 
 def free_memory() -> None:
@@ -103,7 +100,7 @@ def memory_faults(where: str, *, remedy: str) -> Iterator[None]:
     """Raises OutOfMemory, its message from ``where`` to ``remedy``, if memory runs out inside."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"{where}: out of memory; {remedy}") from None

@@ -14,7 +14,8 @@ from loracle.model.base import FrozenBase
 from loracle.model.load import load_base
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
-from loracle.records.names import MODULES
+from loracle.records.manifest import require_intact
+from loracle.records.names import ADAPTER, MODULES
 from loracle.records.run_folder import recorded_config
 from loracle.runner.active_run import DEFAULT_ADAPTER
 from loracle.runner.finish import saved_weights
@@ -46,6 +47,8 @@ def sample_run(
         RunFolderError: If there is no run, or it has no adapter yet.
     """
     config = recorded_config(run)
+    for folder in ("", ADAPTER):
+        require_intact(run, below=folder, remedy="restore it, or run it again")
     unfinished = RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
     if not (run / MODULES).is_file():
         raise unfinished
