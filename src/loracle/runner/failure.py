@@ -54,11 +54,19 @@ def record_failure(folder: RunFolder, error: LoracleError) -> None:
 
 def without_places(text: str) -> str:
     """Returns a text with files named from where they are imported, and the home as ``~``."""
-    roots = {path for path in (*sys.path, sys.prefix, os.getcwd()) if len(path) > 1}  # noqa: PTH109
+    roots = {path for path in (*sys.path, sys.prefix, _here()) if len(path) > 1}
     for root in sorted(roots, key=len, reverse=True):
         text = text.replace(f"{root}/", "")
     home = os.environ.get("HOME", "")
     return text.replace(home, "~") if len(Path(home).parts) > 1 else text
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        # The folder was removed meanwhile.
+        return ""
 
 
 def _keep_traceback(error: Exception, folder: RunFolder) -> str:
