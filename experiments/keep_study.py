@@ -14,13 +14,20 @@ from pathlib import Path
 
 RECORDS = (
     "config.yaml", "data.json", "environment.json", "evals.jsonl", "examples.jsonl",
-    "modules.json", "result.json", "status.json", "steps.jsonl",
+    "manifest.json", "modules.json", "result.json", "status.json", "steps.jsonl",
 )  # fmt: skip
 
 
 def keep_study(study: Path, *, out: Path) -> Path:
     """Copies a study's records, plan and scores to ``out``, replacing an earlier copy."""
-    names = ("study.yaml", "plan.json", "scores.json", "clock.json", "predicted.json")
+    names = (
+        "study.yaml",
+        "plan.json",
+        "scores.json",
+        "clock.json",
+        "predicted.json",
+        "manifest.json",
+    )
     plan = [study / name for name in names]
     assert plan[0].is_file(), f"{study}: not a study"
     shutil.rmtree(out / "runs", ignore_errors=True)

@@ -22,6 +22,7 @@ EXIT_CODES = {
     "NonFiniteError": 1,
     "AuditError": 1,
     "OutOfMemory": 1,
+    "UnexpectedError": 1,
     "Interrupted": 130,
 }
 DEFINED = {

@@ -14,8 +14,9 @@
     ├── RunFailed                 1   a run that started and cannot continue
     │   ├── NonFiniteError            NaN or infinity, with what and where
     │   ├── OutOfMemory               not even the smallest forward pass fits
-    │   └── AuditError                the finished run fails its own check
-    └── Interrupted             130   SIGINT or SIGTERM; a checkpoint was written
+    │   ├── AuditError                the finished run fails its own check
+    │   └── UnexpectedError           an exception that nobody foresaw; its traceback is in a file
+    └── Interrupted             130   SIGINT, SIGTERM or SIGHUP; a checkpoint was written
 
 A message states where the fault is, what was given, what is allowed, and the nearest valid choice.
 Only ``cli.main`` catches these errors: it prints one line and exits with ``exit_code``.
@@ -24,6 +25,8 @@ Only ``cli.main`` catches these errors: it prints one line and exits with ``exit
 from __future__ import annotations
 
 import difflib
+import errno
+import re
 from collections.abc import Iterable
 
 
@@ -83,8 +86,12 @@ class AuditError(RunFailed):
     """A finished run that fails its own audit."""
 
 
+class UnexpectedError(RunFailed):
+    """An exception of a library, or a mistake of ours."""
+
+
 class Interrupted(LoracleError):
-    """SIGINT or SIGTERM arrived; the checkpoint has been written."""
+    """SIGINT, SIGTERM or SIGHUP arrived; the checkpoint has been written."""
 
     exit_code = 130
 
@@ -93,3 +100,35 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the nearest allowed word, or an empty string."""
     nearest = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f"; did you mean '{nearest[0]}'?" if nearest else ""
+
+
+# What allocators of the CPU, of a GPU and of the loader say; most have no exception class.
+# source: PyTorch's c10 and ATen, oneDNN, cuBLAS, cuDNN, glibc, Arrow, as of 2026
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|cannot allocate memory|could not create a (primitive|memory)|"
+    r"out of memory|not enough memory|std::bad_alloc|unable to mmap|_ALLOC_FAILED|"
+    r"failed to map segment|malloc of size|realloc of size",
+    re.IGNORECASE,
+)
+
+
+def means_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an exception says, in its own way, that there was no memory left."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    # A class of its own, an import that could not be mapped, or a plain RuntimeError.
+    kinds = (RuntimeError, OSError, ImportError, SystemError)
+    return isinstance(error, kinds) and _NO_MEMORY.search(str(error)) is not None
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns class and text of an exception, without line breaks, and not longer than a screen."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+# assumed: enough to know an error by; the rest is in its traceback
+_LONGEST = 400

@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_a_folder_that_can_be_used_later
         patched.setattr(os, "fsync", full)
         with pytest.raises(RunFolderError) as caught:
             RunFolder.create(tmp_path / "a", config=config)
-    assert "config.yaml: cannot be written: the disk is full" in one_line(caught)
+    assert "/a/manifest.json: cannot be written: the disk is full" in one_line(caught)
     RunFolder.create(tmp_path / "a", config=config).close()
 
 
@@ -170,11 +170,23 @@ def test_one_process_per_run_folder(tmp_path, config):
 
 def test_a_failed_start_lets_go_of_the_folder(tmp_path, config):
     RunFolder.create(tmp_path / "a", config=config).close()
-    (tmp_path / "a" / "status.json").write_text("{")
-    with pytest.raises(RunFolderError, match=r"status\.json: not JSON"):
+    sound = (tmp_path / "a" / "config.yaml").read_bytes()
+    (tmp_path / "a" / "config.yaml").write_text("{")
+    with pytest.raises(RunFolderError, match=r"a/config\.yaml: is not what was written"):
         RunFolder.reopen(tmp_path / "a", config=config)
-    (tmp_path / "a" / "status.json").unlink()
+    (tmp_path / "a" / "config.yaml").write_bytes(sound)
     RunFolder.reopen(tmp_path / "a", config=config).close()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"status": "compleued"}'])
+def test_a_damaged_status_of_an_unfinished_run_is_said_and_written_again(tmp_path, config, content):
+    RunFolder.create(tmp_path / "a", config=config).close()
+    (tmp_path / "a" / "status.json").write_text(content)
+    with RunFolder.reopen(tmp_path / "a", config=config) as run:
+        (said,) = run.notices
+        assert "status.json" in said
+        assert said.endswith("; taken as unfinished")
+        assert run.read_json("status.json")["status"] == "running"
 
 
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path, config, monkeypatch):
@@ -220,7 +232,7 @@ def test_rewinding_keeps_the_rows_up_to_the_checkpoint(tmp_path, config):
         assert [row["step"] for row in run.steps()] == [1, 2, 3, 4, 5]
         assert run.steps()[3]["loss"] == 1 / 4
         assert [row["step"] for row in run.evals()] == [0]
-        run.rewind(-1)
+        run.put_back({})
         assert run.steps() == run.evals() == []
 
 

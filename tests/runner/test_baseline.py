@@ -88,6 +88,7 @@ def test_the_run_folder_holds_what_the_contract_names_and_nothing_else(finished)
         "environment.json",
         "evals.jsonl",
         "examples.jsonl",
+        "manifest.json",
         "modules.json",
         "result.json",
         "status.json",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from loracle.config.files import load_config
-from loracle.errors import Interrupted, ModelError, NonFiniteError, UsageError
+from loracle.errors import Interrupted, ModelError, NonFiniteError, UnexpectedError, UsageError
 from loracle.records.result import read_result
 from loracle.records.run_folder import RunFolder
 from loracle.runner import active_run, bundle, bundle_size, probe, shared_base, untuned
@@ -248,6 +248,45 @@ def test_a_run_that_cannot_take_its_adapter_fails_alone(here, tmp_path, monkeypa
     assert isinstance(outcomes[1].error, ModelError)
     assert outcomes[2].error is None
     assert load(tmp_path / "top" / "status.json")["error"] == "PEFT put no adapter on it"
+
+
+@pytest.mark.parametrize("where", ["fill_trunk", "_next_step", "audit_weights"])
+def test_what_a_library_raises_fails_its_bundle_and_no_other(here, tmp_path, monkeypatch, where):
+    """Before anything is open, in a step that all share, in the work of one run."""
+    right, calls = getattr(bundle, where), []
+
+    def broken(*given, **settings):
+        calls.append(given)
+        if len(calls) == 1:
+            raise KeyError("no such layer")
+        return right(*given, **settings)
+
+    monkeypatch.setattr(bundle, where, broken)
+    arms = {name: ARMS[name] for name in ("everything", "attention")}
+    failed, done = run_many(specs_of(here, tmp_path, arms), bundle_size=1)
+    assert failed.error.exit_code == 1
+    assert load(failed.out / "status.json")["error"] == (
+        "KeyError: 'no such layer' (traceback in everything/traceback.txt)"
+    )
+    assert "no such layer" in (failed.out / "traceback.txt").read_text(encoding="utf-8")
+    assert done.result.status == "completed"
+    if where == "audit_weights":
+        (again, _) = run_many(specs_of(here, tmp_path, arms), bundle_size=1)
+        assert again.result.status == "completed"
+        assert not (again.out / "traceback.txt").exists()
+
+
+def test_what_a_library_raises_before_any_run_is_in_each_folder(here, tmp_path, monkeypatch):
+    def broken(*_given, **_settings):
+        raise RuntimeError("tokenizer is a pumpkin")
+
+    monkeypatch.setattr(shared_base, "prepare_data", broken)
+    arms = {name: ARMS[name] for name in ("everything", "attention")}
+    with pytest.raises(UnexpectedError, match="RuntimeError: tokenizer is a pumpkin"):
+        run_many(specs_of(here, tmp_path, arms))
+    for name in arms:
+        assert load(tmp_path / name / "status.json")["status"] == "failed"
+        assert (tmp_path / name / "traceback.txt").is_file()
 
 
 @pytest.mark.parametrize(
@@ -501,10 +540,10 @@ def test_a_bundle_killed_again_and_again_ends_with_the_same_bits(
 def test_a_bundle_cut_between_two_members_checkpoints_goes_back_to_the_common_step(
     place, nursery, unkilled, tmp_path
 ):
-    """The 13th file is the second member's third: of its second checkpoint, half is written."""
+    """The 21st file is the second member's: of its second checkpoint, half is written."""
     root = tmp_path / "study"
     words = study_words(place, root, {n: [*LONG, *o] for n, o in THREE.items()}, size=3)
-    assert nursery.live(words, folder=root, half=13).code == -9
+    assert nursery.live(words, folder=root, half=21).code == -9
     newest = {
         name: sorted((root / name / "checkpoints").glob("step-????????"))[-1].name for name in THREE
     }
@@ -523,7 +562,7 @@ def test_without_a_common_checkpoint_each_goes_on_from_its_own(place, nursery, t
     root = tmp_path / "study"
     arms = {name: ARMS[name] for name in ("everything", "top")}
     words = study_words(place, root, arms, size=2, common=["checkpoint.keep=1"])
-    assert nursery.live(words, folder=root, half=11).code == -9
+    assert nursery.live(words, folder=root, half=17).code == -9
     outcome = nursery.live(words, folder=root)
     assert outcome.code == 0
     assert "resuming after step 4 of 6" in outcome.err

@@ -12,7 +12,7 @@ from loracle.errors import Interrupted
 from loracle.runner import signals
 from loracle.runner.signals import StopRequest
 
-HANDLED = (signal.SIGINT, signal.SIGTERM)
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def handlers() -> list[object]:
@@ -27,6 +27,16 @@ def test_the_first_signal_is_noted_and_raised_where_asked(number):
         assert stop.received is number
         with pytest.raises(Interrupted, match=rf"^interrupted by {number.name}$"):
             stop.check()
+
+
+def test_a_hangup_that_the_caller_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            stop.check()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_signals_that_come_together_are_one_request():

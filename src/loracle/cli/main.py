@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,8 +12,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from loracle.cli.ending import run, show_tracebacks
+from loracle.cli.streams import fill_closed_descriptors
 from loracle.config.files import at_home, find_config, load_config
-from loracle.errors import ConfigError, LoracleError, RunFolderError
+from loracle.errors import ConfigError, RunFolderError
+from loracle.engine.small_machine import can_start_threads, find_temporary_folder, go_without_threads
 from loracle.version import __version__
 
 app = typer.Typer(
@@ -51,33 +54,28 @@ RUNS = Path("runs")
 
 def main() -> None:
     """Runs the command line and exits with its code."""
+    fill_closed_descriptors()
+    find_temporary_folder(lambda: _cache() / "tmp")
+    if not can_start_threads():
+        go_without_threads()
+        sys.stderr.write("few processes are allowed here (ulimit -u): going on in one thread\n")
     sys.exit(run(app))
 
 
-def run(command: Callable[..., Any]) -> int:
-    """Runs a command and returns its exit code; prints a `LoracleError` as one line."""
-    try:
-        code = command(standalone_mode=False)
-    except LoracleError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False
-        )
-        return error.exit_code
-    except (typer.Abort, KeyboardInterrupt):
-        return 130
-    except Exception as error:
-        show = getattr(error, "show", None)
-        if show is None:
-            raise
-        show()
-        return int(getattr(error, "exit_code", 2))
-    return code if isinstance(code, int) else 0
+def _cache() -> Path:
+    from loracle.sources.cache import cache_folder
+
+    return cache_folder()
 
 
 @app.callback(invoke_without_command=True)
-def _version(
+def _global_options(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error, before its line.")
+    ] = False,
 ) -> None:
+    show_tracebacks(debug)
     if version:
         print(__version__)
         raise typer.Exit
@@ -230,9 +228,13 @@ def report(
     markdown: MarkdownOption = False,
 ) -> None:
     """Write a study's report, or print the results of a run or of runs with different seeds."""
-    from loracle.records.names import STUDY
+    from loracle.records.find_runs import read_results, unverified
+    from loracle.records.study_folder import is_study
 
-    if (folder / STUDY).is_file():
+    note = unverified(folder)
+    if note:
+        Console(stderr=True, soft_wrap=True).print(escape(note), highlight=False)
+    if is_study(folder):
         if markdown:
             from loracle.report import study_markdown
 
@@ -242,7 +244,6 @@ def report(
 
         report_study(folder, console=Console())
         return
-    from loracle.records.find_runs import read_results
     from loracle.records.lone_runs import study_of_runs
     from loracle.report.tables.baseline import baseline_table
     from loracle.report.terminal.run import result_view

@@ -57,7 +57,7 @@ class PassBudget:
         while True:
             try:
                 return attempt(self.tokens)
-            except (RuntimeError, MemoryError) as error:
+            except (RuntimeError, MemoryError, OSError) as error:
                 if not is_out_of_memory(error):
                     raise
             # The error is deleted by now, and with it the tensors of the failed pass.
@@ -96,7 +96,7 @@ def memory_faults(where: str, *, remedy: str) -> Iterator[None]:
     """Raises OutOfMemory, its message from ``where`` to ``remedy``, if memory runs out inside."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except (RuntimeError, MemoryError, OSError) as error:
         if not is_out_of_memory(error):
             raise
         raise OutOfMemory(f"{where}: out of memory; {remedy}") from None

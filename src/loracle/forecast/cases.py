@@ -19,6 +19,7 @@ from loracle.forecast.lengths import lengths_of
 from loracle.forecast.op_costs import Rates
 from loracle.forecast.predict import Prediction, predict_run, trace_run
 from loracle.placement import ModulePlan
+from loracle.engine.small_machine import can_start_threads
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -108,15 +109,26 @@ def in_processes(function: Callable[[_Item], _Result], items: Sequence[_Item]) -
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     count = min(cores, len(items))
-    if count < 2 or "fork" not in get_all_start_methods():
+    pool = _pool(count) if count > 1 and can_start_threads() else None
+    if pool is None:
         return list(map(function, items))
-    fork = get_context("fork")
     # A child has none of its parent's threads and must not wait for them.
-    with (
-        warnings.catch_warnings(),
-        ProcessPoolExecutor(
-            count, mp_context=fork, initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool,
-    ):
+    with warnings.catch_warnings(), pool:
         warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
         return list(pool.map(function, items))
+
+
+def _pool(count: int) -> ProcessPoolExecutor | None:
+    """Returns processes of one thread; None where they cannot be had."""
+    if "fork" not in get_all_start_methods():
+        return None
+    try:
+        return ProcessPoolExecutor(
+            count,
+            mp_context=get_context("fork"),
+            initializer=torch.set_num_threads,
+            initargs=(1,),
+        )
+    except (OSError, ImportError):
+        # Their semaphores live in /dev/shm, which is not writable everywhere.
+        return None

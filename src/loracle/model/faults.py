@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from loracle.errors import LoracleError, ModelError
+from loracle.errors import LoracleError, ModelError, means_out_of_memory
 
 _MOST = 300
 
@@ -19,11 +19,8 @@ def first_line(error: Exception) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Returns True if the allocator of a GPU or a CPU ran out of memory."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    # The CPU's allocator has no exception class of its own.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    """Returns True if the allocator of a GPU, a CPU or a library ran out of memory."""
+    return isinstance(error, torch.OutOfMemoryError) or means_out_of_memory(error)
 
 
 @contextmanager

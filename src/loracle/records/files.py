@@ -98,7 +98,12 @@ def write_json(path: Path, data: Mapping[str, Any], *, indent: int = 2) -> None:
         NonFiniteError: If a value is NaN or infinite.
         RunFolderError: If it cannot be written.
     """
-    write_durably(path, strict_json(data, origin=path.name, indent=indent).encode() + b"\n")
+    write_durably(path, json_bytes(data, origin=path.name, indent=indent))
+
+
+def json_bytes(data: Mapping[str, Any], *, origin: str, indent: int = 2) -> bytes:
+    """Returns the content of a JSON file, as `strict_json` does."""
+    return strict_json(data, origin=origin, indent=indent).encode() + b"\n"
 
 
 def write_synced(path: Path, content: bytes) -> None:

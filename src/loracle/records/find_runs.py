@@ -10,7 +10,8 @@ from pathlib import Path
 
 from loracle.config.run import Config, config_digest
 from loracle.errors import LoracleError, RunFolderError
-from loracle.records.names import CONFIG, LOCK, STATUS
+from loracle.records.manifest import is_verified, require_intact
+from loracle.records.names import CONFIG, LOCK, MANIFEST, RESULT, STATUS
 from loracle.records.result import RunResult, read_result
 from loracle.records.run_folder import read_status, recorded_config
 
@@ -36,16 +37,36 @@ def find_resumable(root: Path, *, config: Config) -> Path | None:
 
 
 def completed_runs(root: Path) -> Iterator[Path]:
-    """Yields the folder of every completed run under ``root``, by name."""
+    """Yields the folder of every completed run under ``root``, by name.
+
+    Raises:
+        RunFolderError: If a run's status is damaged: it might be a completed one.
+    """
     for path in _runs(root):
-        if _status(path) == "completed":
+        require_intact(
+            path, names=(STATUS, CONFIG), remedy="restore it, or remove the run's folder"
+        )
+        if read_status(path).get("status") == "completed":
             yield path
+
+
+def unverified(root: Path) -> str | None:
+    """Returns, in one line, how many finished runs under ``root`` nothing vouches for; or None."""
+    finished = [path for path in _runs(root) if (path / RESULT).is_file()]
+    without = sum(not is_verified(path) for path in finished)
+    if not without:
+        return None
+    return (
+        f"{root}: {without} of {len(finished)} runs cannot be verified: an older version wrote "
+        f"them, without {MANIFEST}"
+    )
 
 
 def _runs(root: Path) -> Iterator[Path]:
     """Yields every run folder under ``root``; runs are not searched for further runs."""
     for folder, subfolders, files in os.walk(root):
-        if CONFIG in files and (STATUS in files or LOCK in files):
+        is_run = CONFIG in files and (STATUS in files or LOCK in files)
+        if is_run or (MANIFEST in files and RESULT in files):
             subfolders.clear()
             yield Path(folder)
         subfolders.sort()

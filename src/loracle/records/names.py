@@ -9,6 +9,7 @@ CONFIG, STATUS, LOCK = "config.yaml", "status.json", ".lock"
 ENVIRONMENT, DATA, MODULES = "environment.json", "data.json", "modules.json"
 STEPS, EVALS, EXAMPLES = "steps.jsonl", "evals.jsonl", "examples.jsonl"
 RESULT = "result.json"
+MANIFEST, TRACEBACK = "manifest.json", "traceback.txt"
 ADAPTER, MODEL, CHECKPOINTS = "adapter", "model", "checkpoints"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """In the folder ``adapter``, as PEFT names it."""
@@ -16,9 +17,14 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # Kept between evaluation and result, for a run that is interrupted there.
 ANSWERS, MEMORY = "answers.json", "memory.json"
 
+RUN_RECORDS = (CONFIG, ENVIRONMENT, DATA, MODULES, STEPS, EVALS, EXAMPLES, RESULT)
+"""What a finished run's manifest lists, beside its status and its adapter's files."""
+
 # A study's folder.
 STUDY, PLAN, SCORES, CLOCK = "study.yaml", "plan.json", "scores.json", "clock.json"
 PREDICTED = "predicted.json"
+STUDY_RECORDS = (STUDY, PLAN, SCORES, CLOCK, PREDICTED)
+"""What a study's manifest lists."""
 REPORT, PAGE, VERDICTS = "report", "index.html", "verdicts.json"
 
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from loracle.records.files import from_json, read_json, to_json, write_json
-from loracle.records.names import PREDICTED
+from loracle.records.files import from_json, json_bytes, read_json, to_json
+from loracle.records.manifest import write_records
+from loracle.records.names import PREDICTED, STUDY_RECORDS
 
 _SCHEMA = 1
 
@@ -50,7 +51,8 @@ def _error(predicted: float | None, measured: float | None) -> float | None:
 def keep_accuracy(folder: Path, accuracies: Sequence[ArmAccuracy]) -> Path:
     """Writes predictions and measurements into a study's folder and returns the file."""
     path = folder / PREDICTED
-    write_json(path, {"schema": _SCHEMA, "arms": [to_json(arm) for arm in accuracies]})
+    data = {"schema": _SCHEMA, "arms": [to_json(arm) for arm in accuracies]}
+    write_records(folder, {PREDICTED: json_bytes(data, origin=PREDICTED)}, known=STUDY_RECORDS)
     return path
 
 

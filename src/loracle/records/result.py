@@ -12,6 +12,7 @@ from pydantic import computed_field
 
 from loracle.errors import RunFolderError
 from loracle.records.files import from_json, read_json
+from loracle.records.manifest import require_intact
 from loracle.records.names import RESULT
 
 SCHEMA = 1
@@ -253,16 +254,18 @@ class RunResult:
     """What the result does not speak of: a sentence on records left out, if they are many."""
 
 
-def read_result(folder: Path) -> RunResult:
-    """Returns the result in a run's folder.
+def read_result(folder: Path, *, verify: bool = True) -> RunResult:
+    """Returns the result in a run's folder, whose records must be as they were written.
 
-    A key that this version does not know is ignored: a later one may add it without changing the
-    others.
+    ``verify=False`` reads the file alone, without looking at the others. A key that this version
+    does not know is ignored: a later one may add it without changing the others.
 
     Raises:
-        RunFolderError: If there is none, its schema is not this version's, or a value is missing
-            or of another type.
+        RunFolderError: If there is none, its schema is not this version's, a value is missing or
+            of another type, or a record is not what its manifest says.
     """
+    if verify:
+        require_intact(folder, remedy="restore it, or remove the run's folder and run it again")
     path = folder / RESULT
     return parse_result(read_json(path), origin=f"{path}")
 

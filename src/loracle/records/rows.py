@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+from loracle.errors import RunFolderError
+from loracle.records.files import read_jsonl
+from loracle.records.names import STEPS
 
 
 class StepRow(TypedDict):
@@ -57,3 +62,18 @@ class ExampleRow(TypedDict):
     hit_limit: bool | None
     """The answer was cut at the token limit."""
     base_hit_limit: bool | None
+
+
+def read_steps(run: Path) -> list[dict[str, Any]]:
+    """Returns the complete rows of a run's ``steps.jsonl``; none if there is no such file.
+
+    Raises:
+        RunFolderError: If a step is missing or there twice.
+    """
+    rows = read_jsonl(run / STEPS)
+    for expected, row in enumerate(rows, 1):
+        if row.get("step") != expected:
+            raise RunFolderError(
+                f"{run / STEPS}:{expected}: step {row.get('step')!r} where step {expected} belongs"
+            )
+    return rows

@@ -7,36 +7,64 @@
     environment.json, data.json, modules.json, examples.jsonl, result.json, adapter/, checkpoints/
 
 Whole files are replaced atomically. The two growing files gain one line at a time; a last line that
-was cut short is dropped.
+was cut short is dropped, and checkpoints hold copies. ``manifest.json`` tells whether all are as
+they were written (`loracle.records.manifest`).
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
+import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from loracle.config.files import dump_yaml, merge, parse_config, read_yaml
 from loracle.config.run import Config, difference
 from loracle.errors import RunFolderError
 from loracle.records.files import (
     disk_faults,
-    is_unsupported,
+    json_bytes,
     read_json,
     read_jsonl,
     strict_json,
     to_json,
     write_durably,
-    write_json,
 )
-from loracle.records.names import CHECKPOINTS, CONFIG, EVALS, LOCK, RESULT, STATUS, STEPS
+from loracle.records.lock import acquire
+from loracle.records.manifest import Manifest, faults_of, read_manifest, require_intact
+from loracle.records.names import (
+    ADAPTER,
+    ANSWERS,
+    CHECKPOINTS,
+    CONFIG,
+    DATA,
+    ENVIRONMENT,
+    EVALS,
+    LOCK,
+    MANIFEST,
+    MEMORY,
+    MODULES,
+    RESULT,
+    RUN_RECORDS,
+    STATUS,
+    STEPS,
+    TRACEBACK,
+)
 from loracle.records.result import RunResult
+from loracle.records.rows import read_steps
 
 Status = Literal["running", "completed", "failed", "interrupted"]
+
+# Written as a whole while the run goes on; their digests are listed before they are.
+_INPUTS, _PASSING = (CONFIG, ENVIRONMENT, DATA, MODULES), (ANSWERS, MEMORY)
+_WHOLE = (*_INPUTS, *_PASSING)
+# Of these, what a resumed run can do without: it is made again.
+_REMADE = (ENVIRONMENT, *_PASSING)
+
+_REMEDY = "restore it, or remove the run's folder and run it again"
 
 _STATUS_FIELDS = ("phase", "step", "max_steps", "error")
 _PREPARING = "prepare"
@@ -53,6 +81,7 @@ class RunFolder:
         status: Contents of ``status.json``.
         failed_before: Whether the run had failed when it was reopened.
         has_begun: Whether anything but preparations was done since it was opened.
+        notices: What was found damaged when it was reopened, and is made again.
     """
 
     def __init__(self, path: Path, *, config: Config, status: dict[str, Any], lock: int) -> None:
@@ -62,7 +91,9 @@ class RunFolder:
         self.failed_before = status.get("status") == "failed"
         self.has_begun = False
         self._status_before = status
+        self.notices: list[str] = []
         self._lock: int | None = lock
+        self._manifest = Manifest(path)
 
     @classmethod
     def create(cls, path: Path, *, config: Config) -> Self:
@@ -74,7 +105,7 @@ class RunFolder:
         with disk_faults(path):
             path.mkdir(parents=True, exist_ok=True)
             _require_vacant(path)
-            lock = _acquire(path)
+            lock = acquire(path)
         try:
             # Again under the lock: another process may have created a run meanwhile.
             _require_vacant(path)
@@ -98,17 +129,16 @@ class RunFolder:
         Raises:
             RunFolderError: If there is no run, it is another one, is in use or cannot be written.
         """
-        recorded = recorded_config(path)
-        differences = difference(recorded, config) if config else []
-        if differences:
-            raise RunFolderError(
-                f"{path}: was started with another configuration ({'; '.join(differences)}); "
-                "resume with the recorded one, or give another --out"
-            )
+        if not (path / CONFIG).is_file():
+            raise _no_run(path)
         with disk_faults(path):
-            lock = _acquire(path)
+            lock = acquire(path)
         try:
-            run = cls(path, config=config or recorded, status=read_status(path), lock=lock)
+            # Under the lock: another process may have written meanwhile.
+            _require_inputs(path)
+            recorded = recorded_config(path)
+            _require_same(recorded, config, path=path)
+            run = cls(path, config=config or recorded, status={}, lock=lock)
             run._continue(recorded)
         except BaseException:
             os.close(lock)
@@ -117,15 +147,33 @@ class RunFolder:
 
     def _continue(self, recorded: Config) -> None:
         """Prepares an unfinished run for writing."""
+        try:
+            self.status = read_status(self.path)
+        except RunFolderError as error:
+            # Of a finished run the manifest would have told.
+            self.notices.append(f"{error}; taken as unfinished")
+            self.status = {"status": "running"}
+        self.failed_before = self.status.get("status") == "failed"
         if self.is_finished:
             return
+        with disk_faults(self.path):
+            self._clean()
+        self._manifest = Manifest(self.path, read_manifest(self.path))
+        self._manifest.keep_only(_WHOLE)
+        if self.config != recorded:
+            self.write_yaml(CONFIG, self.config.model_dump(mode="json"))
+        self.set_status("running")
+
+    def _clean(self) -> None:
+        """Removes what earlier processes left half done, and what was damaged and can be remade."""
         for name in (STEPS, EVALS):
             self._drop_partial_line(name)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
-        if self.config != recorded:
-            self.write_yaml(CONFIG, self.config.model_dump(mode="json"))
-        self.set_status("running")
+        (self.path / TRACEBACK).unlink(missing_ok=True)
+        for name, fault in faults_of(self.path, names=_REMADE).items():
+            self.notices.append(f"{self.path.name}/{name}: {fault}; made again")
+            (self.path / name).unlink(missing_ok=True)
 
     @property
     def is_finished(self) -> bool:
@@ -172,7 +220,14 @@ class RunFolder:
             **fields,
             "updated_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
         }
-        self.write_json(STATUS, new)
+        content = json_bytes(new, origin=STATUS)
+        self._require_open(STATUS)
+        if status == "completed":
+            adapter = sorted((self.path / ADAPTER).glob("*"))
+            files = [f"{ADAPTER}/{file.name}" for file in adapter if file.is_file()]
+            self._manifest.seal([*RUN_RECORDS, *files], last={STATUS: content})
+        else:
+            write_durably(self.path / STATUS, content)
         self.status = new
         self.has_begun |= fields.get("phase", _PREPARING) != _PREPARING
 
@@ -191,8 +246,7 @@ class RunFolder:
 
     def write_json(self, name: str, data: Mapping[str, Any]) -> None:
         """Replaces a JSON file, as `loracle.records.files.write_json` does."""
-        self._require_open(name)
-        write_json(self.path / name, data)
+        self._replace(name, json_bytes(data, origin=name))
 
     def write_result(self, result: RunResult) -> None:
         """Replaces ``result.json``."""
@@ -200,12 +254,16 @@ class RunFolder:
 
     def write_yaml(self, name: str, data: Mapping[str, Any]) -> None:
         """Replaces a YAML file."""
-        self._replace(name, dump_yaml(data))
+        self._replace(name, dump_yaml(data).encode())
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replaces a file of plain text."""
+        self._replace(name, text.encode())
 
     def write_jsonl(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replaces a file of one JSON object per line."""
         lines = [strict_json(row, origin=f"{name}:{n}") + "\n" for n, row in enumerate(rows, 1)]
-        self._replace(name, "".join(lines))
+        self._replace(name, "".join(lines).encode())
 
     def append_step(self, row: Mapping[str, Any]) -> None:
         """Adds a row to ``steps.jsonl``; it needs a ``step``."""
@@ -215,8 +273,21 @@ class RunFolder:
         """Adds a row to ``evals.jsonl``; it needs a ``step``."""
         self._append(EVALS, row)
 
+    def grown(self) -> dict[str, bytes]:
+        """Returns the contents of the growing files, for a checkpoint to keep."""
+        return {name: self._read(name) for name in (STEPS, EVALS) if self.has(name)}
+
+    def put_back(self, contents: Mapping[str, bytes]) -> None:
+        """Makes the growing files what they were at a checkpoint; without contents, empty."""
+        for name in (STEPS, EVALS):
+            content, found = contents.get(name, b""), self._read(name)
+            if not found.startswith(content):
+                self.notices.append(f"{name}: not what was written; taken from the checkpoint")
+            if found != content:
+                self._replace(name, content)
+
     def rewind(self, step: int) -> None:
-        """Drops the rows after ``step``, that of the loaded checkpoint; -1 drops all of them."""
+        """Drops the rows after ``step``, for a checkpoint of an older version without copies."""
         for name in (STEPS, EVALS):
             rows = self.read_jsonl(name)
             valid = [row for row in rows if row["step"] <= step]
@@ -224,8 +295,8 @@ class RunFolder:
                 self.write_jsonl(name, valid)
 
     def steps(self) -> list[dict[str, Any]]:
-        """Returns the complete rows of ``steps.jsonl``; none if there is no such file."""
-        return self.read_jsonl(STEPS)
+        """Returns the complete rows of ``steps.jsonl``, as `read_steps` does."""
+        return read_steps(self.path)
 
     def evals(self) -> list[dict[str, Any]]:
         """Returns the complete rows of ``evals.jsonl``; none if there is no such file."""
@@ -239,9 +310,16 @@ class RunFolder:
         """Returns the rows of a file of JSON lines; none if there is no such file."""
         return read_jsonl(self.path / name)
 
-    def _replace(self, name: str, text: str) -> None:
+    def _replace(self, name: str, content: bytes) -> None:
         self._require_open(name)
-        write_durably(self.path / name, text.encode())
+        if name in _WHOLE:
+            self._manifest.replace({name: content}, may_go=name in _PASSING)
+        else:
+            write_durably(self.path / name, content)
+
+    def _read(self, name: str) -> bytes:
+        with disk_faults(self.path / name):
+            return (self.path / name).read_bytes() if self.has(name) else b""
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         self._require_open(name)
@@ -277,14 +355,45 @@ def recorded_config(path: Path) -> Config:
     """
     file = path / CONFIG
     if not file.is_file():
-        raise RunFolderError(f"{path}: no run here to resume (it has no config.yaml)")
+        raise _no_run(path)
     return parse_config(merge(_ADDED, read_yaml(file)), origin=str(file))
 
 
+def _no_run(path: Path) -> RunFolderError:
+    return RunFolderError(f"{path}: no run here to resume (it has no {CONFIG})")
+
+
+def _require_same(recorded: Config, config: Config | None, *, path: Path) -> None:
+    """Raises if a run to resume is asked for with another configuration."""
+    differences = difference(recorded, config) if config else []
+    if differences:
+        raise RunFolderError(
+            f"{path}: was started with another configuration ({'; '.join(differences)}); "
+            "resume with the recorded one, or give another --out"
+        )
+
+
 def read_status(path: Path) -> dict[str, Any]:
-    """Returns ``status.json``; "running" for a run that was killed before writing it."""
+    """Returns ``status.json``; "running" for a run that was killed before writing it.
+
+    Raises:
+        RunFolderError: If it is damaged.
+    """
     file = path / STATUS
-    return read_json(file) if file.is_file() else {"status": "running"}
+    if not file.is_file():
+        return {"status": "running"}
+    status = read_json(file)
+    if status.get("status") not in get_args(Status):
+        raise RunFolderError(f"{file}: {status.get('status')!r} is no status of a run")
+    return status
+
+
+def _require_inputs(path: Path) -> None:
+    """Raises if what a run starts from, or the status of a finished one, is not what was written.
+
+    The rest of a finished run is checked where its result is read.
+    """
+    require_intact(path, names=(CONFIG, DATA, MODULES, STATUS), remedy=_REMEDY)
 
 
 def _require_vacant(path: Path) -> None:
@@ -294,26 +403,9 @@ def _require_vacant(path: Path) -> None:
             raise RunFolderError(f"{path}: holds a finished run, which is never overwritten")
         raise RunFolderError(f"{path}: holds an unfinished run; --resume continues it")
     names = sorted(entry.name for entry in path.iterdir())
-    others = [n for n in names if n != LOCK and not (n[0] == "." and n.endswith(".tmp"))]
+    is_leftover = re.compile(rf"{re.escape(LOCK)}|{re.escape(MANIFEST)}|\..*\.tmp").fullmatch
+    others = [name for name in names if not is_leftover(name)]
     if others:
         raise RunFolderError(
             f"{path}: holds {others[0]!r} and is not a run folder; give a new or empty one"
         )
-
-
-def _acquire(path: Path) -> int:
-    """Returns the descriptor that holds the folder's lock; closing it releases the lock."""
-    descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise RunFolderError(
-            f"{path}: in use by another process; wait, or give another --out"
-        ) from None
-    except OSError as error:
-        # A file system without locks is still usable.
-        if not is_unsupported(error):
-            os.close(descriptor)
-            raise
-    return descriptor

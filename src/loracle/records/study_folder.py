@@ -7,6 +7,7 @@
                       learning-rate search, the model's modules
     scores.json       scores of the modules on the frozen base; absent without strategic arms
     clock.json        step times of the arms, taken in turn; absent if they were not
+    manifest.json     digests of these files (`loracle.records.manifest`)
     runs/<id>/        one run folder each (`loracle.records.run_folder`)
     report/           page, figures, tables, verdicts
 
@@ -15,37 +16,42 @@ A run counts if it has a ``result.json`` with the status "completed".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from loracle.config.files import dump_yaml, read_yaml
-from loracle.errors import RunFolderError
+from loracle.errors import RunFolderError, in_one_line
 from loracle.placement.inventory import Inventory
 from loracle.records.files import (
     disk_faults,
     from_json,
+    json_bytes,
     read_json,
     read_jsonl,
-    write_durably,
-    write_json,
 )
+from loracle.records.manifest import faults_of, require_intact, write_records
 from loracle.records.names import (
     CLOCK,
     EVALS,
     EXAMPLES,
+    MANIFEST,
     PLAN,
+    PREDICTED,
     RESULT,
     SCORES,
     STATUS,
-    STEPS,
     STUDY,
+    STUDY_RECORDS,
     run_folder,
 )
 from loracle.records.result import RunResult, read_result
-from loracle.records.rows import EvalRow, ExampleRow, StepRow
+from loracle.records.rows import EvalRow, ExampleRow, StepRow, read_steps
+
+_REMEDY = "restore it, or run the study again, which makes it anew"
 
 # Of runs outside a study, and of a single seed, which has no interval.
 _COVERAGE = 0.95
@@ -89,7 +95,7 @@ class RunRecord:
     @cached_property
     def steps(self) -> list[StepRow]:
         """Rows of ``steps.jsonl``."""
-        return cast("list[StepRow]", read_jsonl(self.path / STEPS))
+        return cast("list[StepRow]", read_steps(self.path))
 
     @cached_property
     def evals(self) -> list[EvalRow]:
@@ -162,14 +168,23 @@ class StudyRecord:
 
 
 def read_study(path: Path) -> StudyRecord:
-    """Returns the study in a folder.
+    """Returns the study in a folder, whose records must be as they were written.
 
     Raises:
-        RunFolderError: If there is none, or none of its runs completed.
+        RunFolderError: If there is none, none of its runs completed, or a record is damaged.
     """
+    require_intact(path, remedy=_REMEDY)
     if not (path / PLAN).is_file() or not (path / STUDY).is_file():
         raise RunFolderError(f"{path}: not a study (no {STUDY} and {PLAN})")
+    with _as_written(path):
+        return _study(path)
+
+
+def _study(path: Path) -> StudyRecord:
     plan, study = read_json(path / PLAN), read_yaml(path / STUDY)
+    missing = [key for key in ("name", "reference", "seeds", "config") if key not in study]
+    if missing:
+        raise RunFolderError(f"{path / STUDY}: {missing[0]}: missing; {_REMEDY}")
     origin, runs = f"{path / PLAN}", tuple(_completed(path, plan["runs"]))
     if not runs:
         raise RunFolderError(f"{path}: none of the study's runs has completed yet")
@@ -186,6 +201,20 @@ def read_study(path: Path) -> StudyRecord:
         scores=read_scores(path),
         clock=_clock(path),
     )
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Turns what a record of another shape raises into one line; a manifest would have told."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RunFolderError(f"{path}: a record is damaged ({in_one_line(error)})") from error
+
+
+def is_study(path: Path) -> bool:
+    """Returns whether a folder holds a study, if only a damaged one."""
+    return (path / STUDY).is_file() or (path / PLAN).is_file()
 
 
 def read_scores(path: Path) -> dict[str, Mapping[str, float]]:
@@ -205,17 +234,41 @@ def write_plan(
     Raises:
         RunFolderError: If they cannot be written.
     """
+    contents = {STUDY: dump_yaml(study).encode(), PLAN: json_bytes(plan, origin=PLAN)}
+    if scores is not None:
+        contents[SCORES] = json_bytes(scores, origin=SCORES)
     with disk_faults(path):
         path.mkdir(parents=True, exist_ok=True)
-        write_durably(path / STUDY, dump_yaml(study).encode())
-        write_json(path / PLAN, plan)
-        if scores is not None:
-            write_json(path / SCORES, scores)
+    write_records(path, contents, known=STUDY_RECORDS)
 
 
 def write_clock(path: Path, clock: Mapping[str, Any]) -> None:
     """Writes ``clock.json``."""
-    write_json(path / CLOCK, clock, indent=1)
+    content = json_bytes(clock, origin=CLOCK, indent=1)
+    write_records(path, {CLOCK: content}, known=STUDY_RECORDS)
+
+
+def drop_damaged(path: Path) -> list[str]:
+    """Removes the damaged records of a study that is going to be run, which makes them anew.
+
+    Returns what was wrong, a line each. Scores stay: who needs them computes them again.
+
+    Raises:
+        RunFolderError: If one cannot be removed.
+    """
+    try:
+        faults = faults_of(path)
+    except RunFolderError as error:
+        # Then nothing vouches for any of them.
+        faults = dict.fromkeys((CLOCK, PREDICTED, MANIFEST), "cannot be verified")
+        faults = {name: fault for name, fault in faults.items() if (path / name).exists()}
+        said = [str(error)]
+    else:
+        said = [f"{path.name}/{name}: {fault}; it is made anew" for name, fault in faults.items()]
+    with disk_faults(path):
+        for name in faults.keys() - {SCORES}:
+            (path / name).unlink(missing_ok=True)
+    return said
 
 
 def _clock(path: Path) -> StudyClock | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,12 +17,13 @@ from loracle.engine.measure import MemoryMeter
 from loracle.engine.out_of_memory import memory_faults
 from loracle.engine.train_state import TrainState, restore_state
 from loracle.errors import Interrupted, LoracleError, OutOfMemory, RunFolderError
-from loracle.records.names import DATA, ENVIRONMENT, MEMORY, MODULES
+from loracle.records.names import CHECKPOINTS, DATA, ENVIRONMENT, MEMORY, MODULES, STEPS
 from loracle.records.result import RunResult
 from loracle.records.run_folder import RunFolder
 from loracle.records.signature import environment_differences
 from loracle.runner.bundle_size import BundleChoice
 from loracle.runner.checkpoint import load_latest, sound_steps
+from loracle.runner.failure import as_failure, record_failure
 from loracle.runner.place import PATHS_FROM, recorded_start
 from loracle.runner.prepare import PreparedRun
 from loracle.runner.probe import ProbeResult
@@ -108,7 +109,8 @@ def isolate_failure(runs: ActiveRun | Sequence[ActiveRun]) -> Iterator[None]:
     """Turns an error inside the block into the failure of these runs, so that others continue.
 
     Whatever goes wrong in the work of one run is its own. Of a pass that a sequence of runs shares
-    only running out of memory is theirs; other errors concern the base and pass through.
+    running out of memory is theirs, and what a library raises; what we raise on purpose concerns
+    the base and passes through.
     """
     failing = [runs] if isinstance(runs, ActiveRun) else runs
     is_shared = failing is runs
@@ -123,14 +125,14 @@ def isolate_failure(runs: ActiveRun | Sequence[ActiveRun]) -> Iterator[None]:
             raise
         for run in open_only(failing):
             run.fail(error)
+    except Exception as error:  # noqa: BLE001 - whatever a library raises is recorded
+        fail_all(failing, error)
 
 
-def record_failure(folder: RunFolder, error: LoracleError) -> None:
-    """Leaves the reason of a failed run in its folder, without the folder's path."""
-    reason = str(error).replace(str(folder.path), folder.path.name)
-    # A disk that is full cannot take the news of it.
-    with suppress(RunFolderError):
-        folder.set_status("failed", error=reason)
+def fail_all(runs: Sequence[ActiveRun], error: Exception) -> None:
+    """Makes an exception that nobody foresaw the failure of the runs that are still open."""
+    for run in open_only(runs):
+        run.fail(as_failure(error, run.folder))
 
 
 def open_runs(
@@ -148,14 +150,14 @@ def open_runs(
     for run, name, probe in zip(prepared, names, probed, strict=True):
         try:
             opened.append(_open(shared, run, name=name, engine=engine, memory=memory, probe=probe))
-        except LoracleError as error:
-            opened.append(error)
+        except Interrupted:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a library raises is recorded
+            opened.append(as_failure(error, run.folder))
     runs = [run for run in opened if isinstance(run, ActiveRun)]
     for active, step in zip(runs, _common_steps(runs), strict=True):
-        try:
+        with isolate_failure(active):
             _restore(active, up_to=step)
-        except LoracleError as error:
-            active.fail(error)
     return opened
 
 
@@ -208,7 +210,7 @@ def _record_inputs(
     start = {PATHS_FROM: recorded_start(folder.path)}
     environment = {**shared.environment, **start, "engine": engine}
     if folder.has(MODULES):
-        before = folder.read_json(ENVIRONMENT)
+        before = folder.read_json(ENVIRONMENT) if folder.has(ENVIRONMENT) else environment
         changed = environment_differences(before, environment)
         if changed:
             shared.progress.notice(f"resuming in another environment: {'; '.join(changed)}")
@@ -251,4 +253,20 @@ def _restore(run: ActiveRun, *, up_to: int | None) -> None:
             )
         restore_state(run.state, tensors=snapshot.tensors, state=snapshot.state)
         notice(f"resuming after step {run.state.step} of {run.config.train.max_steps}")
-    folder.rewind(run.state.step)
+    if snapshot is None or snapshot.records:
+        folder.put_back(snapshot.records if snapshot else {})
+    else:
+        folder.rewind(run.state.step)
+    for text in folder.notices:
+        notice(text)
+    _require_rows(run)
+
+
+def _require_rows(run: ActiveRun) -> None:
+    """Raises if records do not reach the step at which the run goes on."""
+    rows = len(run.folder.steps())
+    if rows != run.state.step:
+        raise RunFolderError(
+            f"{run.prepared.name}: {STEPS} has {rows} of the {run.state.step} steps of its "
+            f"checkpoint; restore it, or remove the folder {CHECKPOINTS} to start over"
+        )

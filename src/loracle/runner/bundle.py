@@ -17,14 +17,15 @@ from loracle.engine.train_state import capture_state
 from loracle.errors import Interrupted, LoracleError, NonFiniteError, OutOfMemory
 from loracle.runner.active_run import (
     ActiveRun,
+    fail_all,
     isolate_failure,
     open_only,
     open_runs,
-    record_failure,
 )
 from loracle.runner.bundle_size import BundleChoice, bundle_budget
 from loracle.runner.checkpoint import Snapshot, save_checkpoint
 from loracle.runner.evaluation import answer, entry_layer, validate_due
+from loracle.runner.failure import as_failure, record_failure
 from loracle.runner.finish import audit_weights, finish_run, measure_arm_latency
 from loracle.runner.prepare import PreparedRun, fill_trunk
 from loracle.runner.probe import ProbeResult
@@ -53,10 +54,11 @@ def run_bundle(
     Raises:
         Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run.
     """
-    fill_trunk(shared, prepared)
-    probed = [probe(run) if probe else None for run in prepared]
     runs: list[ActiveRun] = []
+    opened: list[ActiveRun | LoracleError] = []
     try:
+        fill_trunk(shared, prepared)
+        probed = [probe(run) if probe else None for run in prepared]
         opened = open_runs(shared, prepared, choice=choice, probed=probed)
         runs = [run for run in opened if isinstance(run, ActiveRun)]
         with isolate_failure(runs):
@@ -77,11 +79,12 @@ def run_bundle(
                 audit = audit_weights(run, digest_after=digest_after)
                 finish_run(run, latency=latency, audit=audit)
     except BaseException as error:
-        for run in open_only(runs):
-            if isinstance(error, Interrupted):
-                _checkpoint(run)
-            run.tracker.finish(1)
-        raise
+        if not isinstance(error, Exception) or isinstance(error, LoracleError):
+            _leave(runs, error)
+            raise
+        # Of a step that all of them shared, or of what they begin with: the next bundle may do.
+        fail_all(runs, error)
+        opened = opened or [as_failure(error, run.folder) for run in prepared]
     finally:
         shared.clear()
     outcomes = []
@@ -92,6 +95,14 @@ def run_bundle(
         else:
             outcomes.append(RunOutcome(folder.path, ended.result, ended.error))
     return outcomes
+
+
+def _leave(runs: Sequence[ActiveRun], error: BaseException) -> None:
+    """Closes the runs that something ended from outside; an interrupted one can go on later."""
+    for run in open_only(runs):
+        if isinstance(error, Interrupted):
+            _checkpoint(run)
+        run.tracker.finish(1)
 
 
 def _enter(runs: Sequence[ActiveRun], *, phase: str) -> None:
@@ -222,5 +233,6 @@ def _checkpoint(run: ActiveRun) -> None:
         step=run.state.step,
         tensors=tensors,
         state={**state, "config_digest": config_digest(run.config)},
+        records=run.folder.grown(),
     )
     save_checkpoint(run.folder.checkpoints, snapshot, keep=run.config.checkpoint.keep)

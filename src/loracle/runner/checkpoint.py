@@ -4,7 +4,8 @@
 
     checkpoints/step-00000040/state.safetensors   adapter and optimizer tensors, to the bit
                               state.json          step, and what else the run resumes from
-                              manifest.json       sizes and SHA-256 of the two, written last
+                              steps.jsonl, ...    copies of the run's growing records
+                              manifest.json       sizes and SHA-256 of the others, written last
     checkpoints/step-00000060.4242.tmp/           half-written; ignored, removed by the next save
 
 A checkpoint gets its name when all of it is on the disk, and an older one is removed after that.
@@ -29,6 +30,7 @@ from safetensors import torch as safetensors_torch
 from loracle.records.files import disk_faults, strict_json, sync_folder, write_synced
 
 _TENSORS, _STATE, _MANIFEST = "state.safetensors", "state.json", "manifest.json"
+_OWN = (_TENSORS, _STATE)
 
 # ".old": replaced by a newer save of the same step, and valid until that one has the name.
 _NAME = re.compile(r"step-(\d{8,})(\.old)?")
@@ -44,6 +46,8 @@ class Snapshot:
     """Adapter and optimizer tensors by name; each keeps its dtype and its bits."""
     state: dict[str, Any] = field(default_factory=dict)
     """Everything else, as JSON."""
+    records: dict[str, bytes] = field(default_factory=dict)
+    """Contents of the run's growing files; none in checkpoints of older versions."""
 
 
 class _Damaged(Exception):
@@ -111,6 +115,7 @@ def _write(path: Path, snapshot: Snapshot) -> None:
     contents = {
         _TENSORS: safetensors_torch.save(tensors),
         _STATE: strict_json(state, origin=_STATE).encode(),
+        **snapshot.records,
     }
     for name, content in contents.items():
         write_synced(path / name, content)
@@ -161,7 +166,8 @@ def _read(path: Path) -> Snapshot:
     try:
         saved = json.loads(contents[_STATE])
         tensors = safetensors_torch.load(contents[_TENSORS])
-        return Snapshot(step=saved["step"], tensors=tensors, state=saved["state"])
+        records = {name: contents[name] for name in contents if name not in _OWN}
+        return Snapshot(saved["step"], tensors=tensors, state=saved["state"], records=records)
     except (ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _Damaged(f"{type(error).__name__} behind a valid manifest") from error
 
@@ -175,14 +181,14 @@ def _is_undamaged(path: Path) -> bool:
 
 
 def _verified(path: Path) -> dict[str, bytes]:
-    """Returns the contents of a checkpoint's two files, if they are what its manifest says."""
+    """Returns the contents of a checkpoint's files, if they are what its manifest says."""
     try:
         manifest = json.loads(_read_bytes(path / _MANIFEST))
     except ValueError:
         raise _Damaged(f"{_MANIFEST} is not JSON") from None
     if not isinstance(manifest, dict):
         raise _Damaged(f"{_MANIFEST} is not a JSON object")
-    contents = {name: _read_bytes(path / name) for name in (_TENSORS, _STATE)}
+    contents = {name: _read_bytes(path / name) for name in {*_OWN, *manifest}}
     for name, content in contents.items():
         if manifest.get(name) != _fingerprint(content):
             raise _Damaged(f"{name} is not what was written")

@@ -27,9 +27,9 @@ from loracle.records.files import disk_faults
 from loracle.records.names import CONFIG, MODULES
 from loracle.records.result import RunResult, read_result
 from loracle.records.run_folder import RunFolder, recorded_config
-from loracle.runner.active_run import record_failure
 from loracle.runner.bundle import run_bundle
 from loracle.runner.bundle_size import BundleChoice, group_runs
+from loracle.runner.failure import as_failure, record_failure
 from loracle.runner.place import absolute_config, place_of, portable_config
 from loracle.runner.preflight import preflight
 from loracle.runner.prepare import PreparedRun, prepare_runs
@@ -256,15 +256,26 @@ def _recording(folders: Sequence[RunFolder], outcomes: Mapping[Path, RunOutcome]
     """Records why an error or a signal ended the runs, in the folder of each that is not done."""
     try:
         yield
-    except LoracleError as error:
-        for folder in folders:
-            if folder.path in outcomes or folder.status.get("status") != "running":
-                continue
-            if isinstance(error, Interrupted):
-                folder.set_status("interrupted", error=str(error))
-            else:
-                record_failure(folder, error)
-        raise
+    except Exception as error:
+        ended = [
+            folder
+            for folder in folders
+            if folder.path not in outcomes and folder.status.get("status") == "running"
+        ]
+        failures = [_record_end(folder, error) for folder in ended]
+        if isinstance(error, LoracleError) or not failures:
+            raise
+        raise failures[0] from error
+
+
+def _record_end(folder: RunFolder, error: Exception) -> LoracleError:
+    """Leaves in a run's folder why it ended, and returns that."""
+    if isinstance(error, Interrupted):
+        folder.set_status("interrupted", error=str(error))
+        return error
+    failure = as_failure(error, folder)
+    record_failure(folder, failure)
+    return failure
 
 
 def run_baseline(

@@ -16,7 +16,8 @@ from loracle.model.identity import identify
 from loracle.model.load import load_base
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
-from loracle.records.names import MODULES
+from loracle.records.manifest import require_intact
+from loracle.records.names import ADAPTER, MODULES
 from loracle.records.run_folder import recorded_config
 from loracle.runner.active_run import DEFAULT_ADAPTER
 from loracle.runner.finish import saved_weights
@@ -70,6 +71,8 @@ def _sample(
     run: Path, record: Record, *, max_new_tokens: int | None, progress: Progress
 ) -> Answers:
     config = recorded_config(run)
+    for folder in ("", ADAPTER):
+        require_intact(run, below=folder, remedy="restore it, or run it again")
     unfinished = RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
     if not (run / MODULES).is_file():
         raise unfinished

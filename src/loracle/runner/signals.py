@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a request that the run honours at its next safe point."""
+"""SIGINT, SIGTERM and SIGHUP as a request that the run honours at its next safe point."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from types import FrameType, TracebackType
 
 from loracle.errors import Interrupted
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP: the terminal was closed, or a connection to it lost.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # assumed: no person presses Ctrl-C twice within a second and means it twice
 _TOGETHER_S = 1.0
@@ -32,7 +33,10 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         # Python only lets the main thread install handlers; elsewhere signals stay the caller's.
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
+            for number in _SIGNALS:
+                # ``nohup`` has it ignored, and means that.
+                if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(

@@ -26,6 +26,7 @@ from loracle.errors import LoracleError
 from loracle.records.files import write_durably
 from loracle.records.signature import without_folder
 from loracle.sources.spec import home_folder
+from loracle.engine.small_machine import can_start_threads
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -108,6 +109,10 @@ def open_tracker(
         chosen = _ENVIRONMENT_MODES.get(os.environ.get("WANDB_MODE", ""), "auto")
     run = _Run(project=project, name=name, config=_public(config), folder=folder, notice=notice)
     if chosen == "disabled":
+        return run.tracker(None, mode="disabled")
+    if not can_start_threads():
+        # Its service would abort with pages of its own, or wait for ever.
+        notice("W&B: needs more processes than are allowed; this run is recorded locally only")
         return run.tracker(None, mode="disabled")
     try:
         # What W&B reads from the environment only while it starts.

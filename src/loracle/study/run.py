@@ -22,9 +22,10 @@ from loracle.config.run import Config, changes, flatten
 from loracle.errors import RunFolderError
 from loracle.placement import Inventory
 from loracle.records.files import read_json
-from loracle.records.names import RESULT, STUDY, run_folder
+from loracle.records.manifest import require_intact
+from loracle.records.names import MANIFEST, REPORT, RESULT, STUDY, STUDY_RECORDS, run_folder
 from loracle.records.signature import environment_differences
-from loracle.records.study_folder import write_plan
+from loracle.records.study_folder import drop_damaged, write_plan
 from loracle.runner.place import PATHS_FROM, portable_config, recorded_start
 from loracle.runner.progress import Progress
 from loracle.runner.run_many import run_many
@@ -129,7 +130,7 @@ def run_study(
         Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run in progress.
     """
     progress = progress or Progress()
-    keep_plan(plan, out=out)
+    keep_plan(plan, out=out, progress=progress)
     trials = search_runs(plan)
     settings: dict[str, Any] = {
         "notes": notes or {},
@@ -149,7 +150,7 @@ def run_study(
             if outcome.result is not None
         )
         plan = with_learning_rates(plan, rates)
-        keep_plan(plan, out=out)
+        keep_plan(plan, out=out, progress=progress)
     decided(plan)
     outcomes = _run(plan.runs, out=out, beside=trials, **settings)
     return StudyOutcome(plan, tuple(outcomes))
@@ -173,19 +174,23 @@ def _run(
     return run_many(specs, **settings)
 
 
-def keep_plan(plan: StudyPlan, *, out: Path) -> None:
+def keep_plan(plan: StudyPlan, *, out: Path, progress: Progress | None = None) -> None:
     """Writes the plan into the study's folder.
 
     Seeds and arms may have been added or removed since the last start; runs that are no longer
-    planned stay in the folder and are not counted.
+    planned stay in the folder and are not counted. Damaged records are told to ``progress``, by
+    default standard error, and made anew.
 
     Raises:
         RunFolderError: If the folder holds another study or anything else, or cannot be written.
     """
     study = plan.study_json() | {PATHS_FROM: recorded_start(out)}
-    if (out / STUDY).is_file():
-        _require_same_study(read_yaml(out / STUDY), study, out=out)
-    elif out.is_dir() and any(out.iterdir()):
+    for line in drop_damaged(out):
+        (progress or Progress()).notice(line)
+    before = read_yaml(out / STUDY) if (out / STUDY).is_file() else {}
+    if before:
+        _require_same_study(before, study, out=out)
+    elif out.is_dir() and _foreign(out):
         raise RunFolderError(f"{out}: holds something that is not a study; give another --out")
     trials = [run.to_json() for run in search_runs(plan)]
     scored = {
@@ -200,6 +205,13 @@ def keep_plan(plan: StudyPlan, *, out: Path) -> None:
         plan=plan.plan_json() | {"search": trials},
         scores=scored if plan.scores else None,
     )
+
+
+def _foreign(out: Path) -> bool:
+    """Returns whether a folder without a study's configuration holds what no study wrote."""
+    ours = (*STUDY_RECORDS, MANIFEST, "runs", REPORT)
+    names = (path.name for path in out.iterdir())
+    return any(name not in ours and not name.endswith(".tmp") for name in names)
 
 
 def _require_same_study(before: Mapping[str, Any], now: Mapping[str, Any], *, out: Path) -> None:
@@ -222,6 +234,8 @@ def require_one_environment(specs: Sequence[RunSpec]) -> None:
     from loracle.engine.environment import capture_environment
 
     finished = [spec for spec in specs if (spec.out / "result.json").is_file()]
+    for spec in finished:
+        require_intact(spec.out, remedy="restore it, or remove the run's folder and run it again")
     if not finished or len(finished) == len(specs):
         return
     config = specs[0].config

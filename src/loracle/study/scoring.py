@@ -9,6 +9,7 @@ from loracle.config.run import Config
 from loracle.digest import Inputs, code_digest, key_of
 from loracle.errors import RunFolderError
 from loracle.records.files import read_json
+from loracle.records.manifest import require_intact
 from loracle.records.names import MODULES, SCORES
 from loracle.records.study_folder import read_scores
 from loracle.runner.progress import Progress
@@ -34,7 +35,7 @@ def module_scores(
         RunFolderError: If those in the folder, by which its runs got their modules, were computed
             from other inputs than the study's.
     """
-    scores = read_scores(out)
+    scores = _kept_scores(out, progress=progress)
     key = scores_key(study, base=base, progress=progress)
     if all(kind in scores for kind in kinds):
         kept = read_json(out / SCORES).get("key")
@@ -49,6 +50,16 @@ def module_scores(
             )
         progress.notice(f"{SCORES}: computed from other inputs; computing it again")
     return _score(study, base=base, kinds=kinds, progress=progress), key
+
+
+def _kept_scores(out: Path, *, progress: Progress) -> Scores:
+    """Returns the scores in a study's folder; none if they are not what was written."""
+    try:
+        require_intact(out, names=[SCORES], remedy="the modules are scored again")
+        return read_scores(out)
+    except RunFolderError as damage:
+        progress.notice(str(damage))
+        return {}
 
 
 def scores_key(study: StudyConfig, *, base: Config, progress: Progress) -> str:

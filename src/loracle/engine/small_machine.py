@@ -1,0 +1,60 @@
+"""Machines that allow few processes or have no temporary folder: ways to go on without them."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+# assumed: as many threads as loading a model and asking a tokenizer start at a time
+_FEW = 8
+
+# Read by the libraries when they are imported, so set before.
+# source: transformers 5 core_model_loading.py, tokenizers, OpenMP, MKL, Arrow
+_ONE_THREAD = {
+    "HF_DEACTIVATE_ASYNC_LOAD": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAYON_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "ARROW_IO_THREADS": "1",
+    "TQDM_DISABLE": "1",
+}
+
+
+def can_start_threads(count: int = _FEW) -> bool:
+    """Returns whether this process may have so many more threads (``ulimit -u``, cgroups)."""
+    ended, started = threading.Event(), []
+    try:
+        for _ in range(count):
+            thread = threading.Thread(target=ended.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError:
+        return False
+    finally:
+        ended.set()
+        for thread in started:
+            thread.join()
+    return True
+
+
+def go_without_threads() -> None:
+    """Has the libraries that are not imported yet do their work in one thread."""
+    os.environ.update(_ONE_THREAD)
+
+
+def find_temporary_folder(fallback: Callable[[], Path]) -> None:
+    """Has temporary files go to ``fallback()`` if no usual place for them is writable."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        # Who needs one and cannot have it says so in a line. RuntimeError: no home either.
+        with suppress(OSError, RuntimeError):
+            folder = fallback()
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                tempfile.tempdir = str(folder)
