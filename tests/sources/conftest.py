@@ -82,14 +82,18 @@ def make_wheel(index):
     return make
 
 
+# Leaves a trace if anything imports it, or asks it for metadata or a wheel.
 _BACKEND = """
-import pathlib
-def prepare_metadata_for_build_wheel(folder, settings=None):
-    info = pathlib.Path(folder) / "tiny-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: tiny\\nVersion: 1.0\\n")
-    return info.name
+import os, pathlib
+pathlib.Path(os.environ["TRACE"]).write_text("executed")
 """
+
+
+@pytest.fixture
+def trace(tmp_path, monkeypatch) -> Path:
+    """The file that an sdist of ``make_sdist`` writes if its code is executed."""
+    monkeypatch.setenv("TRACE", str(tmp_path / "trace"))
+    return tmp_path / "trace"
 
 
 @pytest.fixture
@@ -99,6 +103,7 @@ def make_sdist(index):
         files = members | {
             "PKG-INFO": f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n".encode(),
             "backend.py": _BACKEND.encode(),
+            "setup.py": _BACKEND.encode(),
             "pyproject.toml": b'[build-system]\nrequires = []\nbuild-backend = "backend"\n'
             b'backend-path = ["."]\n',
         }

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import io
+import random
 import stat
 import tarfile
 import zipfile
 
 import pytest
 
+from loracle.errors import SourceError
 from loracle.sources import archive as archive_module
 from loracle.sources.archive import extract_member
 
@@ -143,8 +146,6 @@ def test_a_broken_archive_is_one_line(tmp_path, fails, content):
 
 
 def test_an_archive_cut_short_is_one_line(make_tar, tmp_path, fails):
-    import random
-
     path = tmp_path / "thing-1.0.tar.gz"
     member = plain("t/a.json", 50_000)
     with tarfile.open(path, "w:gz") as opened:
@@ -153,3 +154,33 @@ def test_an_archive_cut_short_is_one_line(make_tar, tmp_path, fails):
     assert "not a readable wheel or sdist" in fails(
         extract_member, path, member="a.json", destination=tmp_path / "out"
     )
+
+
+def _archive(kind: str) -> bytes:
+    """An archive that holds t/a.json, made as ``kind`` says."""
+    content, file = random.Random(0).randbytes(300), io.BytesIO()
+    if kind.startswith("w"):
+        with tarfile.open(fileobj=file, mode=kind) as opened:
+            member = tarfile.TarInfo("t/a.json")
+            member.size = len(content)
+            opened.addfile(member, io.BytesIO(content))
+    else:
+        with zipfile.ZipFile(file, "w", getattr(zipfile, kind)) as opened:
+            opened.writestr("t/a.json", content)
+            opened.writestr("t/\N{LATIN SMALL LETTER E WITH ACUTE}", "")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "kind", ["w:", "w:gz", "w:bz2", "w:xz", "ZIP_STORED", "ZIP_DEFLATED", "ZIP_BZIP2", "ZIP_LZMA"]
+)
+def test_whatever_bytes_an_archive_holds_it_is_one_line_or_a_file(tmp_path, kind):
+    sound, chance = _archive(kind), random.Random(1)
+    for number in range(120):
+        raw = bytearray(sound)
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            raw[chance.randrange(len(raw))] = chance.randrange(256)
+        path = tmp_path / f"{number}.tar"
+        path.write_bytes(raw[: chance.choice((len(raw), chance.randrange(len(raw))))])
+        with contextlib.suppress(SourceError):
+            extract_member(path, member="a.json", destination=tmp_path / f"{number}.out")

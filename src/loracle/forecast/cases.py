@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 import torch
 
 from loracle.config.run import Config
+from loracle.engine.small_machine import can_start_threads
 from loracle.forecast.devices import Device
 from loracle.forecast.lengths import lengths_of
 from loracle.forecast.op_costs import Rates
 from loracle.forecast.predict import Prediction, predict_run, trace_run
 from loracle.placement import ModulePlan
-from loracle.engine.small_machine import can_start_threads
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")

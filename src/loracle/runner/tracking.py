@@ -22,11 +22,11 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from loracle.config.run import flatten
+from loracle.engine.small_machine import can_start_threads
 from loracle.errors import LoracleError
 from loracle.records.files import write_durably
 from loracle.records.signature import without_folder
 from loracle.sources.spec import home_folder
-from loracle.engine.small_machine import can_start_threads
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
+import errno
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -20,9 +21,10 @@ _CHUNK_BYTES = 2**20
 _BROKEN = (
     zipfile.BadZipFile,
     tarfile.TarError,
-    gzip.BadGzipFile,
     zlib.error,
+    lzma.LZMAError,
     EOFError,
+    ValueError,  # a name that is not text, or a size that is none
     NotImplementedError,  # a zip compressed in a way that zipfile does not know
 )
 
@@ -44,7 +46,10 @@ def extract_member(archive: Path, *, member: str, destination: Path) -> None:
             _from_zip(archive, member, destination, where=where)
         else:
             _from_tar(archive, member, destination, where=where)
-    except _BROKEN as error:
+    except (*_BROKEN, OSError) as error:
+        # What zipfile and bz2 make of broken bytes has no number, or that of a seek to nowhere.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
         raise SourceError(f"{where}: the archive is not a readable wheel or sdist") from error
 
 

