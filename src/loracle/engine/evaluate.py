@@ -24,9 +24,10 @@ from loracle.engine.decode import (
     generate_greedily,
     prompt_batches,
 )
-from loracle.engine.out_of_memory import free_memory, is_out_of_memory
+from loracle.engine.out_of_memory import free_memory
 from loracle.errors import NonFiniteError
 from loracle.model.base import FrozenBase
+from loracle.model.faults import is_out_of_memory
 from loracle.model.layers.routing import Route
 from loracle.records.result import perplexity_of
 

@@ -13,7 +13,7 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from loracle.engine.out_of_memory import is_out_of_memory
+from loracle.model.faults import is_out_of_memory
 from loracle.errors import (
     LoracleError,
     OutOfMemory,
