@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
 from loracle.model.base import FrozenBase
+from loracle.model.faults import is_out_of_memory
 from loracle.model.layers.routing import Route
 
 CACHE_TOKENS = 16_384
@@ -112,28 +113,44 @@ def generate_greedily(
     return answers
 
 
-def decodes_exactly(base: FrozenBase) -> bool:
-    """Returns True if padding, positions and cache do not change the untuned base's predictions.
+def decodes_exactly(base: FrozenBase, *, adapters: Sequence[str | None] = (None,)) -> bool:
+    """Returns True if padding, positions, cache and routes do not change any adapter's predictions.
 
     Two prompts of unequal length are decoded for a few tokens as a batch and compared with separate
-    passes over the whole sequences. This needs no list of architectures.
+    passes over the whole sequences, each through one adapter. This needs no list of architectures.
     """
     starts = [probe[:-_PROBE_STEPS] for probe in _PROBES]
     ends = torch.tensor([probe[-_PROBE_STEPS:] for probe in _PROBES], device=base.device)
-    with base.generating(()) as model:
-        rows = [torch.tensor([probe], device=base.device) for probe in _PROBES]
-        alone = [model(input_ids=row, use_cache=False).logits for row in rows]
+    ends = ends.repeat(len(adapters), 1)
+    alone = [_last_logits(base, probe, adapter=name) for name in adapters for probe in _PROBES]
+    with base.generating(()):
         try:
-            batch = _Batch.of(starts, base=base)
-            batch.forward(base)
+            batch = _Batch.of(starts, base=base, copies=len(adapters))
+            live = range(len(batch.ids))
+            routes = _routes(adapters, live=live, prompts=len(_PROBES))
+            batch.forward(base, routes=routes)
             for step in range(_PROBE_STEPS):
                 batch.append(ends[:, step])
-                logits = batch.forward(base)
-        except TypeError:  # a forward pass without positions or logits_to_keep
+                logits = batch.forward(base, routes=routes)
+        # A forward pass without positions or logits_to_keep, a cache of another kind, a layer whose
+        # rows are no sequences: whatever is raised, it is not decoded this way.
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             return False
-    whole = torch.cat([logits[:, -1] for logits in alone]).double().log_softmax(dim=1)
-    gap = (whole - logits.double().log_softmax(dim=1)).abs().mean().item()
-    return gap <= _TOLERANCE_NATS.get(base.dtype, _TOLERANCE_16_BIT_NATS)
+    whole = torch.cat(alone).double().log_softmax(dim=1)
+    gaps = (whole - logits.double().log_softmax(dim=1)).abs().mean(dim=1)
+    return gaps.max().item() <= _TOLERANCE_NATS.get(base.dtype, _TOLERANCE_16_BIT_NATS)
+
+
+def _last_logits(
+    base: FrozenBase, ids: Sequence[int], *, adapter: str | None
+) -> Float[Tensor, "1 V"]:
+    """Returns the logits after a sequence by itself, without a cache."""
+    row = torch.tensor([ids], device=base.device)
+    with base.generating(() if adapter is None else (Route(adapter),)) as model:
+        last: Tensor = model(input_ids=row, use_cache=False).logits[:, -1]
+    return last
 
 
 @dataclass
@@ -163,15 +180,12 @@ class _Batch:
             "past_key_values": self.cache,
             "use_cache": True,
         }
-        # Some layers flatten their input, so routes count tokens there; the head sees one of each.
-        width = self.ids.shape[1]
-        in_tokens = [Route(r.adapter, r.start * width, r.stop and r.stop * width) for r in routes]
-        with base.router.following(in_tokens):
+        # Layers see the new tokens of each sequence, all that are cached, or one: the head.
+        with base.router.following(routes, units=len(self.ids)):
             if not base.plain_head:
                 last: Tensor = base.model(**inputs, logits_to_keep=1).logits
                 return last[:, -1]
             states = base.model.get_decoder()(**inputs).last_hidden_state
-        with base.router.following(routes):
             # As a matrix: for a slice of (S, T, H), PyTorch would copy the head once per sequence.
             logits: Tensor = base.model.get_output_embeddings()(states[:, -1])
         return logits

@@ -261,7 +261,8 @@ def answer_with_adapters(
         cache_tokens=CACHE_TOKENS,
         most=batch_size,
     )
-    decode = decode_greedily if prompts and decodes_exactly(base) else generate_greedily
+    exact = bool(prompts) and decodes_exactly(base, adapters=adapters)
+    decode = decode_greedily if exact else generate_greedily
     answers: list[dict[int, Answer]] = [{} for _ in adapters]
     for indices in batches:
         chosen = [prompts[i] for i in indices]

@@ -96,7 +96,7 @@ class FrozenBase:
                 f"{type(self.model).__name__}: its logits are more than one matrix product, so its "
                 "output head cannot take an adapter; leave lm_head out of lora.placement"
             )
-        with self.router.following(routes), self.precision():
+        with self.router.following(routes, units=row.num_tokens), self.precision():
             if not self.plain_head:
                 return self.nll_from_logits(row)
             hidden = self.model.get_decoder()(**_inputs(row)).last_hidden_state[0, row.source]
@@ -107,7 +107,9 @@ class FrozenBase:
                         hidden, weight=head.weight, bias=bias, targets=row.targets
                     )
         if adapted:
-            with self.router.following(_at_targets(row, routes)), computing("head"):
+            at_targets = _at_targets(row, routes)
+            units = sum(row.num_targets)
+            with self.router.following(at_targets, units=units), computing("head"):
                 return cross_entropy(head(hidden), row.targets)
         with computing("head"):
             return target_nll(hidden, weight=head.weight, bias=bias, targets=row.targets)

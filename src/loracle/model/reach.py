@@ -11,7 +11,7 @@ from torch import Tensor
 from loracle.data.packing import PackedRow, pack
 from loracle.errors import ModelError
 from loracle.model.adapters import Adapter, attach_adapter
-from loracle.model.base import FrozenBase
+from loracle.model.base import FrozenBase, Probe
 from loracle.model.faults import model_faults
 from loracle.model.guard import probe_of
 from loracle.model.layers.routing import Route
@@ -47,7 +47,10 @@ def require_reached(base: FrozenBase, *, plan: ModulePlan) -> None:
     Raises:
         ModelError: Naming what text never reaches, or what gets no gradient.
     """
-    row = pack([probe_of(base, tokens=_TOKENS)], device=base.device)
+    ids = probe_of(base, tokens=_TOKENS).input_ids
+    # Two sequences, each with a route: a layer that sees other rows than these is found out.
+    halves = [Probe(ids[: _TOKENS // 2]), Probe(ids[_TOKENS // 2 :])]
+    row = pack(halves, device=base.device)
     name = type(base.model).__name__
     what = f"{name}: cannot train '{plan.placement}'"
     if plan.is_full:
@@ -93,7 +96,9 @@ def _never_run(base: FrozenBase, row: PackedRow) -> list[str]:
 def _gradients(base: FrozenBase, row: PackedRow, *, adapter: Adapter) -> dict[str, Tensor | None]:
     """Returns the gradient of every B; that of A is zero, because B is."""
     factors = {k: p for k, p in adapter.parameters.items() if k.endswith(".lora_B")}
-    loss = base.token_nll(row, routes=[Route(adapter.name)]).sum()
+    first, _ = row.lengths
+    routes = [Route(adapter.name, 0, first), Route(adapter.name, first, row.num_tokens)]
+    loss = base.token_nll(row, routes=routes).sum()
     found = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
     return dict(zip(factors, found, strict=True))
 

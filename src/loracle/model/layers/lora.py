@@ -48,7 +48,9 @@ class RoutedLinear(PeftLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Returns the layer's output for ``x`` of shape (..., I)."""
-        routes = self.router.routes if self.router is not None else None
+        routes = None
+        if self.router is not None:
+            routes = self.router.routes_of(x.shape, module=self.module_name)
         if routes is None:
             return super().forward(x, *args, **kwargs)  # type: ignore[no-any-return]
         base = self.get_base_layer()

@@ -32,12 +32,12 @@ def recomputing(blocks: Sequence[nn.Module], *, router: Router) -> Iterator[None
 
 
 def _recomputed(forward: Callable[..., Any], router: Router, *args: Any, **kwargs: Any) -> Any:
-    routes = router.routes
+    routes, units = router.routes, router.units
     assert routes is not None, "a pass that trains follows routes"
 
     def compute(*args: Any, **kwargs: Any) -> Any:
         # At the second time the pass is over, and the router follows nothing any more.
-        with router.following(routes):
+        with router.following(routes, units=units):
             return forward(*args, **kwargs)
 
     # Masks are functions of their names and nothing else is random, so no state is restored.
