@@ -12,6 +12,8 @@ RESULT = "result.json"
 ADAPTER, MODEL, CHECKPOINTS = "adapter", "model", "checkpoints"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """In the folder ``adapter``, as PEFT names it."""
+ADAPTER_CARD = "README.md"
+"""In the folder ``adapter``: the model card, as the hub names it."""
 
 # Kept between evaluation and result, for a run that is interrupted there.
 ANSWERS, MEMORY = "answers.json", "memory.json"
