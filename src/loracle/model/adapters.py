@@ -175,6 +175,9 @@ def save_adapter(base: FrozenBase, *, name: str, folder: Path) -> Path:
     it is sorted. The generic model card that PEFT adds is removed.
     """
     assert base.peft is not None
+    card = folder / "README.md"
+    # PEFT would read a card that an earlier life of the run wrote, and write into it.
+    card.unlink(missing_ok=True)
     with quiet_transformers():
         base.peft.save_pretrained(
             str(folder),
@@ -182,7 +185,7 @@ def save_adapter(base: FrozenBase, *, name: str, folder: Path) -> Path:
             save_embedding_layers=False,
             safe_serialization=True,
         )
-    (folder / "README.md").unlink(missing_ok=True)
+    card.unlink(missing_ok=True)
     written = folder if name == "default" else folder / name
     config_path = written / "adapter_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
