@@ -1,5 +1,6 @@
 """A finished run is the contract: its files, its keys, and numbers that follow from each other."""
 
+import json
 import math
 import shutil
 import socket
@@ -96,8 +97,11 @@ def test_the_run_folder_holds_what_the_contract_names_and_nothing_else(finished)
         "wandb",
     }
     assert {path.name for path in (finished / "adapter").iterdir()} == {
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
     }
     names = sorted(path.name for path in (finished / "checkpoints").iterdir())
     assert names == ["step-00000006", "step-00000008"]
@@ -235,7 +239,11 @@ def test_the_recorded_config_is_the_resolved_one_but_for_the_machines_folders(fi
 
 
 def test_nothing_in_the_folder_names_the_machine_or_its_user(finished, place):
-    """W&B's binary file too. What the folder's own inputs say of themselves is not the machine."""
+    """W&B's binary file too. What the folder's own inputs say of themselves is not the machine.
+
+    One key is left out: PEFT finds the base of an adapter by it from wherever it is loaded, and of
+    a model that is not on the hub that is its folder.
+    """
     root = place.home.parents[1]
     names = [str(root), str(root.parent), USER, str(place.home), "/tmp/", "pytest-of"]
     if len(socket.gethostname()) > 5:
@@ -245,6 +253,8 @@ def test_nothing_in_the_folder_names_the_machine_or_its_user(finished, place):
         if path.is_file():
             read += 1
             content = path.read_bytes()
+            if path.name == "adapter_config.json":
+                content = content.replace(json.dumps(str(place.model)).encode(), b"", 1)
             assert [name for name in names if name.encode() in content] == [], path.name
     assert read >= 15
 

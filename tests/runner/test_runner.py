@@ -340,7 +340,7 @@ def test_a_bundle_leaves_the_base_as_it_was_loaded(here, tmp_path, monkeypatch):
     base = bases[0].base
     assert base.peft is None
     assert [name for name, _ in base.model.named_modules()] == names[0]
-    assert base.weights_digest() == bases[0].weights_digest
+    assert base.weights_digest() == bases[0].identity.weights_sha256
     assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console, RenderableType
@@ -21,6 +20,7 @@ from loracle.engine.device import (
     keep_large_blocks,
 )
 from loracle.engine.environment import capture_environment
+from loracle.errors import SourceError
 from loracle.runner.tracking import has_key
 from loracle.sources import cache_folder
 from loracle.text import GIB
@@ -55,7 +55,7 @@ def checkup() -> list[Finding]:
         _speed(),
         _memory(environment),
         _allocator(),
-        _cache(cache_folder()),
+        _cache(),
         _hub(),
         _wandb(),
         _optional(),
@@ -135,7 +135,11 @@ def _allocator() -> Finding:
     return Finding("allocator", "limited", "not glibc; large temporaries cost page faults")
 
 
-def _cache(folder: Path) -> Finding:
+def _cache() -> Finding:
+    try:
+        folder = cache_folder()
+    except SourceError as error:
+        return Finding("cache", "missing", str(error))
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free_gib = shutil.disk_usage(existing).free / GIB
     shown = "$LORACLE_CACHE" if os.environ.get("LORACLE_CACHE") else "~/.cache/loracle"

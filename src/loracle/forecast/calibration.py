@@ -22,7 +22,7 @@ from loracle.digest import Inputs, code_digest, key_of
 from loracle.engine.device import choose_device, choose_dtype, dtype_name, synchronize
 from loracle.engine.environment import torch_settings
 from loracle.engine.throughput import token_rates
-from loracle.errors import RunFolderError
+from loracle.errors import RunFolderError, SourceError
 from loracle.forecast.devices import Device, this_device
 from loracle.forecast.op_costs import Rates
 from loracle.records.files import read_json, write_json
@@ -232,13 +232,13 @@ def write_calibration(calibration: Calibration) -> Path:
 
 def read_calibration(device: Device, *, dtype: str) -> Calibration | None:
     """Returns the stored calibration of the device of that name and dtype; None without one."""
-    path = _path(device.name, dtype, torch.get_num_threads())
-    if not path.is_file():
-        return None
     try:
+        path = _path(device.name, dtype, torch.get_num_threads())
+        if not path.is_file():
+            return None
         stored = read_json(path)
         return Calibration(**stored) if stored.pop("schema") == _SCHEMA else None
-    except (RunFolderError, TypeError, KeyError):
+    except (RunFolderError, SourceError, TypeError, KeyError):
         return None
 
 

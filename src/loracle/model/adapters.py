@@ -23,6 +23,8 @@ from loracle.placement.plan import ModulePlan, most_common_rank
 from loracle.quiet import quiet_transformers
 from loracle.seeds import numpy_stream
 
+# Options of a tokenizer that say where it was found.
+_TOKENIZER_PLACES = ("name_or_path", "is_local", "local_files_only", "files_loaded")
 # PEFT's prefix of a module's name, in its view of a model and in its files.
 PEFT_PREFIX = "base_model.model."
 
@@ -38,7 +40,14 @@ class Adapter:
 
 
 def attach_adapter(
-    base: FrozenBase, *, name: str, plan: ModulePlan, dropout: float, seed: int, model_source: str
+    base: FrozenBase,
+    *,
+    name: str,
+    plan: ModulePlan,
+    dropout: float,
+    seed: int,
+    model_source: str,
+    revision: str | None = None,
 ) -> Adapter:
     """Adds a new adapter to ``base``, initialised from random streams named after its modules.
 
@@ -48,13 +57,18 @@ def attach_adapter(
         plan: The resolved placement.
         dropout: Recorded in the adapter's config; the masks themselves come from routes.
         seed: The run's seed.
-        model_source: Recorded as the adapter's base model.
+        model_source: Recorded as the adapter's base model: what ``from_pretrained`` takes.
+        revision: Recorded beside it: the commit of a model on the hub.
 
     Raises:
         ModelError: If PEFT does not adapt exactly the modules of the plan.
     """
     config = install_routed_layers(
-        LoraConfig(base_model_name_or_path=model_source, **peft_config_of(plan, dropout=dropout))
+        LoraConfig(
+            base_model_name_or_path=model_source,
+            revision=revision,
+            **peft_config_of(plan, dropout=dropout),
+        )
     )
     with quiet_transformers():
         if base.peft is None:
@@ -138,6 +152,22 @@ def load_adapter(
     return adapter
 
 
+def save_tokenizer(base: FrozenBase, *, folder: Path) -> None:
+    """Writes the base's tokenizer beside an adapter, without the folder that it came from.
+
+    PEFT enlarges a base whose embedding has fewer rows than the tokenizer beside an adapter has
+    tokens, which changes every loss: such a tokenizer stays with its base.
+    """
+    if len(base.tokenizer) > base.model.get_input_embeddings().weight.shape[0]:
+        return
+    with quiet_transformers():
+        base.tokenizer.save_pretrained(str(folder))
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in config.items() if key not in _TOKENIZER_PLACES}
+    path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def save_adapter(base: FrozenBase, *, name: str, folder: Path) -> Path:
     """Writes the adapter in PEFT's format to ``folder`` and returns it.
 
@@ -145,6 +175,9 @@ def save_adapter(base: FrozenBase, *, name: str, folder: Path) -> Path:
     it is sorted. The generic model card that PEFT adds is removed.
     """
     assert base.peft is not None
+    card = folder / "README.md"
+    # PEFT would read a card that an earlier life of the run wrote, and write into it.
+    card.unlink(missing_ok=True)
     with quiet_transformers():
         base.peft.save_pretrained(
             str(folder),
@@ -152,7 +185,7 @@ def save_adapter(base: FrozenBase, *, name: str, folder: Path) -> Path:
             save_embedding_layers=False,
             safe_serialization=True,
         )
-    (folder / "README.md").unlink(missing_ok=True)
+    card.unlink(missing_ok=True)
     written = folder if name == "default" else folder / name
     config_path = written / "adapter_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))

@@ -13,6 +13,8 @@ MANIFEST, TRACEBACK = "manifest.json", "traceback.txt"
 ADAPTER, MODEL, CHECKPOINTS = "adapter", "model", "checkpoints"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 """In the folder ``adapter``, as PEFT names it."""
+ADAPTER_CARD = "README.md"
+"""In the folder ``adapter``: the model card, as the hub names it."""
 
 # Kept between evaluation and result, for a run that is interrupted there.
 ANSWERS, MEMORY = "answers.json", "memory.json"

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from loracle.engine.evaluate import Answer, ExampleScore, TextScore, score_answers
 from loracle.engine.measure import Latency
-from loracle.model.adapters import save_adapter
+from loracle.model.adapters import save_adapter, save_tokenizer
 from loracle.model.whole import WEIGHTS, save_whole
-from loracle.records.files import disk_faults, plain_os_errors, to_json
+from loracle.records.files import disk_faults, plain_os_errors, to_json, write_durably
 from loracle.records.names import (
     ADAPTER,
+    ADAPTER_CARD,
     ADAPTER_WEIGHTS,
     ANSWERS,
     EXAMPLES,
@@ -21,6 +22,7 @@ from loracle.records.names import (
 from loracle.records.result import Audit
 from loracle.records.signature import signature
 from loracle.runner.active_run import ActiveRun
+from loracle.runner.adapter_card import adapter_card
 from loracle.runner.audit import audit_run, require_sound
 from loracle.runner.criteria import repeats_of
 from loracle.runner.evaluation import recorded_eval
@@ -109,6 +111,7 @@ def _save(run: ActiveRun) -> Path:
             for file in written.iterdir():
                 file.replace(folder / file.name)
             written.rmdir()
+        save_tokenizer(run.shared.base, folder=folder)
     return folder
 
 
@@ -158,6 +161,9 @@ def finish_run(run: ActiveRun, *, latency: Mapping[str, Latency | None], audit: 
         shared.data.validation, base_scores=base_scores, tuned_scores=tuned_scores, answers=answers
     )
     folder.write_jsonl(EXAMPLES, rows)
+    if not prepared.plan.is_full:
+        card = adapter_card(result, config=run.config, plan=prepared.plan, base=shared.model)
+        write_durably(folder.path / ADAPTER / ADAPTER_CARD, card.encode())
     folder.write_result(result)
     for name in (ANSWERS, MEMORY):
         (folder.path / name).unlink(missing_ok=True)

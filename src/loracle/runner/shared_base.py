@@ -98,13 +98,15 @@ class SharedBase:
         if plan.is_full:
             trained = whole_model(self.base, name=name, plan=plan)
         else:
+            source, revision = self.model.stock_name
             trained = attach_adapter(
                 self.base,
                 name=name,
                 plan=plan,
                 dropout=config.lora.dropout,
                 seed=config.seed,
-                model_source=self.model.source,
+                model_source=source,
+                revision=revision,
             )
         return new_run(
             self.base,

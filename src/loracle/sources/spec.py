@@ -82,6 +82,15 @@ class ResolvedSource:
     revision: str
     """The hub's commit, or ``sha256:<hex>`` of the archive or content."""
 
+    @property
+    def stock_name(self) -> tuple[str, str | None]:
+        """Name and revision by which Transformers and PEFT find it, on this machine if it is local.
+
+        A hub model's id and commit; of another, its folder and None.
+        """
+        scheme, _, name = self.source.partition(":")
+        return (name, self.revision) if scheme == "hub" else (str(self.path), None)
+
 
 def parse_source(text: str) -> Source:
     """Parses a source string without looking anything up.
