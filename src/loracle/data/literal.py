@@ -10,14 +10,17 @@ import copy
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from loracle.data.long_text import LONG_CHARS, first_ids
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 # Texts per tokenizer call: enough to fill its threads, few enough that the offsets and masks it
 # also returns stay small. Assumed.
-_CHUNK = 1024
+_CHUNK = 256
 # A private-use character: a token that is put before a text which does not stand first.
 _ANCHOR = "\U000f4a17"
 
@@ -33,16 +36,27 @@ class Part(NamedTuple):
 
 
 def encode_texts(
-    texts: Sequence[Sequence[Part]], *, tokenizer: PreTrainedTokenizerBase
+    texts: Sequence[Sequence[Part]],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None = None,
 ) -> Iterator[Ids]:
-    """Yields the ids of each text, without the tokenizer's own leading or closing tokens."""
+    """Yields the ids of each text, without the tokenizer's own leading or closing tokens.
+
+    Args:
+        texts: The parts of each text.
+        tokenizer: The model's tokenizer.
+        most: How many ids of a text matter; a very long one may yield as few. None: all.
+    """
     special = _special_pattern(tokenizer)
     anchored = cache(partial(_with_anchor, tokenizer))
     # Equal ids share one int object: tens of bytes less per token.
     shared: dict[int, int] = {}
     for start in range(0, len(texts), _CHUNK):
+        chunk = texts[start : start + _CHUNK]
+        encoder = partial(_encode_all, tokenizer=tokenizer, most=most)
         for ids in _encode_chunk(
-            texts[start : start + _CHUNK], special, tokenizer=tokenizer, anchored=anchored
+            chunk, special, encoder=encoder, tokenizer=tokenizer, anchored=anchored
         ):
             yield tuple(map(shared.setdefault, ids, ids))
 
@@ -59,6 +73,7 @@ def _encode_chunk(
     texts: Sequence[Sequence[Part]],
     special: re.Pattern[str] | None,
     *,
+    encoder: Callable[..., Iterator[Sequence[int]]],
     tokenizer: PreTrainedTokenizerBase,
     anchored: Callable[[], PreTrainedTokenizerBase],
 ) -> list[Sequence[int]]:
@@ -76,7 +91,7 @@ def _encode_chunk(
             encoded[index] = _encode_mixed(parts, special, tokenizer=tokenizer, anchored=anchored())
     for indices, split in ((stock, False), (plain, True)):
         chosen = [whole[index] for index in indices]
-        encoded |= zip(indices, _call(tokenizer, chosen, split=split), strict=True)
+        encoded |= zip(indices, encoder(chosen, split=split), strict=True)
     return [encoded[index] for index in range(len(texts))]
 
 
@@ -94,20 +109,31 @@ def _num_special(
     return (sum(len(special.findall(text)) for text in written) if found else 0), found
 
 
+def _encode_all(
+    texts: Sequence[str], *, tokenizer: PreTrainedTokenizerBase, split: bool, most: int | None
+) -> Iterator[Sequence[int]]:
+    """Yields the ids of each text: of short ones together, of a long one as far as they matter."""
+    call = partial(_call, tokenizer, split=split)
+    for is_long, group in groupby(texts, key=lambda text: len(text) > LONG_CHARS):
+        if not is_long:
+            yield from call(list(group))["input_ids"]
+            continue
+        for text in group:
+            ids = first_ids(text, most=most, call=call, tokenizer=tokenizer) if most else None
+            yield call(text)["input_ids"] if ids is None else ids
+
+
 def _call(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, split: bool
-) -> list[Sequence[int]]:
-    if not texts:
-        return []
-    batch = tokenizer(
-        list(texts),
+    tokenizer: PreTrainedTokenizerBase, texts: str | list[str], *, split: bool
+) -> BatchEncoding:
+    return tokenizer(
+        texts,
         add_special_tokens=False,
         split_special_tokens=split,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,
     )
-    return list(batch["input_ids"])
 
 
 def _encode_mixed(
@@ -133,7 +159,7 @@ def _encode_mixed(
             ids += (
                 _encode_later(text, tokenizer=anchored)
                 if ids
-                else _call(tokenizer, [text], split=True)[0]
+                else _call(tokenizer, text, split=True)["input_ids"]
             )
         if name is not None:
             ids.append(tokenizer.convert_tokens_to_ids(name))
@@ -170,5 +196,5 @@ def _encode_later(text: str, *, tokenizer: PreTrainedTokenizerBase) -> Sequence[
     Some tokenizers put a space before what stands first, so the text is encoded behind an anchor.
     """
     anchor = tokenizer.convert_tokens_to_ids(_ANCHOR)
-    ids = _call(tokenizer, [_ANCHOR + text], split=True)[0]
-    return ids[1:] if ids[0] == anchor else _call(tokenizer, [text], split=True)[0]
+    ids: Sequence[int] = _call(tokenizer, _ANCHOR + text, split=True)["input_ids"]
+    return ids[1:] if ids[0] == anchor else _call(tokenizer, text, split=True)["input_ids"]
