@@ -17,10 +17,12 @@ dtype = loracle.choose_dtype(config.dtype, device=device)
 model = loracle.resolve_model(config.model, progress=print)
 base = loracle.load_base(model.path, device=device, dtype=dtype)
 
-# Data. Alpaca records in Stanford's prompt, split 80/20 so that no instruction is in both parts;
+# Data. Alpaca records in Stanford's prompt, split 80/20 so that nothing asked is in both parts;
 # the loss is over the response and its end-of-sequence token.
 records = loracle.resolve_data(config.data.source, progress=print)
-data = loracle.prepare_data(records, config=config.data, tokenizer=base.tokenizer)
+data = loracle.prepare_data(
+    records, config=config.data, tokenizer=base.tokenizer, end_ids=base.end_ids
+)
 
 # Adapters. Rank r on every module of the placement; A from the module's random stream, B zero.
 plan = loracle.resolve_placement(

@@ -158,7 +158,7 @@ def test_rows_none_of_which_can_be_used(fails, data):
 
 def test_records_too_few_to_split(fails, data):
     line = fails(**data(json.dumps(ROWS[:1] * 3)))
-    assert line.startswith("DataError: data.validation_frac: too few records to split (3, all with")
+    assert line.startswith("DataError: data.validation_frac: too few records to split (3, all of")
 
 
 def test_a_limit_below_every_prompt(fails):

@@ -95,7 +95,7 @@ def test_columns_and_keys_and_cuts_are_said_with_their_rows(tmp_path, tokenizer)
     data = prepare(path, tokenizer)
     assert data.notices == (
         "2 columns not read: system (2 records, rows 2, 6), history (1 record, row 6)",
-        "a key has two values in 1 record, of which the last counts (row 3)",
+        "1 record with duplicate keys, of which the last value counts (row 3)",
         f"1 response cut at data.max_tokens {LIMIT} (row 8)",
     )
     assert data.report["unread_columns"]["system"] == {"count": 2, "rows": [2, 6]}

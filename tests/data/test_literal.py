@@ -75,7 +75,7 @@ def test_a_text_of_a_template_is_read_as_stock_transformers_reads_it(name, text)
 def test_reading_piece_by_piece_is_what_stock_transformers_does(name, context, monkeypatch):
     tokenizer = TOKENIZERS[name]
     one = record("Name three colors", context=context)
-    monkeypatch.setattr("loracle.data.literal._num_special", lambda *_: (1, 2))
+    monkeypatch.setattr("loracle.data.literal._Encoder._num_special", lambda *_: (1, 2))
     (ids,) = encode_texts([CHAT.parts(one)], tokenizer=tokenizer)
     assert ids == stock(tokenizer, CHAT.render(one))
 

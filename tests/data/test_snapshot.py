@@ -150,8 +150,7 @@ def test_a_file_says_the_same_whoever_names_it(tmp_path, name, text):
         ("configs: [{config_name: a, data_files: one.json}]", 1),
         ("configs: [{data_files: {test: one.json, train: [two.json]}}]", 2),
         (
-            "configs: [{config_name: a, data_files: one.json}, "
-            "{default: true, data_files: two.json}]",
+            "configs: [{data_files: one.json}, {default: true, data_files: two.json}]",
             2,
         ),
         (

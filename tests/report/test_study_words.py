@@ -204,3 +204,11 @@ def test_what_was_not_tested_is_not_explained(bare_study, bare_contents):
     assert (
         bare_contents.orderings_note == "No ordering could be tested with the arms of this study."
     )
+
+
+def test_records_left_out_are_a_limit_of_the_study(study, contents):
+    line = "8 of 24 records are left out: no output (rows 1, 2, 3, 4, 5, ...)"
+    runs = [replace(run, result=replace(run.result, data_warnings=(line,))) for run in study.runs]
+    found = limits(replace(study, runs=runs), contents.provenance, smallest_effect_nats=None)
+    assert [line in sentence for sentence in found].count(True) == 1
+    assert not any("left out" in sentence for sentence in contents.limits)

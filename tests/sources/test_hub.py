@@ -78,6 +78,20 @@ def test_only_what_a_model_needs_is_asked_for(hub):
     assert list(chosen) == wanted
 
 
+def test_data_in_any_format_is_asked_for_with_the_card_that_names_it(hub):
+    from huggingface_hub.utils import filter_repo_objects
+
+    asked = hub({"train.parquet": "x"})
+    resolve_data("hub:org/name")
+    wanted = ["README.md", "a.TSV", "b.ndjson", "c.Csv", "deep/d.parquet", "e.JSONL", "f.json"]
+    chosen = filter_repo_objects(
+        [*wanted, "state.json", "notes.txt", "deep/README.md"],
+        allow_patterns=asked["allow_patterns"],
+        ignore_patterns=asked["ignore_patterns"],
+    )
+    assert list(chosen) == wanted
+
+
 def test_a_key_of_the_catalog_is_looked_up_on_the_hub(hub):
     asked = hub({"train.parquet": "x"})
     found = resolve_data("alpaca")
@@ -110,7 +124,8 @@ def test_a_repository_that_is_no_model_says_what_is_missing(hub, fails, missing,
 
 def test_a_data_repository_without_data_is_refused(hub, fails):
     hub({"README.md": "", "dataset_infos.json": "{}"})
-    assert "no .parquet, .jsonl, .json or .csv file" in fails(resolve_data, "hub:org/name@x")
+    message = fails(resolve_data, "hub:org/name@x")
+    assert "no .parquet, .jsonl, .ndjson, .json, .csv, .tsv file" in message
 
 
 def http_error(kind, status: int):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loracle.sources import local, model_architecture, resolve_data, resolve_model
+from loracle.data.rows import READERS
+from loracle.sources import folders, local, model_architecture, resolve_data, resolve_model
 
 
 def test_a_model_folder_is_used_where_it_is(model_folder, monkeypatch, cache):
@@ -105,13 +106,22 @@ def test_a_data_file_is_pinned_by_its_content(tmp_path, monkeypatch):
 def test_a_data_folder_is_pinned_by_its_data_files(tmp_path, fails):
     folder = tmp_path / "data"
     (folder / "deep").mkdir(parents=True)
-    assert "no .parquet, .jsonl, .json or .csv file" in fails(resolve_data, f"path:{folder}")
+    message = fails(resolve_data, f"path:{folder}")
+    assert "no .parquet, .jsonl, .ndjson, .json, .csv, .tsv file" in message
     (folder / "deep" / "a.json").write_text("[]")
     one = resolve_data(f"path:{folder}")
     (folder / "notes.txt").write_text("not data")
     assert resolve_data(f"path:{folder}") == one
     (folder / "b.csv").write_text("x")
     assert resolve_data(f"path:{folder}").revision != one.revision
+
+
+@pytest.mark.parametrize("suffix", READERS)
+@pytest.mark.parametrize("spell", [str.lower, str.upper, str.title])
+def test_every_file_that_can_be_read_is_a_data_file(tmp_path, suffix, spell):
+    file = tmp_path / f"a{spell(suffix)}"
+    file.write_text("[]")
+    assert folders.require_data_files(tmp_path, name="here") == [file]
 
 
 def test_hashing_something_large_is_announced(tmp_path, lines, monkeypatch):

@@ -126,7 +126,7 @@ def _changed(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"{len(files)} files are read as one, their rows numbered through: {_listed(listed)}"
     if doubled["count"]:
         who = plural(doubled["count"], "record")
-        yield f"a key has two values in {who}, of which the last counts ({_rows(doubled)})"
+        yield f"{who} with duplicate keys, of which the last value counts ({_rows(doubled)})"
     if cut["count"]:
         who = plural(cut["count"], "response")
         yield f"{who} cut at data.max_tokens {report['max_tokens']} ({_rows(cut)})"

@@ -76,14 +76,13 @@ def _default(configs: object, *, folder: Path) -> Mapping[Any, Any]:
     """Returns the only entry, or the one that is marked or named as the default."""
     if not isinstance(configs, list) or not all(isinstance(one, Mapping) for one in configs):
         raise _fault(folder, "configs is not a list of mappings")
-    if len(configs) == 1:
-        return configs[0]
-    marked = [one for one in configs if one.get("default") is True]
-    named = [one for one in configs if one.get("config_name") == "default"]
-    chosen = marked or named
+    entries: list[Mapping[Any, Any]] = configs
+    marked = [one for one in entries if one.get("default") is True]
+    named = [one for one in entries if one.get("config_name") == "default"]
+    chosen = entries if len(entries) == 1 else marked or named
     if len(chosen) != 1:
-        names = ", ".join(str(one.get("config_name")) for one in configs)
-        raise _fault(folder, f"it has {len(configs)} configurations ({names}) and no one default")
+        names = ", ".join(str(one.get("config_name")) for one in entries)
+        raise _fault(folder, f"it has {len(entries)} configurations ({names}) and no one default")
     return chosen[0]
 
 

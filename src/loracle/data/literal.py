@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
+from loracle.data.long_text import LONG_CHARS, first_ids
+
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 # Texts per tokenizer call: enough to fill its threads, few enough that the offsets and masks it
 # also returns stay small. Assumed.
-_CHUNK = 1024
+_CHUNK = 256
 # A private-use character: a token that is put before a text which does not stand first.
 _ANCHOR = "\U000f4a17"
 
@@ -33,112 +37,134 @@ class Part(NamedTuple):
 
 
 def encode_texts(
-    texts: Sequence[Sequence[Part]], *, tokenizer: PreTrainedTokenizerBase
+    texts: Sequence[Sequence[Part]],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None = None,
 ) -> Iterator[Ids]:
-    """Yields the ids of each text, without the tokenizer's own leading or closing tokens."""
-    special = _special_pattern(tokenizer)
-    anchored = cache(partial(_with_anchor, tokenizer))
+    """Yields the ids of each text, without the tokenizer's own leading or closing tokens.
+
+    Args:
+        texts: The parts of each text.
+        tokenizer: The model's tokenizer.
+        most: How many ids of a text matter; a very long one may yield as few. None: all.
+    """
+    encoder = _Encoder(tokenizer, _special_pattern(tokenizer), most)
     # Equal ids share one int object: tens of bytes less per token.
     shared: dict[int, int] = {}
     for start in range(0, len(texts), _CHUNK):
-        for ids in _encode_chunk(
-            texts[start : start + _CHUNK], special, tokenizer=tokenizer, anchored=anchored
-        ):
+        for ids in encoder.encode(texts[start : start + _CHUNK]):
             yield tuple(map(shared.setdefault, ids, ids))
 
 
 def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     """Returns a pattern of every special token, longest first."""
-    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    added = tokenizer.added_tokens_decoder.values()
     names = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
     longest_first = sorted(filter(None, names), key=lambda name: (-len(name), name))
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _encode_chunk(
-    texts: Sequence[Sequence[Part]],
-    special: re.Pattern[str] | None,
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    anchored: Callable[[], PreTrainedTokenizerBase],
-) -> list[Sequence[int]]:
-    whole = ["".join(part.text for part in parts) for parts in texts]
-    encoded: dict[int, Sequence[int]] = {}
-    stock, plain = [], []
-    for index, parts in enumerate(texts):
-        asked, found = _num_special(parts, whole[index], special)
-        if found == asked:
-            stock.append(index)
-        elif asked == 0:
-            plain.append(index)
-        else:
-            assert special is not None
-            encoded[index] = _encode_mixed(parts, special, tokenizer=tokenizer, anchored=anchored())
-    for indices, split in ((stock, False), (plain, True)):
-        chosen = [whole[index] for index in indices]
-        encoded |= zip(indices, _call(tokenizer, chosen, split=split), strict=True)
-    return [encoded[index] for index in range(len(texts))]
+@dataclass
+class _Encoder:
+    """A tokenizer with its special tokens, and how many ids of a text matter."""
 
+    tokenizer: PreTrainedTokenizerBase
+    special: re.Pattern[str] | None
+    most: int | None
 
-def _num_special(
-    parts: Sequence[Part], whole: str, special: re.Pattern[str] | None
-) -> tuple[int, int]:
-    """Returns the special tokens that the template writes, and those in the text as a whole.
+    def encode(self, texts: Sequence[Sequence[Part]]) -> list[Sequence[int]]:
+        """Returns the ids of each text, of most of them together."""
+        whole = ["".join(part.text for part in parts) for parts in texts]
+        encoded: dict[int, Sequence[int]] = {}
+        stock, plain = [], []
+        for index, parts in enumerate(texts):
+            written, found = self._num_special(parts, whole[index])
+            if found == written:
+                stock.append(index)
+            elif written == 0:
+                plain.append(index)
+            else:
+                encoded[index] = self._encode_mixed(parts)
+        for indices, split in ((stock, False), (plain, True)):
+            chosen = [whole[index] for index in indices]
+            encoded |= zip(indices, self._encode_whole(chosen, split=split), strict=True)
+        return [encoded[index] for index in range(len(texts))]
 
-    They differ too where a template and a record spell one together.
-    """
-    if special is None:
-        return 0, 0
-    found = len(special.findall(whole))
-    written = (part.text for part in parts if not part.from_record)
-    return (sum(len(special.findall(text)) for text in written) if found else 0), found
+    def _num_special(self, parts: Sequence[Part], whole: str) -> tuple[int, int]:
+        """Returns the special tokens that the template writes, and those in the text as a whole.
+
+        They differ too where a template and a record spell one together.
+        """
+        found = len(self.special.findall(whole)) if self.special else 0
+        if not found or self.special is None:
+            return 0, 0
+        written = (part.text for part in parts if not part.from_record)
+        return sum(len(self.special.findall(text)) for text in written), found
+
+    def _encode_whole(self, texts: Sequence[str], *, split: bool) -> Iterator[Sequence[int]]:
+        """Yields the ids of each text: of short ones together, of a long one as they matter."""
+        call = partial(_call, self.tokenizer, split=split)
+        for is_long, group in groupby(texts, key=lambda text: len(text) > LONG_CHARS):
+            if not is_long:
+                yield from call(list(group))["input_ids"]
+                continue
+            for text in group:
+                ids = None
+                if self.most is not None:
+                    ids = first_ids(text, most=self.most, call=call, tokenizer=self.tokenizer)
+                yield call(text)["input_ids"] if ids is None else ids
+
+    def _encode_mixed(self, parts: Sequence[Part]) -> list[int]:
+        """Returns the ids of a text in which both template and record spell special tokens.
+
+        The text between two special tokens of the template is encoded as plain text, as one that
+        does not stand first; white space beside a special token goes where that token swallows it.
+        """
+        assert self.special is not None
+        ids: list[int] = []
+        tokens = {token.content: token for token in self.tokenizer.added_tokens_decoder.values()}
+        before = None
+        for name, text in _between(parts, self.special):
+            left, right = tokens.get(before or ""), tokens.get(name or "")
+            text = text.lstrip() if left is not None and left.rstrip else text
+            text = text.rstrip() if right is not None and right.lstrip else text
+            if text:
+                ids += self._encode_plain(text, first=not ids)
+            if name is not None:
+                ids.append(self.tokenizer.convert_tokens_to_ids(name))
+            before = name
+        return ids
+
+    def _encode_plain(self, text: str, *, first: bool) -> Sequence[int]:
+        """Returns the ids of a plain text that stands first, or follows another token.
+
+        Some tokenizers put a space before what stands first, so others stand behind an anchor.
+        """
+        if not first:
+            anchor = self._anchored.convert_tokens_to_ids(_ANCHOR)
+            ids: Sequence[int] = _call(self._anchored, _ANCHOR + text, split=True)["input_ids"]
+            if ids[0] == anchor:
+                return ids[1:]
+        plain: Sequence[int] = _call(self.tokenizer, text, split=True)["input_ids"]
+        return plain
+
+    @cached_property
+    def _anchored(self) -> PreTrainedTokenizerBase:
+        return _with_anchor(self.tokenizer)
 
 
 def _call(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, split: bool
-) -> list[Sequence[int]]:
-    if not texts:
-        return []
-    batch = tokenizer(
-        list(texts),
+    tokenizer: PreTrainedTokenizerBase, texts: str | list[str], *, split: bool
+) -> BatchEncoding:
+    return tokenizer(
+        texts,
         add_special_tokens=False,
         split_special_tokens=split,
         return_attention_mask=False,
         return_token_type_ids=False,
         verbose=False,
     )
-    return list(batch["input_ids"])
-
-
-def _encode_mixed(
-    parts: Sequence[Part],
-    special: re.Pattern[str],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    anchored: PreTrainedTokenizerBase,
-) -> list[int]:
-    """Returns the ids of a text in which both template and record spell special tokens.
-
-    The text between two special tokens of the template is encoded as plain text, as one that does
-    not stand first; white space beside a special token goes where that token swallows it.
-    """
-    ids: list[int] = []
-    flags = {token.content: token for token in tokenizer.added_tokens_decoder.values()}
-    before = None
-    for name, text in _between(parts, special):
-        left, right = flags.get(before or ""), flags.get(name or "")
-        text = text.lstrip() if left is not None and left.rstrip else text
-        text = text.rstrip() if right is not None and right.lstrip else text
-        if text:
-            ids += (
-                _encode_later(text, tokenizer=anchored)
-                if ids
-                else _call(tokenizer, [text], split=True)[0]
-            )
-        if name is not None:
-            ids.append(tokenizer.convert_tokens_to_ids(name))
-        before = name
-    return ids
 
 
 def _between(parts: Iterable[Part], special: re.Pattern[str]) -> Iterator[tuple[str | None, str]]:
@@ -162,13 +188,3 @@ def _with_anchor(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     anchored = copy.deepcopy(tokenizer)
     anchored.add_tokens([AddedToken(_ANCHOR, normalized=False, special=False)])
     return anchored
-
-
-def _encode_later(text: str, *, tokenizer: PreTrainedTokenizerBase) -> Sequence[int]:
-    """Returns the ids of a plain text that follows another token.
-
-    Some tokenizers put a space before what stands first, so the text is encoded behind an anchor.
-    """
-    anchor = tokenizer.convert_tokens_to_ids(_ANCHOR)
-    ids = _call(tokenizer, [_ANCHOR + text], split=True)[0]
-    return ids[1:] if ids[0] == anchor else _call(tokenizer, [text], split=True)[0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from loracle.config.run import DataConfig
@@ -77,11 +78,16 @@ def prepare_data(
     split = split_records(used, validation_frac=config.validation_frac, seed=config.split_seed)
     template = template_of(config.template)
 
-    encoded = {
-        "train": encode_records(split.train, template=template, tokenizer=tokenizer),
-        "validation": encode_records(split.validation, template=template, tokenizer=tokenizer),
-    }
-    parts, unfit = _fit_parts(encoded, max_tokens=config.max_tokens, eos_id=eos_id)
+    def encoded(most: int | None) -> dict[str, list[EncodedRecord]]:
+        encode = partial(encode_records, template=template, tokenizer=tokenizer, most=most)
+        return {"train": encode(split.train), "validation": encode(split.validation)}
+
+    parts, unfit = _fit_parts(
+        encoded(config.max_tokens), max_tokens=config.max_tokens, eos_id=eos_id
+    )
+    for name, examples in parts.items():
+        if not examples:
+            raise _nothing_fits(name, encoded=encoded(None), max_tokens=config.max_tokens)
 
     digits = fingerprint(parts["train"], validation=parts["validation"])
     report = {
@@ -117,9 +123,6 @@ def _fit_parts(
         results = [truncate(record, max_tokens=max_tokens, eos_id=eos_id) for record in members]
         parts[name] = tuple(result for result in results if isinstance(result, Example))
         drops += [result for result in results if isinstance(result, Drop)]
-    for name, examples in parts.items():
-        if not examples:
-            raise _nothing_fits(name, encoded=encoded, max_tokens=max_tokens)
     return parts, drops
 
 

@@ -17,7 +17,9 @@ from loracle.errors import DataError
 
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
 # Files that `datasets` writes beside the data, with a suffix of data.
-_NOT_DATA = frozenset({"dataset_infos.json", "dataset_info.json", "state.json"})
+_NOT_DATA = frozenset(
+    {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
+)
 
 
 def read_folder(folder: Path, *, columns: Collection[str]) -> Table:

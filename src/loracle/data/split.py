@@ -38,12 +38,16 @@ def normalized(instruction: str) -> str:
 
     White space is collapsed. An instruction of punctuation alone keeps it.
     """
-    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", instruction).casefold())
+    text = instruction.lower() if instruction.isascii() else _folded(instruction)
     text = " ".join(text.split())
     end = len(text)
     while end and (text[end - 1] == " " or unicodedata.category(text[end - 1]).startswith("P")):
         end -= 1
     return text[:end] or text
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 Key = tuple[str, ...]

@@ -114,32 +114,42 @@ def leading_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def encode_prompts(
-    records: Sequence[Record], *, template: Template, tokenizer: PreTrainedTokenizerBase
+    records: Sequence[Record],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None = None,
 ) -> list[tuple[int, ...]]:
     """Returns the ids of each record's prompt: the tokenizer's leading tokens and the text, no EOS.
 
     Special tokens in a template (``<|im_start|>``) are encoded as such, in a record as plain text.
-    A template that begins with the tokenizer's leading token replaces it: BOS stands once.
+    A template that begins with the tokenizer's leading token replaces it: BOS stands once. Very
+    long prompts may be cut behind ``most`` ids.
     """
     leading = leading_ids(tokenizer)
     texts = [template.parts(record) for record in records]
     return [
         ids if leading and ids[:1] == leading[:1] else leading + ids
-        for ids in encode_texts(texts, tokenizer=tokenizer)
+        for ids in encode_texts(texts, tokenizer=tokenizer, most=most)
     ]
 
 
 def encode_records(
-    records: Sequence[Record], *, template: Template, tokenizer: PreTrainedTokenizerBase
+    records: Sequence[Record],
+    *,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    most: int | None = None,
 ) -> list[EncodedRecord]:
     """Returns the tokens of each record.
 
     A response is encoded as plain text: ``</s>`` in it yields its letters, so that EOS only ends
-    the sequence.
+    the sequence. Very long texts may be cut behind ``most`` ids, which is as good as whole for a
+    limit of ``most`` tokens an example.
     """
-    prompts = encode_prompts(records, template=template, tokenizer=tokenizer)
+    prompts = encode_prompts(records, template=template, tokenizer=tokenizer, most=most)
     outputs = [[Part(record.output, from_record=True)] for record in records]
-    responses = encode_texts(outputs, tokenizer=tokenizer)
+    responses = encode_texts(outputs, tokenizer=tokenizer, most=most)
     return [EncodedRecord(*parts) for parts in zip(records, prompts, responses, strict=True)]
 
 

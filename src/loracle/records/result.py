@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -250,7 +250,7 @@ class RunResult:
     audit: Audit
     adapter_sha256: str
     """Of the file of the trained weights."""
-    data_warnings: tuple[str, ...] = ()
+    data_warnings: list[str] = field(default_factory=list)
     """What the result does not speak of: a sentence on records left out, if they are many."""
 
 

@@ -94,7 +94,7 @@ def build_result(
         criteria=_criteria(measured, parameters, repeats),
         audit=measured.audit,
         adapter_sha256=measured.adapter_sha256,
-        data_warnings=tuple(data_warnings),
+        data_warnings=list(data_warnings),
     )
 
 
