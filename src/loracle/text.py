@@ -7,10 +7,20 @@ import re
 GIB = 2**30
 """Bytes."""
 
+# assumed: with more digits before the point than this, nobody reads the decimals
+_LARGE = 1e9
+
 
 def plural(number: int, word: str) -> str:
     """Returns ``1 seed`` or ``3 seeds``."""
     return f"{number:,} {word if number == 1 else word + 's'}"
+
+
+def perplexity_words(perplexity: float | None) -> str:
+    """Returns a perplexity with three decimals, or how large it is."""
+    if perplexity is None:
+        return "above 1e308"
+    return f"{perplexity:,.3f}" if perplexity < _LARGE else f"{perplexity:.3e}"
 
 
 def in_words(seconds: float) -> str:

@@ -182,6 +182,11 @@ def test_likelihood_weighs_tokens_and_not_examples():
     assert (result.num_targets, result.num_examples) == (100, 2)
 
 
+@pytest.mark.parametrize(("nats", "perplexity"), [(709.0, math.exp(709)), (800.0, None)])
+def test_a_perplexity_beyond_the_largest_number_is_none(nats, perplexity):
+    assert likelihood([ExampleScore(10, 10 * nats)]).perplexity == perplexity
+
+
 def test_likelihood_does_not_depend_on_order():
     parts = [ExampleScore(1, 1e-9), ExampleScore(1, 1e9), ExampleScore(1, 0.1)] * 50
     assert likelihood(parts) == likelihood(parts[::-1])

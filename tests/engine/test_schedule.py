@@ -29,7 +29,7 @@ def their_rates(name: str, *, warmup: int, steps: int, peak: float) -> list[floa
 @pytest.mark.parametrize("schedule", THEIR_NAMES)
 @pytest.mark.parametrize(
     ("steps", "warmup_frac", "warmup"),
-    [(1000, 0.03, 30), (60, 0.03, 2), (10, 0.0, 0), (7, 0.5, 4), (1, 0.03, 1), (3, 0.99, 3)],
+    [(1000, 0.03, 30), (60, 0.03, 2), (10, 0.0, 0), (7, 0.5, 4), (1, 0.0, 0), (3, 0.99, 3)],
 )
 def test_every_rate_is_that_of_transformers(schedule, steps, warmup_frac, warmup):
     train = train_config(
@@ -38,6 +38,16 @@ def test_every_rate_is_that_of_transformers(schedule, steps, warmup_frac, warmup
     candidate = [learning_rate(step, train=train) for step in range(steps)]
     reference = their_rates(schedule, warmup=warmup, steps=steps, peak=3e-4)
     assert candidate == pytest.approx(reference, rel=1e-12, abs=1e-20)
+
+
+@pytest.mark.parametrize("schedule", THEIR_NAMES)
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("warmup_frac", [0.0, 0.03, 0.5, 0.99])
+def test_the_shortest_run_has_a_step_that_trains(schedule, steps, warmup_frac):
+    train = train_config(schedule=schedule, max_steps=steps, warmup_frac=warmup_frac)
+    rates = [learning_rate(step, train=train) for step in range(steps)]
+    assert max(rates) > 0
+    assert steps > 1 or rates == [train.learning_rate]
 
 
 def test_cosine_and_linear_end_at_zero():

@@ -53,8 +53,10 @@ def test_cost_is_shown_with_its_units(result):
 
 def test_each_criterion_has_its_verdict_and_its_evidence(result):
     result["criteria"]["efficiency"]["evidence"] = "[red]one[/red] [/nothing]"
-    text = shown(result, width=200)
-    assert "convergence open 8 steps are too few to tell (at least 10)." in text
+    text = shown(result, width=500)
+    assert f"convergence passed {result['criteria']['convergence']['evidence']}" in text
+    reproducibility = result["criteria"]["reproducibility"]["evidence"]
+    assert f"reproducibility not judged {reproducibility}" in text
     assert f"validation passed {result['criteria']['validation']['evidence']}" in text
     assert "efficiency failed [red]one[/red] [/nothing]" in text
 

@@ -154,10 +154,15 @@ def test_a_frozen_trunk_is_stated_with_its_layer_its_size_and_its_time():
 
 
 def test_the_four_criteria_see_this_run():
-    criteria = to_json(result_of(measured()).criteria)
+    few = result_of(measured()).criteria
+    assert (few.convergence.passed, few.validation.passed) == (None, None)
+    scored = {"base_scores": BASE * 5, "tuned_scores": TUNED * 5}
+    criteria = to_json(result_of(measured(**scored)).criteria)
     assert list(criteria) == ["convergence", "validation", "efficiency", "reproducibility"]
     assert [criteria[name]["passed"] for name in criteria] == [True, True, True, None]
     losses = tuple(row["loss_nats_per_token"] for row in step_rows())
+    during = {5: [replace(score, nll_sum_nats=1.0) for score in TUNED * 5]}
+    assert result_of(measured(**scored, validations=during)).criteria.convergence.passed is False
     same = Repeat("before", "ab" * 32, losses, 48 / 40)
     reproduced = result_of(measured(), repeats=[same]).criteria.reproducibility
     assert reproduced.passed is True

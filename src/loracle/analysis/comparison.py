@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from loracle.analysis.stats.difference import ALPHA, Difference
 from loracle.analysis.stats.multiple import holm
+from loracle.records.result import perplexity_of
 
 Metric = Literal["loss_nats_per_token", "bleu"]
 Verdict = Literal["better", "worse", "not distinguishable"]
@@ -127,7 +128,9 @@ class Comparison:
         }
 
     def _percent(self, difference: float) -> float | None:
-        return 100 * math.expm1(difference) if self.metric == "loss_nats_per_token" else None
+        if self.metric != "loss_nats_per_token" or perplexity_of(difference) is None:
+            return None
+        return 100 * math.expm1(difference)
 
 
 def judged(comparisons: Sequence[Comparison]) -> tuple[Comparison, ...]:

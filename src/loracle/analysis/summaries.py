@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loracle.analysis.comparison import METRICS, UNTUNED, Metric
+from loracle.records.result import perplexity_of
 from loracle.records.study_folder import RunRecord, StudyRecord
 
 
@@ -76,8 +76,11 @@ def _summary(arm: str, runs: Sequence[RunRecord], *, model: str) -> ArmSummary:
     losses = _values(runs, "loss_nats_per_token", model=model)
     perplexity = None
     if losses:
-        by_seed = _over_seeds([math.exp(loss) for loss in losses])
-        perplexity = Summary(math.exp(statistics.fmean(losses)), by_seed.sd, by_seed.n)
+        perplexities = [perplexity_of(loss) for loss in losses]
+        mean, finite = perplexity_of(statistics.fmean(losses)), [p for p in perplexities if p]
+        if mean is not None and len(finite) == len(losses):
+            by_seed = _over_seeds(finite)
+            perplexity = Summary(mean, by_seed.sd, by_seed.n)
     bleu = _values(runs, "bleu", model=model)
     return ArmSummary(
         arm=arm,

@@ -28,6 +28,7 @@ from loracle.engine.out_of_memory import free_memory, is_out_of_memory
 from loracle.errors import NonFiniteError
 from loracle.model.base import FrozenBase
 from loracle.model.layers.routing import Route
+from loracle.records.result import perplexity_of
 
 if TYPE_CHECKING:
     from loracle.model.blocks import Trunk
@@ -56,9 +57,9 @@ class Likelihood:
     num_examples: int
 
     @property
-    def perplexity(self) -> float:
-        """Exponential of the loss."""
-        return math.exp(self.loss_nats_per_token)
+    def perplexity(self) -> float | None:
+        """Exponential of the loss; None: beyond the largest number."""
+        return perplexity_of(self.loss_nats_per_token)
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ def learning_rate(step: int, *, train: TrainConfig) -> float:
     """Returns the learning rate of optimizer step ``step``, counted from 0.
 
     Linear from 0 over ``ceil(warmup_frac * max_steps)`` steps, then the schedule; the very first
-    warm-up step has rate 0, as in Transformers, with which it agrees (tested).
+    warm-up step has rate 0, as in Transformers, with which it agrees (tested). A run of one step
+    has no warm-up: at rate 0 it would not train.
     Source: get_scheduler, huggingface/transformers@v5.23.0 src/transformers/optimization.py.
     """
-    warmup = math.ceil(train.warmup_frac * train.max_steps)
+    warmup = math.ceil(train.warmup_frac * train.max_steps) if train.max_steps > 1 else 0
     if step < warmup:
         return train.learning_rate * step / warmup
     done = (step - warmup) / max(1, train.max_steps - warmup)

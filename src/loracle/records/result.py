@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +25,21 @@ MEMORY_KINDS = {
 """What a memory figure measures, in words."""
 
 
+def perplexity_of(loss_nats_per_token: float) -> float | None:
+    """Returns exp of a loss; None where that is beyond the largest number (709 nats)."""
+    try:
+        return math.exp(loss_nats_per_token)
+    except OverflowError:
+        return None
+
+
 @dataclass(frozen=True)
 class ModelQuality:
     """How well one model does on the validation set; None without answers, or without scores."""
 
     loss_nats_per_token: float
-    perplexity: float
+    perplexity: float | None
+    """None: beyond the largest number."""
     num_examples: int
     num_targets: int
     """Tokens that the loss is a mean over."""
@@ -188,7 +198,7 @@ class Audit:
     def reload_difference(self) -> float:
         """Relative difference between the reloaded and the recorded loss."""
         recorded = self.recorded_loss_nats_per_token
-        return abs(self.reloaded_loss_nats_per_token - recorded) / recorded
+        return abs(self.reloaded_loss_nats_per_token - recorded) / (recorded or 1.0)
 
     @computed_field  # type: ignore[prop-decorator]
     @property

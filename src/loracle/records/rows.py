@@ -32,7 +32,8 @@ class EvalRow(TypedDict):
     loss_nats_per_token: float
     num_targets: int
     num_examples: int
-    perplexity: float
+    perplexity: float | None
+    """None: beyond the largest number."""
     nll_sum_nats: list[float]
     """By example."""
 

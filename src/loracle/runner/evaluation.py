@@ -18,6 +18,7 @@ from loracle.records.run_folder import RunFolder
 from loracle.runner.active_run import ActiveRun, isolate_failure, open_only
 from loracle.runner.bundle_size import bundle_budget
 from loracle.runner.untuned import untuned_answers, untuned_scores
+from loracle.text import perplexity_words
 
 
 def validate_due(runs: Sequence[ActiveRun]) -> None:
@@ -91,7 +92,7 @@ def _record_scores(run: ActiveRun, scores: Sequence[ExampleScore], *, model: str
     run.tracker.log({f"validation/{key}": value for key, value in row.items()}, step=step)
     run.shared.progress.notice(
         f"{run.label}step {step}: validation loss {total.loss_nats_per_token:.4f} nats per "
-        f"token, perplexity {total.perplexity:.3f} ({total.num_examples} examples)"
+        f"token, perplexity {perplexity_words(total.perplexity)} ({total.num_examples} examples)"
     )
 
 

@@ -37,6 +37,12 @@ def recorded_scores(run: ActiveRun, *, step: int, model: str) -> list[ExampleSco
     return [ExampleScore(example.num_targets, nll) for example, nll in pairs]
 
 
+def recorded_validations(run: ActiveRun) -> dict[int, list[ExampleScore]]:
+    """Returns the scores of every validation of the tuned model, by step."""
+    steps = dict.fromkeys(row["step"] for row in run.folder.evals() if row["model"] == "tuned")
+    return {step: recorded_scores(run, step=step, model="tuned") for step in steps}
+
+
 def recorded_answers(run: ActiveRun) -> dict[str, list[Answer]]:
     """Returns the greedy answers of base and tuned model; empty lists if there were no prompts."""
     if not run.shared.prompts:
@@ -143,6 +149,7 @@ def finish_run(run: ActiveRun, *, latency: Mapping[str, Latency | None], audit: 
             latency=latency,
             audit=audit,
             adapter_sha256=sha256_file(weights),
+            validations=recorded_validations(run),
         ),
         repeats=repeats_of(folder.path, signature=line),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -55,6 +55,8 @@ class Measured:
     latency: Mapping[str, Latency | None]
     audit: Audit
     adapter_sha256: str
+    validations: Mapping[int, Sequence[ExampleScore]] = field(default_factory=dict)
+    """Scores of the tuned model during training, by step."""
 
 
 def build_result(
@@ -155,7 +157,11 @@ def _criteria(measured: Measured, parameters: Parameters, repeats: Sequence[Repe
         final_loss_nats_per_token=likelihood(measured.tuned_scores).loss_nats_per_token,
     )
     return Criteria(
-        convergence=convergence(losses),
+        convergence=convergence(
+            measured.base_scores,
+            {**measured.validations, len(losses): measured.tuned_scores},
+            losses=losses,
+        ),
         validation=validation(measured.base_scores, measured.tuned_scores),
         efficiency=efficiency(parameters),
         reproducibility=reproducibility(this, others=repeats),

@@ -12,6 +12,8 @@ from loracle.text import plural
 
 _CRITERIA = ("convergence", "validation", "efficiency", "reproducibility")
 _WORDS = {True: "passed", False: "failed", None: "not judged"}
+# How the evidence of convergence began until it was judged on the same examples.
+_OLD = "Training loss by fifths of "
 _ROLES = {"arm": "", "repeat": "repeat", "extra-seed": "extra seed"}
 _RUN_COLUMNS = (Column("arm", align="left"), Column("seed"), Column("role", align="left"))
 
@@ -38,6 +40,19 @@ def _summary(runs: Sequence[RunRecord]) -> str:
     return (
         f"{plural(len(runs), 'completed run')}. {'; '.join(parts)}. A criterion that nothing "
         f"measured could decide is not judged: reproducibility needs a repeat of the same run."
+        f"{_earlier_rule(runs)}"
+    )
+
+
+def _earlier_rule(runs: Sequence[RunRecord]) -> str:
+    """Returns a sentence on runs whose convergence was judged by the rule before this one."""
+    old = [run for run in runs if run.result.criteria.convergence.evidence.startswith(_OLD)]
+    if not old:
+        return ""
+    return (
+        f" Convergence of {plural(len(old), 'run')} was judged when they ended, by an earlier rule:"
+        " on the training loss of different batches, whose differences can hide a fall. Today it is"
+        " judged on the same held-out examples before and after."
     )
 
 

@@ -20,7 +20,7 @@ from loracle.records.run_folder import read_status
 from loracle.report.terminal.table import borderless
 from loracle.runner.run_spec import RunOutcome
 from loracle.study.plan import StudyPlan
-from loracle.text import in_words
+from loracle.text import in_words, perplexity_words
 
 # assumed: a person does not look more often, and reading must not take a core from the runs
 _READ_EVERY_S = 2.0
@@ -103,7 +103,7 @@ def _state_words(state: dict[str, Any]) -> tuple[str, str]:
     """Returns a run's state and its style."""
     status = state.get("status")
     if status == "completed":
-        return f"ppl {state['perplexity']:.3f}", "green"
+        return f"ppl {perplexity_words(state['perplexity'])}", "green"
     if status == "failed":
         return "failed", "bold red"
     if status in ("running", "interrupted") and state.get("step"):
@@ -152,5 +152,5 @@ def ended_line(outcome: RunOutcome, *, progress: StudyProgress) -> str:
     """Returns one line about a run that has ended."""
     if outcome.result is None:
         return f"{outcome.out.name}: failed; {progress.words()}"
-    perplexity = outcome.result.quality.tuned.perplexity
-    return f"{outcome.out.name}: perplexity {perplexity:.3f}; {progress.words()}"
+    perplexity = perplexity_words(outcome.result.quality.tuned.perplexity)
+    return f"{outcome.out.name}: perplexity {perplexity}; {progress.words()}"

@@ -17,10 +17,12 @@ from loracle.records.result import (
     Efficiency,
     Quality,
     RunResult,
+    perplexity_of,
 )
 from loracle.report.text.numbers import NOT_MEASURED, count, fixed, percent, signed
+from loracle.text import perplexity_words
 
-_VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]open[/]"}
+_VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]not judged[/]"}
 
 
 def result_view(result: RunResult) -> RenderableType:
@@ -38,11 +40,11 @@ def _quality(quality: Quality) -> Table:
     table = _table("Quality", "", "untuned", "tuned", "change", "measured on")
     held_out = f"{tuned.num_examples:,} examples, {tuned.num_targets:,} tokens"
     answers = NOT_MEASURED if tuned.num_answers is None else f"{tuned.num_answers:,} greedy answers"
-    change = percent(tuned.perplexity / base.perplexity - 1, sign=True)
-    table.add_row(
-        "perplexity", *_fixed(base.perplexity, tuned.perplexity, decimals=3), change, held_out
-    )
     losses = base.loss_nats_per_token, tuned.loss_nats_per_token
+    ratio = perplexity_of(losses[1] - losses[0])
+    change = percent(None if ratio is None else ratio - 1, sign=True)
+    perplexities = map(perplexity_words, (base.perplexity, tuned.perplexity))
+    table.add_row("perplexity", *perplexities, change, held_out)
     change = signed(losses[1] - losses[0], decimals=4)
     table.add_row("loss, nats per token", *_fixed(*losses, decimals=4), change, held_out)
     for name, before, after in (("BLEU", base.bleu, tuned.bleu), ("chrF", base.chrf, tuned.chrf)):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from loracle.analysis.rate_search import arms_at_the_edge
+from loracle.records.result import perplexity_of
 from loracle.records.study_folder import StudyRecord
 from loracle.report.text.methods import num_epochs
 from loracle.report.text.numbers import LOSS_DECIMALS, percent
@@ -70,7 +71,7 @@ def _limits_of_power(provenance: Provenance, smallest: float | None) -> Iterator
         yield "One seed: there is no interval over seeds, so no arm can be called better or worse."
     elif seeds < _FEW_SEEDS:
         yield f"{plural(seeds, 'seed')}: the spread between seeds is itself poorly known."
-    if smallest is not None:
+    if smallest is not None and perplexity_of(smallest) is not None:
         yield (
             f"With {plural(seeds, 'seed')} and {plural(provenance.num_examples, 'example')}, a "
             f"true difference below about {smallest:.{LOSS_DECIMALS}f} nats per token "
