@@ -53,7 +53,7 @@ def test_cost_is_shown_with_its_units(result):
 
 def test_each_criterion_has_its_verdict_and_its_evidence(result):
     result["criteria"]["efficiency"]["evidence"] = "[red]one[/red] [/nothing]"
-    text = shown(result, width=200)
+    text = shown(result, width=500)
     assert f"convergence passed {result['criteria']['convergence']['evidence']}" in text
     reproducibility = result["criteria"]["reproducibility"]["evidence"]
     assert f"reproducibility not judged {reproducibility}" in text
