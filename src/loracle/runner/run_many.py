@@ -25,7 +25,8 @@ from loracle.errors import Interrupted, LoracleError, UsageError
 from loracle.records.files import disk_faults
 from loracle.records.names import CONFIG, MODULES
 from loracle.records.result import RunResult, read_result
-from loracle.records.run_folder import RunFolder, recorded_config
+from loracle.records.run_folder import RunFolder
+from loracle.records.run_state import recorded_config
 from loracle.runner.bundle import run_bundle
 from loracle.runner.bundle_size import BundleChoice, group_runs
 from loracle.runner.failure import as_failure, record_failure
