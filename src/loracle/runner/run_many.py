@@ -69,7 +69,7 @@ def run_many(
     Raises:
         UsageError: If something the user or a file gave cannot be used; nothing is left behind.
         RunFailed: If the untuned model cannot be evaluated.
-        Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run in progress.
+        Interrupted: On SIGINT, SIGTERM or SIGHUP, after a checkpoint of every run in progress.
     """
     specs = [replace(spec, config=portable_config(spec.config)) for spec in specs]
     require_agreement(specs, bundle_size=bundle_size)
@@ -302,7 +302,7 @@ def run_baseline(
     Raises:
         UsageError: If something the user or a file gave cannot be used; nothing is left behind.
         RunFailed: If the run fails, or its audit does; the folder says why.
-        Interrupted: On SIGINT or SIGTERM, after a checkpoint.
+        Interrupted: On SIGINT, SIGTERM or SIGHUP, after a checkpoint.
     """
     if resume:
         recorded_config(out)  # Raises if there is no run to resume.
