@@ -70,6 +70,8 @@ class Ground:
     """Runs that were killed in different phases."""
     study: Path = Path()
     """A finished study."""
+    of_study: dict[str, object] = field(default_factory=dict)
+    """What its runs come to, by name."""
     cache: Path | None = None
     """Cache of the lives; None: the place's."""
 
@@ -123,6 +125,15 @@ class Ground:
         words = self.words(run)
         return self.live([self.life(words, name=f"{run.name}-{n}") for n in range(count)])
 
+    @property
+    def study_file(self) -> Path:
+        """The study's configuration."""
+        return self.place.work / "study.yaml"
+
+    def study_facts(self, study: Path) -> dict[str, object]:
+        """Returns what the runs of a study come to, by name."""
+        return {run.name: facts(run) for run in sorted((study / "runs").iterdir())}
+
     def facts(self, run: Path) -> dict[str, object]:
         """Returns everything of a finished run that must not depend on its lives."""
         return facts(run)
@@ -154,15 +165,16 @@ def open_ground(root: Path) -> Ground:
     """Builds the place under ``root`` and runs what trials compare with and start from."""
     shutil.rmtree(root, ignore_errors=True)
     place = build_place(root)
-    (place.work / "study.yaml").write_text(_STUDY, encoding="utf-8")
     ground = Ground(place, _nursery(place))
+    ground.study_file.write_text(_STUDY, encoding="utf-8")
     ground.finished = place.work / "finished"
     _must(ground.again(ground.finished))
     ground.expected = facts(ground.finished)
     ground.writes = _count_writes(ground, place.work / "counted")
     ground.stopped = tuple(_stopped(ground, at) for at in ("_train", "answer", "finish_run"))
     ground.study = place.work / "study"
-    _must(ground.command("study", place.work / "study.yaml", "--out", ground.study))
+    _must(ground.command("study", ground.study_file, "--out", ground.study))
+    ground.of_study = ground.study_facts(ground.study)
     return ground
 
 

@@ -22,8 +22,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fault_cells import CELLS, OUTCOMES, Cell, summary
+from fault_cells import CELLS, Cell, summary
 from fault_ground import Ground, open_ground
+from fault_outcomes import OUTCOMES
 from figures import table
 
 ROOT = Path(__file__).parents[1]
