@@ -9,7 +9,7 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 FAST    := -m "real_quick or not (real or slow)" -n $(WORKERS) --dist loadfile
 SHAPES  := --jaxtyping-packages=loracle.model,loracle.data.packing,beartype.beartype
 
-.PHONY: demo test test-all test-real coverage types-at-runtime check fix bench clean
+.PHONY: demo test test-all test-real coverage types-at-runtime check fix bench faults clean
 
 demo: $(VENV)/.ready            ## fine-tune a real model on real Alpaca, measured (minutes)
 	$(BIN)/loracle baseline demo
@@ -42,6 +42,9 @@ fix: $(VENV)/.ready-dev         ## what check would ask for, where a tool can do
 
 bench: $(VENV)/.ready-bench     ## ours and the peers side by side, on this machine; stop and go on as you like
 	$(BIN)/python benchmarks/peers.py
+
+faults: $(VENV)/.ready-dev      ## hundreds of kills, full disks, flipped bits, limits; half an hour of one core
+	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py
 
 clean:                          ## never results
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov dist build

@@ -14,7 +14,8 @@ from loracle.config.files import load_config, read_yaml
 from loracle.config.run import Config
 from loracle.errors import NonFiniteError, RunFolderError
 from loracle.records.files import read_jsonl
-from loracle.records.run_folder import RunFolder, recorded_config
+from loracle.records.run_folder import RunFolder
+from loracle.records.run_state import recorded_config
 
 
 @pytest.fixture

@@ -116,6 +116,77 @@ def test_a_damaged_checkpoint_is_named_in_one_line_and_the_one_before_it_used(
     assert facts(folder) == uninterrupted[0]
 
 
+def rows_lost(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:2], *lines[3:]]))
+
+
+def rows_doubled(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines[:3], lines[2], *lines[3:]]))
+
+
+def digit_flipped(path):
+    content = bytearray(path.read_bytes())
+    at = next(n for n in range(len(content) // 2, len(content)) if chr(content[n]).isdigit())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def emptied(path):
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "harms",
+    [
+        {"steps.jsonl": rows_lost, "evals.jsonl": emptied, "environment.json": digit_flipped},
+        {"steps.jsonl": rows_doubled, "evals.jsonl": digit_flipped, "memory.json": emptied},
+        {"steps.jsonl": digit_flipped, "status.json": emptied},
+    ],
+    ids=lambda harms: "-".join(harm.__name__ for harm in harms.values()),
+)
+def test_damaged_records_of_a_stopped_run_are_named_and_made_again(
+    nursery, argv, stopped, uninterrupted, tmp_path, harms
+):
+    folder = copied(stopped, tmp_path / "run")
+    for name, harm in harms.items():
+        harm(folder / name)
+    outcome = nursery.live([*argv, folder, "--resume"], folder=folder)
+    assert outcome.code == 0, outcome.err
+    said = [line for line in outcome.err.splitlines() if "not what was" in line or "taken" in line]
+    assert len(said) == len(harms)
+    for name in harms:
+        assert any(name in line for line in said), said
+    assert facts(folder) == uninterrupted[0]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "modules.json", "manifest.json"])
+def test_what_a_run_starts_from_is_never_taken_damaged(nursery, argv, stopped, tmp_path, name):
+    folder = copied(stopped, tmp_path / "run")
+    digit_flipped(folder / name)
+    outcome = nursery.live([*argv, folder, "--resume"], folder=folder)
+    assert outcome.code == 2
+    assert f"run/{name}: is not what was written" in outcome.line
+
+
+@pytest.mark.parametrize("name", ["result.json", "examples.jsonl", "adapter"])
+def test_what_lies_in_the_way_is_named_and_removing_it_goes_on(
+    nursery, argv, stopped, uninterrupted, tmp_path, name
+):
+    folder = copied(stopped, tmp_path / "run")
+    way = folder / name
+    way.touch() if name == "adapter" else way.mkdir()
+    outcome = nursery.live([*argv, folder, "--resume"], folder=folder)
+    assert outcome.code == 2
+    assert f"run/{name}" in outcome.err.splitlines()[-1]
+    assert "Traceback" not in outcome.err
+    if name == "result.json":
+        way.rmdir()
+        assert nursery.live([*argv, folder, "--resume"], folder=folder).code == 0
+        assert facts(folder) == uninterrupted[0]
+
+
 def test_without_any_checkpoint_it_starts_over_in_the_same_folder(
     nursery, argv, stopped, uninterrupted, tmp_path
 ):

@@ -158,6 +158,8 @@ def test_runs_of_another_environment_do_not_share_a_table(done, place, file, tmp
     environment = load(path)
     environment["versions"]["torch"] = "1.0.0"
     path.write_text(json.dumps(environment))
+    # As an older version would have left it.
+    (path.parent / "manifest.json").unlink()
     before = contents(folder / "runs")
     outcome = place.loracle("study", file, "--out", folder)
     assert outcome.code == 2

@@ -117,10 +117,10 @@ def _paired(
 
 
 def _require_same_examples(runs: Sequence[RunRecord]) -> None:
-    for run in runs[1:]:
-        for rows, done in ((_scored, "scored"), (_answered, "answered")):
-            a, b = ([(row["row"], row["tokens"]) for row in rows(r)] for r in (run, runs[0]))
-            if a != b:
+    for rows, done in ((_scored, "scored"), (_answered, "answered")):
+        examples = [[(row["row"], row["tokens"]) for row in rows(run)] for run in runs]
+        for run, found in zip(runs, examples, strict=True):
+            if found != examples[0]:
                 raise RunFolderError(
                     f"{run.path / EXAMPLES}: {done} other examples than "
                     f"{runs[0].id}; only runs on the same examples can be compared"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -24,6 +25,8 @@ from loracle.analysis.summaries import (
 from loracle.records.study_folder import StudyRecord
 
 SCHEMA = 1
+
+_Names = tuple[str, str, Metric]
 
 
 @dataclass(frozen=True)
@@ -71,18 +74,18 @@ class Verdicts:
 
     def comparison(self, arm: str, *, metric: Metric = "loss_nats_per_token") -> Comparison | None:
         """Returns an arm's comparison with the reference; None: not measured, or itself."""
-        return _find(self.comparisons, arm, self.reference, metric)
+        return self._by_names["comparisons"].get((arm, self.reference, metric))
 
     def against_untuned(
         self, arm: str, *, metric: Metric = "loss_nats_per_token"
     ) -> Comparison | None:
         """Returns an arm's comparison with the untuned model; None: not measured."""
-        return _find(self.versus_untuned, arm, UNTUNED, metric)
+        return self._by_names["versus_untuned"].get((arm, UNTUNED, metric))
 
     def pair(self, arm: str, other: str) -> Comparison | None:
         """Returns the comparison of two arms' losses, arm minus other; None: not measured."""
-        mirrored = _find(self.pairs, other, arm, "loss_nats_per_token")
-        pair = _find(self.pairs, arm, other, "loss_nats_per_token")
+        pair = self._by_names["pairs"].get((arm, other, "loss_nats_per_token"))
+        mirrored = self._by_names["pairs"].get((other, arm, "loss_nats_per_token"))
         return pair or (mirrored and mirrored.reversed())
 
     def is_worse(self, arm: str, other: str) -> bool:
@@ -91,12 +94,21 @@ class Verdicts:
         Pairs are corrected over all pairs. Against the reference the table's verdict, corrected
         over the arms, counts too: advice must not contradict the table above it.
         """
-        comparisons = [self.pair(arm, other)]
-        if other == self.reference:
-            comparisons.append(self.comparison(arm))
-        elif arm == self.reference and (mirrored := self.comparison(other)):
-            comparisons.append(mirrored.reversed())
-        return any(c is not None and c.verdict == "worse" for c in comparisons)
+        pairs, table = self._by_names["pairs"], self._by_names["comparisons"]
+        key: _Names = (arm, other, "loss_nats_per_token")
+        opposite: _Names = (other, arm, "loss_nats_per_token")
+        worse = [of[key].verdict == "worse" for of in (pairs, table) if key in of]
+        better = [of[opposite].verdict == "better" for of in (pairs, table) if opposite in of]
+        return any((*worse, *better))
+
+    @cached_property
+    def _by_names(self) -> dict[str, dict[_Names, Comparison]]:
+        """Comparisons by their arms and metric: a hundred arms have 4950 pairs to look among."""
+        families = ("comparisons", "versus_untuned", "pairs")
+        return {
+            family: {(c.arm, c.reference, c.metric): c for c in getattr(self, family)}
+            for family in families
+        }
 
     def summary(self, arm: str) -> ArmSummary | None:
         """Returns an arm's summary; None: no run of it completed."""
@@ -173,10 +185,3 @@ def _cost_differences(study: StudyRecord, arms: list[str]) -> tuple[CostDifferen
         for axis, cost in arm_costs(study, arm).items()
         if axis in reference
     )
-
-
-def _find(
-    comparisons: tuple[Comparison, ...], arm: str, reference: str, metric: Metric
-) -> Comparison | None:
-    key = (arm, reference, metric)
-    return next((c for c in comparisons if (c.arm, c.reference, c.metric) == key), None)

@@ -9,14 +9,19 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from loracle.errors import RunFailed
 from loracle.records.study_folder import read_study
 from loracle.report.terminal.progress import StudyProgress, ended_line
 from loracle.runner.progress import Progress
 from loracle.runner.run_spec import RunOutcome
+from loracle.small_machine import can_start_threads
 from loracle.study.accuracy import compare_with_measured
 from loracle.study.clock import keep_clock
 from loracle.study.plan import StudyPlan
 from loracle.study.run import run_study
+
+# measured: the chart renderer starts about 20, some by the number of cores
+_DRAWING_THREADS = 32
 
 
 def conduct_study(
@@ -36,6 +41,8 @@ def conduct_study(
     outcome = run_study(
         plan, out=out, progress=progress, ended=ended, decided=table.follow, notes=notes
     )
+    if len(outcome.failed) == len(outcome.outcomes):
+        raise RunFailed(f"{out}: every run failed, the first with: {outcome.failed[0].error}")
     if not outcome.failed:
         keep_clock(outcome.plan, out=out, progress=progress)
     compare_with_measured(out, read_study(out))
@@ -48,6 +55,7 @@ def report_study(folder: Path, *, console: Console) -> None:
 
     Raises:
         RunFolderError: If the folder holds no study, or none of its runs completed.
+        RunFailed: If this machine does not let the figures be drawn.
     """
     from loracle.analysis.verdicts import judge
     from loracle.report import write_report
@@ -55,5 +63,11 @@ def report_study(folder: Path, *, console: Console) -> None:
 
     study = read_study(folder)
     console.print(verdict_view(study, judge(study), width=console.width))
+    if not can_start_threads(_DRAWING_THREADS):
+        # It would abort the process.
+        raise RunFailed(
+            f"{folder}: its runs are done; drawing the report needs more threads than are allowed "
+            f"here (ulimit -u): run `loracle report` on it where there are some"
+        )
     page = write_report(folder)
     console.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)

@@ -13,7 +13,7 @@ from loracle.errors import LoracleError, RunFolderError
 from loracle.records.manifest import is_verified, require_intact
 from loracle.records.names import CONFIG, LOCK, MANIFEST, RESULT, STATUS
 from loracle.records.result import RunResult, read_result
-from loracle.records.run_folder import read_status, recorded_config
+from loracle.records.run_state import read_status, recorded_config
 
 _UNFINISHED = ("running", "failed", "interrupted")
 

@@ -1,4 +1,4 @@
-"""Rows of the files that hold one JSON object per line."""
+"""Rows of the files that hold one JSON object per line, two of which grow while a run goes on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from loracle.errors import RunFolderError
-from loracle.records.files import read_jsonl
+from loracle.records.files import disk_faults, read_jsonl
 from loracle.records.names import STEPS
 
 
@@ -77,3 +77,25 @@ def read_steps(run: Path) -> list[dict[str, Any]]:
                 f"{run / STEPS}:{expected}: step {row.get('step')!r} where step {expected} belongs"
             )
     return rows
+
+
+def content_of(path: Path) -> bytes:
+    """Returns the content of a growing file; empty if there is none yet.
+
+    Raises:
+        RunFolderError: If it cannot be read.
+    """
+    with disk_faults(path):
+        return path.read_bytes() if path.exists() else b""
+
+
+def drop_partial_line(path: Path) -> None:
+    """Cuts a last line that was written only in part, as by a killed process.
+
+    Raises:
+        RunFolderError: If the file cannot be written.
+    """
+    if not path.exists():
+        return
+    with disk_faults(path), path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)

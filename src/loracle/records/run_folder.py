@@ -14,15 +14,14 @@ they were written (`loracle.records.manifest`).
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self
 
-from loracle.config.files import dump_yaml, merge, parse_config, read_yaml
-from loracle.config.run import Config, difference
+from loracle.config.files import dump_yaml
+from loracle.config.run import Config
 from loracle.errors import RunFolderError
 from loracle.records.files import (
     disk_faults,
@@ -34,7 +33,7 @@ from loracle.records.files import (
     write_durably,
 )
 from loracle.records.lock import acquire
-from loracle.records.manifest import Manifest, faults_of, read_manifest, require_intact
+from loracle.records.manifest import Manifest, faults_of, read_manifest
 from loracle.records.names import (
     ADAPTER,
     ANSWERS,
@@ -43,8 +42,6 @@ from loracle.records.names import (
     DATA,
     ENVIRONMENT,
     EVALS,
-    LOCK,
-    MANIFEST,
     MEMORY,
     MODULES,
     RESULT,
@@ -54,17 +51,22 @@ from loracle.records.names import (
     TRACEBACK,
 )
 from loracle.records.result import RunResult
-from loracle.records.rows import read_steps
-
-Status = Literal["running", "completed", "failed", "interrupted"]
+from loracle.records.rows import content_of, drop_partial_line, read_steps
+from loracle.records.run_state import (
+    Status,
+    no_run,
+    read_status,
+    recorded_config,
+    require_inputs,
+    require_same,
+    require_vacant,
+)
 
 # Written as a whole while the run goes on; their digests are listed before they are.
 _INPUTS, _PASSING = (CONFIG, ENVIRONMENT, DATA, MODULES), (ANSWERS, MEMORY)
 _WHOLE = (*_INPUTS, *_PASSING)
 # Of these, what a resumed run can do without: it is made again.
 _REMADE = (ENVIRONMENT, *_PASSING)
-
-_REMEDY = "restore it, or remove the run's folder and run it again"
 
 _STATUS_FIELDS = ("phase", "step", "max_steps", "error")
 _PREPARING = "prepare"
@@ -104,11 +106,11 @@ class RunFolder:
         """
         with disk_faults(path):
             path.mkdir(parents=True, exist_ok=True)
-            _require_vacant(path)
+            require_vacant(path)
             lock = acquire(path)
         try:
             # Again under the lock: another process may have created a run meanwhile.
-            _require_vacant(path)
+            require_vacant(path)
             run = cls(path, config=config, status={}, lock=lock)
             run.write_yaml(CONFIG, config.model_dump(mode="json"))
             run.set_status("running", max_steps=config.train.max_steps)
@@ -130,14 +132,14 @@ class RunFolder:
             RunFolderError: If there is no run, it is another one, is in use or cannot be written.
         """
         if not (path / CONFIG).is_file():
-            raise _no_run(path)
+            raise no_run(path)
         with disk_faults(path):
             lock = acquire(path)
         try:
             # Under the lock: another process may have written meanwhile.
-            _require_inputs(path)
+            require_inputs(path)
             recorded = recorded_config(path)
-            _require_same(recorded, config, path=path)
+            require_same(recorded, config, path=path)
             run = cls(path, config=config or recorded, status={}, lock=lock)
             run._continue(recorded)
         except BaseException:
@@ -167,7 +169,7 @@ class RunFolder:
     def _clean(self) -> None:
         """Removes what earlier processes left half done, and what was damaged and can be remade."""
         for name in (STEPS, EVALS):
-            self._drop_partial_line(name)
+            drop_partial_line(self.path / name)
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink(missing_ok=True)
         (self.path / TRACEBACK).unlink(missing_ok=True)
@@ -275,12 +277,12 @@ class RunFolder:
 
     def grown(self) -> dict[str, bytes]:
         """Returns the contents of the growing files, for a checkpoint to keep."""
-        return {name: self._read(name) for name in (STEPS, EVALS) if self.has(name)}
+        return {name: content_of(self.path / name) for name in (STEPS, EVALS) if self.has(name)}
 
     def put_back(self, contents: Mapping[str, bytes]) -> None:
         """Makes the growing files what they were at a checkpoint; without contents, empty."""
         for name in (STEPS, EVALS):
-            content, found = contents.get(name, b""), self._read(name)
+            content, found = contents.get(name, b""), content_of(self.path / name)
             if not found.startswith(content):
                 self.notices.append(f"{name}: not what was written; taken from the checkpoint")
             if found != content:
@@ -317,10 +319,6 @@ class RunFolder:
         else:
             write_durably(self.path / name, content)
 
-    def _read(self, name: str) -> bytes:
-        with disk_faults(self.path / name):
-            return (self.path / name).read_bytes() if self.has(name) else b""
-
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         self._require_open(name)
         assert isinstance(row["step"], int)
@@ -333,79 +331,3 @@ class RunFolder:
         assert self._lock is not None, "the run folder is closed"
         if self.is_finished:
             raise RunFolderError(f"{self.path}: the run is finished, {name} is never overwritten")
-
-    def _drop_partial_line(self, name: str) -> None:
-        path = self.path / name
-        if not path.exists():
-            return
-        with disk_faults(path), path.open("r+b") as file:
-            file.truncate(file.read().rfind(b"\n") + 1)
-
-
-# Defaults of keys that older runs lack; none of them changes what a run computes.
-_ADDED: dict[str, Any] = {"measure": {"clock_rounds": 0}}
-
-
-def recorded_config(path: Path) -> Config:
-    """Returns the resolved configuration that a run folder records.
-
-    Raises:
-        RunFolderError: If there is no run at ``path``.
-        ConfigError: If what it records is not a valid configuration.
-    """
-    file = path / CONFIG
-    if not file.is_file():
-        raise _no_run(path)
-    return parse_config(merge(_ADDED, read_yaml(file)), origin=str(file))
-
-
-def _no_run(path: Path) -> RunFolderError:
-    return RunFolderError(f"{path}: no run here to resume (it has no {CONFIG})")
-
-
-def _require_same(recorded: Config, config: Config | None, *, path: Path) -> None:
-    """Raises if a run to resume is asked for with another configuration."""
-    differences = difference(recorded, config) if config else []
-    if differences:
-        raise RunFolderError(
-            f"{path}: was started with another configuration ({'; '.join(differences)}); "
-            "resume with the recorded one, or give another --out"
-        )
-
-
-def read_status(path: Path) -> dict[str, Any]:
-    """Returns ``status.json``; "running" for a run that was killed before writing it.
-
-    Raises:
-        RunFolderError: If it is damaged.
-    """
-    file = path / STATUS
-    if not file.is_file():
-        return {"status": "running"}
-    status = read_json(file)
-    if status.get("status") not in get_args(Status):
-        raise RunFolderError(f"{file}: {status.get('status')!r} is no status of a run")
-    return status
-
-
-def _require_inputs(path: Path) -> None:
-    """Raises if what a run starts from, or the status of a finished one, is not what was written.
-
-    The rest of a finished run is checked where its result is read.
-    """
-    require_intact(path, names=(CONFIG, DATA, MODULES, STATUS), remedy=_REMEDY)
-
-
-def _require_vacant(path: Path) -> None:
-    """Raises unless the folder is empty but for the leftovers of a killed ``create``."""
-    if (path / CONFIG).is_file():
-        if read_status(path).get("status") == "completed":
-            raise RunFolderError(f"{path}: holds a finished run, which is never overwritten")
-        raise RunFolderError(f"{path}: holds an unfinished run; --resume continues it")
-    names = sorted(entry.name for entry in path.iterdir())
-    is_leftover = re.compile(rf"{re.escape(LOCK)}|{re.escape(MANIFEST)}|\..*\.tmp").fullmatch
-    others = [name for name in names if not is_leftover(name)]
-    if others:
-        raise RunFolderError(
-            f"{path}: holds {others[0]!r} and is not a run folder; give a new or empty one"
-        )

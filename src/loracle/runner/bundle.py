@@ -52,7 +52,7 @@ def run_bundle(
         probe: Measures an arm alone; None: the run itself is alone and measures it.
 
     Raises:
-        Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run.
+        Interrupted: On SIGINT, SIGTERM or SIGHUP, after a checkpoint of every run.
     """
     runs: list[ActiveRun] = []
     opened: list[ActiveRun | LoracleError] = []

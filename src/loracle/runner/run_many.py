@@ -26,7 +26,8 @@ from loracle.errors import Interrupted, LoracleError, UsageError
 from loracle.records.files import disk_faults
 from loracle.records.names import CONFIG, MODULES
 from loracle.records.result import RunResult, read_result
-from loracle.records.run_folder import RunFolder, recorded_config
+from loracle.records.run_folder import RunFolder
+from loracle.records.run_state import recorded_config
 from loracle.runner.bundle import run_bundle
 from loracle.runner.bundle_size import BundleChoice, group_runs
 from loracle.runner.failure import as_failure, record_failure
@@ -69,7 +70,7 @@ def run_many(
     Raises:
         UsageError: If something the user or a file gave cannot be used; nothing is left behind.
         RunFailed: If the untuned model cannot be evaluated.
-        Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run in progress.
+        Interrupted: On SIGINT, SIGTERM or SIGHUP, after a checkpoint of every run in progress.
     """
     specs = [replace(spec, config=portable_config(spec.config)) for spec in specs]
     require_agreement(specs, bundle_size=bundle_size)
@@ -298,7 +299,7 @@ def run_baseline(
     Raises:
         UsageError: If something the user or a file gave cannot be used; nothing is left behind.
         RunFailed: If the run fails, or its audit does; the folder says why.
-        Interrupted: On SIGINT or SIGTERM, after a checkpoint.
+        Interrupted: On SIGINT, SIGTERM or SIGHUP, after a checkpoint.
     """
     if resume:
         recorded_config(out)  # Raises if there is no run to resume.

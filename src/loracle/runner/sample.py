@@ -18,7 +18,7 @@ from loracle.placement import ModulePlan
 from loracle.records.files import read_json
 from loracle.records.manifest import require_intact
 from loracle.records.names import ADAPTER, MODULES
-from loracle.records.run_folder import recorded_config
+from loracle.records.run_state import recorded_config
 from loracle.runner.active_run import DEFAULT_ADAPTER
 from loracle.runner.finish import saved_weights
 from loracle.runner.place import place_of

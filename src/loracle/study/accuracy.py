@@ -24,7 +24,7 @@ from loracle.forecast.trace import Trace, synthetic_examples, trace_step
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
 from loracle.records.predictions import ArmAccuracy, keep_accuracy, kept_accuracy
-from loracle.records.run_folder import recorded_config
+from loracle.records.run_state import recorded_config
 from loracle.records.study_folder import RunRecord, StudyRecord
 from loracle.text import GIB
 

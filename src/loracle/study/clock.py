@@ -43,7 +43,7 @@ def keep_clock(plan: StudyPlan, *, out: Path, progress: Progress | None = None) 
 
     Raises:
         UsageError: If a source cannot be used.
-        Interrupted: On SIGINT or SIGTERM; the measurement restarts next time.
+        Interrupted: On SIGINT, SIGTERM or SIGHUP; the measurement restarts next time.
     """
     rounds = plan.base.measure.clock_rounds
     arms = [arm for arm in plan.arms if not arm.plan.is_full]

@@ -127,7 +127,7 @@ def run_study(
     Raises:
         RunFolderError: If the folder holds another study, or runs of another environment.
         UsageError: If something else cannot be used.
-        Interrupted: On SIGINT or SIGTERM, after a checkpoint of every run in progress.
+        Interrupted: On SIGINT, SIGTERM or SIGHUP, after a checkpoint of every run in progress.
     """
     progress = progress or Progress()
     keep_plan(plan, out=out, progress=progress)

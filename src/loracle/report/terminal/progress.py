@@ -16,7 +16,7 @@ from rich.text import Text
 from loracle.errors import LoracleError
 from loracle.records.names import STATUS, STEPS, run_folder
 from loracle.records.result import read_result
-from loracle.records.run_folder import read_status
+from loracle.records.run_state import read_status
 from loracle.report.terminal.table import borderless
 from loracle.runner.run_spec import RunOutcome
 from loracle.study.plan import StudyPlan
