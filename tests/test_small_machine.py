@@ -7,8 +7,12 @@ import threading
 import pytest
 
 from loracle import small_machine
+from loracle.engine.small_machine import (
+    can_start_threads,
+    find_temporary_folder,
+    go_without_threads,
+)
 from loracle.forecast import cases
-from loracle.small_machine import can_start_threads, find_temporary_folder, go_without_threads
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from loracle.engine.small_machine import can_start_threads
 from loracle.errors import RunFailed
 from loracle.records.study_folder import read_study
 from loracle.report.terminal.progress import StudyProgress, ended_line
 from loracle.runner.progress import Progress
 from loracle.runner.run_spec import RunOutcome
-from loracle.small_machine import can_start_threads
 from loracle.study.accuracy import compare_with_measured
 from loracle.study.clock import keep_clock
 from loracle.study.plan import StudyPlan

@@ -13,7 +13,6 @@ import traceback
 from contextlib import suppress
 from pathlib import Path
 
-from loracle.model.faults import is_out_of_memory
 from loracle.errors import (
     LoracleError,
     OutOfMemory,
@@ -22,6 +21,7 @@ from loracle.errors import (
     UnexpectedError,
     in_one_line,
 )
+from loracle.model.faults import is_out_of_memory
 from loracle.records.files import disk_reason
 from loracle.records.names import TRACEBACK
 from loracle.records.run_folder import RunFolder
