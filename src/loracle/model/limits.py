@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from loracle.data.packing import pack
 from loracle.errors import ModelError
@@ -48,8 +49,8 @@ class Reach:
 def reach_of(base: FrozenBase) -> Reach | None:
     """Returns how long sequences may be; None if nothing in the model says.
 
-    Learned positions end with their table. A rope that is rescaled for long sequences is one for the
-    whole row or batch, so that a loss would depend on what else is in it.
+    Learned positions end with their table. A rope that is rescaled for long sequences is one for
+    the whole row or batch, so that a loss would depend on what else is in it.
     """
     limits = [*_learned_positions(base), *_rescaled_ropes(base.model.config.get_text_config())]
     return min(limits, key=lambda limit: limit.tokens, default=None)
@@ -75,25 +76,30 @@ def require_reach(base: FrozenBase, *, tokens: int, what: str, remedy: str) -> N
         )
 
 
+class _Lookups(TorchFunctionMode):
+    """Collects the table and the indices of every embedding, whatever class of module does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.embedding:
+            self.seen.append((args[1], args[0]))
+        return func(*args, **(kwargs or {}))
+
+
 def _learned_positions(base: FrozenBase) -> Iterator[Reach]:
-    """Yields the size of every embedding that is looked up by position in a test pass."""
-    seen: dict[nn.Embedding, Tensor] = {}
-    tables = [m for m in base.model.modules() if isinstance(m, nn.Embedding)]
-    hooks = [
-        table.register_forward_pre_hook(lambda table, args: seen.update({table: args[0]}))
-        for table in tables
-    ]
+    """Yields the size of every table that is looked up by position in a test pass."""
     row = pack(PROBES, device=base.device)
-    try:
-        with torch.inference_mode():
-            base.nll_from_logits(row)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for table, index in seen.items():
+    with torch.inference_mode(), _Lookups() as lookups:
+        base.nll_from_logits(row)
+    for table, index in lookups.seen:
+        if index.numel() != row.num_tokens:
+            continue
         offset = index.flatten() - row.position_ids.flatten()
-        if index.numel() == row.num_tokens and (offset == offset[0]).all():
-            tokens = table.num_embeddings - int(offset[0])
+        if (offset == offset[0]).all():
+            tokens = table.shape[0] - int(offset[0])
             yield Reach(tokens, f"the model has learned {tokens}")
 
 
