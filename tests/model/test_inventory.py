@@ -173,7 +173,9 @@ def test_only_what_text_runs_through_is_listed_and_blocks_are_the_decoders():
         "image_size": 28,
         "patch_size": 14,
     }
-    text = {k: v for k, v in TINY["llama"].items() if k not in ("model_type", "tie_word_embeddings")}
+    text = {
+        k: v for k, v in TINY["llama"].items() if k not in ("model_type", "tie_word_embeddings")
+    }
     architecture = {
         "model_type": "gemma3",
         "text_config": text | {"head_dim": 8, "sliding_window": 512, "model_type": "gemma3_text"},

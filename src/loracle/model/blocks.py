@@ -35,7 +35,9 @@ def decoder_prefix(model: nn.Module) -> str:
     """
     decoder = cast("Any", model).get_decoder() if hasattr(model, "get_decoder") else model
     if any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
-        return next(f"{n}." if n else "" for n, module in model.named_modules() if module is decoder)
+        return next(
+            f"{n}." if n else "" for n, module in model.named_modules() if module is decoder
+        )
     return ""
 
 

@@ -25,6 +25,7 @@ from loracle.quiet import quiet_transformers
 from loracle.sources.misfits import misfits
 from loracle.sources.plain_weights import require_plain_folder
 
+
 def load_base(
     path: Path,
     *,

@@ -16,6 +16,7 @@ from loracle.sources.misfits import misfits
 
 _MAGIC = b"GGUF"
 
+
 def convert_gguf(gguf: Path, *, folder: Path, name: str) -> None:
     """Writes ``model.safetensors``, configuration and tokenizer of a GGUF file to ``folder``.
 
