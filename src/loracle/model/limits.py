@@ -48,8 +48,8 @@ class Reach:
 def reach_of(base: FrozenBase) -> Reach | None:
     """Returns how long sequences may be; None if nothing in the model says.
 
-    Learned positions end with their table. A rope that is rescaled for long sequences is one for the
-    whole row or batch, so that a loss would depend on what else is in it.
+    Learned positions end with their table. A rope that is rescaled for long sequences is one for
+    the whole row or batch, so that a loss would depend on what else is in it.
     """
     limits = [*_learned_positions(base), *_rescaled_ropes(base.model.config.get_text_config())]
     return min(limits, key=lambda limit: limit.tokens, default=None)

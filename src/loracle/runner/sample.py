@@ -11,6 +11,7 @@ from loracle.engine.evaluate import Answer, answer_prompts
 from loracle.errors import RunFolderError
 from loracle.model.adapters import load_adapter
 from loracle.model.base import FrozenBase
+from loracle.model.limits import require_reach
 from loracle.model.load import load_base
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
@@ -60,6 +61,12 @@ def sample_run(
     record = Record(row=0, instruction=instruction, input=input_text, output="")
     prompt = template_of(config.data.template).render(record)
     (ids,) = encode_prompts([prompt], tokenizer=base.tokenizer)
+    require_reach(
+        base,
+        tokens=len(ids) + (max_new_tokens or config.eval.max_new_tokens),
+        what="the prompt and its answer",
+        remedy="ask something shorter, or for a shorter answer",
+    )
 
     def answered(by: FrozenBase, adapter: str | None) -> Answer:
         return answer_prompts(
