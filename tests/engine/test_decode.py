@@ -42,6 +42,27 @@ PROMPTS = [example.input_ids[: example.num_prompt] for example in examples_of(9,
 ADAPTERS = (None, "everything", "attention", "head")
 
 
+LATENT = {
+    "model_type": "minicpm3",
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "head_dim": 4,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Keys and values of all tokens so far are computed again at each, from what is cached."""
+
+
 def inclined_to_stop(model: torch.nn.Module, *, by: float = 2.5) -> torch.nn.Module:
     """The model with a larger logit of EOS, so that answers differ in length."""
     model.lm_head.weight.data[EOS] *= by
@@ -93,6 +114,23 @@ def test_each_family_says_what_generate_says_of_each_prompt_alone(family):
     assert untuned_tokens == [stock_tokens(model, prompt) for prompt in PROMPTS]
     assert tuned_tokens == [stock_tokens(tuned, prompt) for prompt in PROMPTS]
     assert untuned_tokens != tuned_tokens
+
+
+def test_adapters_reach_every_row_of_a_latent_cache():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(**LATENT)
+        model = inclined_to_stop(AutoModelForCausalLM.from_config(config))
+    base = base_of(model)
+    inventory = inventory_of(base.model)
+    plan = resolve_placement("attention", inventory=inventory, rank=4, alpha=8.0)
+    for seed, name in enumerate(("one", "two")):
+        attach(base, plan, name=name, seed=seed, spread_b=0.4)
+    names = (None, "one", "two")
+    assert decodes_exactly(base, adapters=names)
+    expected = generate_greedily(base, PROMPTS, adapters=names, max_new_tokens=NEW)
+    assert decoded(base, *names) == expected
+    assert expected[0] != expected[1] != expected[2]
 
 
 @pytest.fixture(scope="module")

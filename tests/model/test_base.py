@@ -46,6 +46,12 @@ REFUSED = {
         "change each other's loss",
     ),
     "rwkv": (UNUSUAL["rwkv"], "change each other's loss"),
+    "falcon_h1": (UNUSUAL["falcon_h1"], "change each other's loss"),
+    "recurrent_gemma": (UNUSUAL["recurrent_gemma"], "change each other's loss"),
+    "codegen": (
+        GPT | {"rotary_dim": 4, "n_positions": 64},
+        "change each other's loss",
+    ),
     "bloom": (
         {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.2},
         "change each other's loss",
@@ -135,12 +141,13 @@ def test_such_a_model_takes_no_adapter_on_its_head(tmp_path):
         packed_nll(base, pack(examples_of(2)), adapter="default")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", REFUSED)
-def test_a_model_that_packed_rows_do_not_suit_is_refused_by_name(family, tmp_path):
+def test_a_model_that_packed_rows_do_not_suit_is_refused_by_name(family, dtype, tmp_path):
     architecture, why = REFUSED[family]
     folder = save_family(tmp_path / family, model_of({**architecture, "model_type": family}))
     with pytest.raises(ModelError) as caught:
-        load_base(folder, device=CPU, dtype=torch.float32)
+        load_base(folder, device=CPU, dtype=dtype)
     message = str(caught.value)
     assert why in message
     assert family.replace("_", "").lower() in message.replace("_", "").lower()

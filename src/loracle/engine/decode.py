@@ -132,8 +132,7 @@ def decodes_exactly(base: FrozenBase, *, adapters: Sequence[str | None] = (None,
             for step in range(_PROBE_STEPS):
                 batch.append(ends[:, step])
                 logits = batch.forward(base, routes=routes)
-        # A forward pass without positions or logits_to_keep, a cache of another kind, a layer whose
-        # rows are no sequences: whatever is raised, it is not decoded this way.
+        # No positions, another cache, rows that are no sequences: anything can be raised.
         except Exception as error:
             if is_out_of_memory(error):
                 raise

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from loracle.config.run import Config
 from loracle.errors import UsageError
+from loracle.sources import model_architecture
 from loracle.sources.catalog import source_of
+from loracle.sources.plain_weights import require_plain_weights
 from loracle.sources.spec import HubSource, parse_source
 from loracle.text import GIB
 
 
 def preflight(config: Config) -> None:
-    """Checks that the weights of a model on the hub fit the device, before they are fetched.
+    """Checks the weights of a model on the hub before they are fetched: plain, and not too large.
 
     Whether a step fits is what `loracle plan` says; this is the least that a run needs. Access,
     revision and disk are checked where the model is looked up.
 
     Raises:
-        UsageError: If they do not, or the model cannot be had.
+        UsageError: If they do not fit the device or are quantised, or the model cannot be had.
     """
     if not isinstance(parse_source(source_of(config.model, kind="model")), HubSource):
         return
+    require_plain_weights(model_architecture(config.model), name=config.model)
     from loracle.forecast.devices import this_device
     from loracle.forecast.fit import profile_of
     from loracle.forecast.predict import dtype_on
@@ -50,7 +53,6 @@ def weights_gib(model: str, *, bytes_each: int, packed: bool) -> float:
         UsageError: If its architecture cannot be had.
     """
     from loracle.model.inventory import inventory_from_architecture
-    from loracle.sources import model_architecture
 
     inventory = inventory_from_architecture(model_architecture(model))
     linear = sum(

@@ -13,6 +13,7 @@ from loracle.errors import RunFolderError
 from loracle.model.adapters import load_adapter
 from loracle.model.base import FrozenBase
 from loracle.model.identity import identify
+from loracle.model.limits import require_reach
 from loracle.model.load import load_base
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
@@ -88,6 +89,12 @@ def _sample(
     template = template_of(config.data.template)
     prompt = template.render(record)
     (ids,) = encode_prompts([record], template=template, tokenizer=base.tokenizer)
+    require_reach(
+        base,
+        tokens=len(ids) + (max_new_tokens or config.eval.max_new_tokens),
+        what="the prompt and its answer",
+        remedy="ask something shorter, or for a shorter answer",
+    )
 
     def answered(by: FrozenBase, adapter: str | None) -> Answer:
         return answer_prompts(

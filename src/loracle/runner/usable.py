@@ -6,6 +6,7 @@ from loracle.config.run import Config
 from loracle.data import PreparedData
 from loracle.errors import ModelError
 from loracle.model.base import FrozenBase
+from loracle.model.guard import require_long_rows
 from loracle.model.limits import require_embedded, require_reach
 
 
@@ -21,12 +22,14 @@ def require_usable(base: FrozenBase, *, data: PreparedData, config: Config) -> N
     largest = max(max(example.input_ids) for example in examples)
     if largest >= rows:
         raise ModelError(f"{config.model}: the data have token {largest} of {rows} that it knows")
+    longest = max(example.num_tokens for example in examples)
     require_reach(
         base,
-        tokens=max(example.num_tokens for example in examples),
+        tokens=longest,
         what="the longest sequences",
         remedy="set data.max_tokens to at most {}",
     )
+    require_long_rows(base, tokens=longest)
     prompts = [example.num_prompt for example in data.validation[: config.eval.generate_examples]]
     if prompts:
         require_reach(

@@ -43,7 +43,7 @@ def unread_tensors(model: Any, tensors: Mapping[str, Any], *, architecture: str)
 
 
 def apply_rope_factors(config: Any, tensors: Mapping[str, Any]) -> None:
-    """Sets the rope of ``config`` to a published one that has the file's factors, if there is one."""
+    """Sets the rope of ``config`` to the published one with the file's factors, if there is one."""
     if _FACTORS not in tensors or _is_applied(config, tensors[_FACTORS]):
         return
     plain = dict(config.rope_parameters)

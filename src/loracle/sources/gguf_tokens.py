@@ -2,8 +2,8 @@
 
 A file names the rule that cuts texts; a wrong one gives the same characters other tokens, without
 any error. So a rule is applied if it is known for certain, and refused by its name otherwise.
-Sources: ggml-org/llama.cpp src/llama-vocab.cpp for the rules behind the names, and each family's own
-tokenizer.json for the rest.
+Sources: ggml-org/llama.cpp src/llama-vocab.cpp for the rules behind the names, and each family's
+own tokenizer.json for the rest.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _KEYS = frozenset(
     for key in (
         *("model", "pre", "tokens", "scores", "token_type", "merges", "add_space_prefix"),
         *("add_bos_token", "add_eos_token", "add_sep_token", "token_type_count"),
+        # Refused above where it is true.
+        "remove_extra_whitespaces",
     )
 )
 
@@ -47,12 +49,15 @@ def unknown_tokenizer(fields: Mapping[str, Any]) -> str | None:
         return f"tokenizer.ggml.pre = {pre}" if pre else "no tokenizer.ggml.pre"
     if fields.get("tokenizer.ggml.remove_extra_whitespaces"):
         return "tokenizer.ggml.remove_extra_whitespaces = True"
-    ids = (".token_id", "_token_id", "_token_ids")
-    for key in fields:
-        if key.startswith("tokenizer.ggml.") and key not in _KEYS and not key.endswith(ids):
-            if key != "tokenizer.ggml.remove_extra_whitespaces":
-                return key
-    return None
+    ids = ("_token_id", "_token_ids")
+    return next(
+        (
+            key
+            for key in fields
+            if key.startswith("tokenizer.ggml.") and key not in _KEYS and not key.endswith(ids)
+        ),
+        None,
+    )
 
 
 def apply_tokenizer(tokenizer: Any, fields: Mapping[str, Any]) -> None:

@@ -16,9 +16,9 @@ _NAMED = 3
 def misfits(model: Any, report: Mapping[str, Any]) -> str | None:
     """Returns which tensors of a loaded model are not the file's, and the reverse; None if none.
 
-    Harmless ones are decided by rule. Transformers leaves out of its report what is tied to a tensor
-    that was found and what the class itself says may be missing or left over. A stored tensor that
-    is named like a buffer, such as a mask or rotary frequencies, is computed and never learned.
+    Harmless ones are decided by rule. Transformers leaves out of its report what is tied to a
+    tensor that was found and what the class itself says may be missing or left over. A stored
+    tensor that is named like a buffer, such as a mask, is computed and never learned.
 
     Args:
         model: The loaded ``PreTrainedModel``.
