@@ -4,6 +4,8 @@ import math
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loracle.config.files import dump_yaml
 from loracle.config.strict_yaml import load_value, load_yaml
@@ -65,6 +67,22 @@ def test_a_text_that_is_dumped_is_that_text_for_every_reader(text):
     tree = {"a": text, "b": [text], "c": 1e-8, "d": 1e22, "e": -3, "f": False, "g": None}
     dumped = dump_yaml(tree)
     assert load_yaml(dumped, origin="x") == yaml.safe_load(dumped) == tree
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.text())
+def test_any_text_is_dumped_as_itself(text):
+    dumped = dump_yaml({"a": text, "b": [text]})
+    assert load_yaml(dumped, origin="x") == yaml.safe_load(dumped) == {"a": text, "b": [text]}
+
+
+@settings(deadline=None)
+@given(st.integers(-(2**63) + 1, 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_are_read_as_python_writes_them(whole, real):
+    assert load_value(str(whole), origin="x") == load_value(f"{whole:+025d}", origin="x") == whole
+    assert load_value(repr(real), origin="x") == real
+    tree = {"a": whole, "b": real}
+    assert load_yaml(dump_yaml(tree), origin="x") == tree
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,21 @@ class EvalConfig(Section):
     """Number of prompts decoded together."""
     max_new_tokens: Positive
     """Most tokens per answer."""
+    # Not written when auto, so that runs older than this key keep their digest.
+    bleu_tokenize: Literal[
+        "auto",
+        "13a",
+        "zh",
+        "ja-mecab",
+        "ko-mecab",
+        "flores101",
+        "flores200",
+        "spBLEU-1K",
+        "intl",
+        "char",
+        "none",
+    ] = Field(default="auto", exclude_if=lambda name: name == "auto")
+    """sacreBLEU's tokenizer of BLEU; auto: by the script of the references."""
 
 
 class MeasureConfig(Section):

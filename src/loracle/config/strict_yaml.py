@@ -29,6 +29,7 @@ _RESOLVERS = [
     (_TAG + kind, re.compile(rf"(?:{form.pattern})\Z")) for kind, form in _SCALARS.items()
 ]
 _MERGE = _TAG + "merge"
+_UNICODE_BREAK = re.compile("[\x85\u2028\u2029\ufeff]")
 # No library takes a whole number beyond 64 bits: 22 digits of the smallest base, 8.
 _LARGEST, _MOST_DIGITS = 2**63 - 1, 22
 
@@ -152,6 +153,14 @@ class _Loader(yaml.SafeLoader):
 class Dumper(yaml.SafeDumper):
     """A safe dumper that quotes a text if YAML 1.1 or 1.2 would read it as something else."""
 
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # In any other style the line breaks of Unicode come back as blanks.
+    style = '"' if _UNICODE_BREAK.search(text) else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+Dumper.add_representer(str, _represent_text)
 
 for _tag, _form in _RESOLVERS:
     Dumper.add_implicit_resolver(_tag, _form, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loracle.bleu import lacks
 from loracle.config.run import Config
 from loracle.errors import UsageError
 from loracle.sources.catalog import source_of
@@ -10,14 +11,18 @@ from loracle.text import GIB
 
 
 def preflight(config: Config) -> None:
-    """Checks that the weights of a model on the hub fit the device, before they are fetched.
+    """Checks that BLEU's tokenizer is here, and that a model on the hub fits before it is fetched.
 
     Whether a step fits is what `loracle plan` says; this is the least that a run needs. Access,
     revision and disk are checked where the model is looked up.
 
     Raises:
-        UsageError: If they do not, or the model cannot be had.
+        UsageError: If it is not, the weights do not, or the model cannot be had.
     """
+    asked = config.eval.bleu_tokenize
+    missing = lacks(asked) if config.eval.generate_examples and asked != "auto" else None
+    if missing is not None:
+        raise UsageError(f"eval.bleu_tokenize: '{asked}' {missing}")
     if not isinstance(parse_source(source_of(config.model, kind="model")), HubSource):
         return
     from loracle.forecast.devices import this_device
