@@ -11,7 +11,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+Tokenizer = Literal[
+    "auto",
+    "13a",
+    "zh",
+    "ja-mecab",
+    "ko-mecab",
+    "flores101",
+    "flores200",
+    "spBLEU-1K",
+    "intl",
+    "char",
+    "none",
+]
+"""The names that sacreBLEU has for them, and ``auto``."""
 
 DEFAULT = "13a"
 

@@ -86,7 +86,6 @@ class TextScore:
     """Fraction of answers cut at the token limit."""
     num_answers: int
     bleu_tokenize: str = DEFAULT
-    """sacreBLEU's name of the tokenizer."""
 
 
 def score_examples(
@@ -283,9 +282,7 @@ def _answer(base: FrozenBase, new: list[int]) -> Answer:
 def score_answers(
     answers: Sequence[Answer], *, references: Sequence[str], tokenizer: str = DEFAULT
 ) -> TextScore:
-    """Returns corpus BLEU and chrF of the answers, one reference each.
-
-    ``tokenizer`` is what BLEU takes words from; chrF counts characters.
+    """Returns corpus BLEU, of the tokenizer's words, and chrF of the answers, one reference each.
 
     Source: Post 2018 arXiv:1804.08771; Popović 2015 (chrF), as sacreBLEU computes them.
     """
