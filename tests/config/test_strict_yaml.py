@@ -11,6 +11,9 @@ from loracle.config.files import dump_yaml
 from loracle.config.strict_yaml import load_value, load_yaml
 from loracle.errors import ConfigError
 
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
 SCALARS = {
     "012": 12,
     "0777": 777,
@@ -121,6 +124,7 @@ def test_merged_and_repeated_parts_are_read():
         ("a: !!set {b, c}", "x:1: could not determine a constructor for the tag"),
         ("a: 9223372036854775808", "x:1: 9223372036854775808 is too large for a whole number"),
         ("a: " + "9" * 9999, "x:1: 9999"),
+        (BOMB, "x: repeats its parts to more than 100,000 values"),
         ("[" * 5000, "x: nested too deeply"),
         ("a: \udcff", "x: not valid YAML (unacceptable character"),
     ],
