@@ -1,8 +1,10 @@
 """What a study establishes: simulated studies of known effects, judged."""
 
 import math
+from dataclasses import replace
 
 import pytest
+from sacrebleu.metrics import BLEU
 
 from analysis.stats.simulated import ARMS, Noise, simulated_study, write_study
 from analysis.stats.texts import paired_bleu
@@ -72,6 +74,41 @@ def test_bleu_is_compared_by_paired_bootstrap_on_the_answers(study, verdicts):
     assert found.effect_percent is found.effect_percent_interval is None
     scores = [verdicts.summary(arm).bleu.mean for arm in ("attention", "all-linear")]
     assert found.difference == pytest.approx(scores[0] - scores[1])
+
+
+def with_tokenizer(run, name):
+    """The run with this tokenizer in its results."""
+    quality = run.result.quality
+    changed = replace(
+        quality,
+        base=replace(quality.base, bleu_tokenize=name),
+        tuned=replace(quality.tuned, bleu_tokenize=name),
+    )
+    return replace(run, result=replace(run.result, quality=changed))
+
+
+def test_bleu_is_compared_with_the_tokenizer_that_was_recorded(tmp_path):
+    study = simulated_study(tmp_path, arms=ARMS[:2], seeds=(0, 1), repeats=0, extra_seeds=())
+    assert {run.result.quality.tuned.tokenizer for run in study.runs} == {"13a"}
+    by_char = replace(study, runs=tuple(with_tokenizer(run, "char") for run in study.runs))
+    found = judge(by_char).comparison(ARMS[1].name, metric="bleu")
+    scores = []
+    for seed in (0, 1):
+        for arm in (ARMS[1].name, ARMS[0].name):
+            rows = [r for r in study.runs_of(arm)[seed].examples if r["generated"] is not None]
+            texts = [[row[key] for row in rows] for key in ("generated", "reference")]
+            scores.append(BLEU(tokenize="char").corpus_score(texts[0], [texts[1]]).score)
+    mean = (scores[0] - scores[1] + scores[2] - scores[3]) / 2
+    assert found.difference == pytest.approx(mean, abs=1e-9)
+    assert found.difference != judge(study).comparison(ARMS[1].name, metric="bleu").difference
+
+
+def test_bleu_of_two_tokenizers_is_not_compared(tmp_path):
+    study = simulated_study(tmp_path, arms=ARMS[:2], seeds=(0,), repeats=0, extra_seeds=())
+    first, second = study.runs
+    mixed = replace(study, runs=(first, with_tokenizer(second, "zh")))
+    with pytest.raises(RunFolderError, match=r"BLEU with the tokenizer zh, .* with 13a"):
+        judge(mixed)
 
 
 def test_holm_corrects_over_the_arms_of_each_metric(verdicts):

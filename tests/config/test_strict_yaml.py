@@ -4,11 +4,16 @@ import math
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loracle.config.files import dump_yaml
 from loracle.config.strict_yaml import load_value, load_yaml
 from loracle.errors import ConfigError
 
+BOMB = "a0: &a0 [x]\n" + "".join(
+    f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
+)
 SCALARS = {
     "012": 12,
     "0777": 777,
@@ -67,6 +72,22 @@ def test_a_text_that_is_dumped_is_that_text_for_every_reader(text):
     assert load_yaml(dumped, origin="x") == yaml.safe_load(dumped) == tree
 
 
+@settings(deadline=None, max_examples=200)
+@given(st.text())
+def test_any_text_is_dumped_as_itself(text):
+    dumped = dump_yaml({"a": text, "b": [text]})
+    assert load_yaml(dumped, origin="x") == yaml.safe_load(dumped) == {"a": text, "b": [text]}
+
+
+@settings(deadline=None)
+@given(st.integers(-(2**63) + 1, 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_are_read_as_python_writes_them(whole, real):
+    assert load_value(str(whole), origin="x") == load_value(f"{whole:+025d}", origin="x") == whole
+    assert load_value(repr(real), origin="x") == real
+    tree = {"a": whole, "b": real}
+    assert load_yaml(dump_yaml(tree), origin="x") == tree
+
+
 @pytest.mark.parametrize(
     "word", ["a #b", "#b", "a: b", "- a", "&a", "*a", "!!int 3", "|", "? a", "@a", "%a", "a\tb"]
 )
@@ -103,6 +124,7 @@ def test_merged_and_repeated_parts_are_read():
         ("a: !!set {b, c}", "x:1: could not determine a constructor for the tag"),
         ("a: 9223372036854775808", "x:1: 9223372036854775808 is too large for a whole number"),
         ("a: " + "9" * 9999, "x:1: 9999"),
+        (BOMB, "x: repeats its parts to more than 100,000 values"),
         ("[" * 5000, "x: nested too deeply"),
         ("a: \udcff", "x: not valid YAML (unacceptable character"),
     ],

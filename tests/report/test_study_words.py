@@ -13,6 +13,7 @@ from loracle.analysis.verdicts import judge
 from loracle.report.contents import contents_of
 from loracle.report.paper.paper import macros_file
 from loracle.report.tables.baseline import baseline_table
+from loracle.report.tables.runs import criteria_table
 from loracle.report.terminal.verdicts import verdict_view
 from loracle.report.text.advice import advice
 from loracle.report.text.answer import answer, largest_smallest_effect, noise_words
@@ -61,6 +62,17 @@ def test_every_text_names_the_coverage_that_the_study_asks_for(tmp_path):
             assert re.search(rf"{level} ?% interval", text)
         everything = console.file.getvalue() + repr(contents) + baseline_table(made)
         assert not re.search(rf"\b{other} ?%(?! power)", everything)
+
+
+def test_a_criterion_of_an_earlier_rule_is_said_to_be_one(bare_study):
+    assert "an earlier rule" not in criteria_table(bare_study).caption
+    (first, *others) = bare_study.runs
+    criteria = first.result.criteria
+    old = replace(criteria.convergence, evidence="Training loss by fifths of 60 steps: 1 -> 2.")
+    result = replace(first.result, criteria=replace(criteria, convergence=old))
+    study = replace(bare_study, runs=(replace(first, result=result), *others))
+    caption = criteria_table(study).caption
+    assert "Convergence of 1 run was judged when it ended, by an earlier rule" in caption
 
 
 def test_a_lone_reference_has_nothing_to_compare_with(tmp_path):

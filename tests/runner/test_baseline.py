@@ -25,6 +25,7 @@ QUALITY = {
     "num_targets": INT,
     "num_answers": INT,
     "bleu_signature": TEXT,
+    "bleu_tokenize": TEXT,
     "chrf_signature": TEXT,
 }
 VARIANTS = {"base": FLOAT, "unmerged": FLOAT, "merged": FLOAT}

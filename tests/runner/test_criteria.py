@@ -16,6 +16,7 @@ from loracle.runner.criteria import (
     t_quantile,
     validation,
 )
+from loracle.text import plural
 
 
 def scored(change: float, *, count: int = 50, noise: float = 0.1, seed: int = 0):
@@ -38,7 +39,7 @@ def test_a_small_fall_on_the_same_examples_is_convergence_whatever_the_batches_h
         "Loss on the same 50 held-out examples, untuned to step 60: 1.878 -> 1.776 "
         "(-0.103 nats per token, 95 % interval -0.133 to -0.072)."
     )
-    assert "Training loss 2.833 -> 3.000, the means of the first and the last 12 steps" in (
+    assert "Training loss 2.833 -> 3.000 in the first and the last 12 steps, on other" in (
         found.evidence
     )
 
@@ -68,7 +69,7 @@ def test_too_few_examples_tell_nothing(count):
     before, after = scored(-1.0, count=count)
     for found in (convergence(before, {9: after}), validation(before, after)):
         assert found.passed is None
-        assert f": {count} are too few to tell (at least 10)." in found.evidence
+        assert f": {plural(count, 'example')} are too few to tell (at least 10)." in found.evidence
 
 
 def test_nothing_scored_is_answered():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from loracle.analysis.comparison import UNTUNED, Comparison
 from loracle.analysis.stats.bleu import Counts, answer_counts, paired_bleu_of_counts
 from loracle.analysis.stats.paired import paired_difference
 from loracle.errors import RunFolderError
-from loracle.records.names import EXAMPLES
+from loracle.records.names import EXAMPLES, RESULT
 from loracle.records.rows import ExampleRow
 from loracle.records.study_folder import RunRecord, StudyRecord
 
@@ -70,10 +70,10 @@ def read_outcomes(study: StudyRecord) -> Outcomes:
             }
             for arm in study.arms
         },
-        base_counts=_counts(answered, "base_generated") if has_base else None,
+        base_counts=_counts(runs[0], "base_generated") if has_base else None,
         counts={
             arm.name: {
-                seed: _counts(_answered(run), "generated")
+                seed: _counts(run, "generated")
                 for seed, run in study.runs_of(arm.name).items()
                 if _answered(run)
             }
@@ -125,6 +125,12 @@ def _require_same_examples(runs: Sequence[RunRecord]) -> None:
                     f"{run.path / EXAMPLES}: {done} other examples than "
                     f"{runs[0].id}; only runs on the same examples can be compared"
                 )
+        one, other = (r.result.quality.tuned.tokenizer for r in (runs[0], run))
+        if one != other and _answered(run):
+            raise RunFolderError(
+                f"{run.path / RESULT}: BLEU with the tokenizer {other}, {runs[0].id} with {one}; "
+                "only BLEU of one tokenizer can be compared"
+            )
 
 
 def _scored(run: RunRecord) -> list[ExampleRow]:
@@ -139,5 +145,11 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> Floats:
     return np.asarray([row[key] for row in rows], dtype=np.float64)
 
 
-def _counts(rows: Sequence[Mapping[str, Any]], key: str) -> Counts:
-    return answer_counts([row[key] for row in rows], [row["reference"] for row in rows])
+def _counts(run: RunRecord, key: Literal["generated", "base_generated"]) -> Counts:
+    """Returns the counts of a run's answers, with the tokenizer that its own BLEU has."""
+    rows = _answered(run)
+    return answer_counts(
+        [row[key] or "" for row in rows],
+        [row["reference"] for row in rows],
+        tokenizer=run.result.quality.tuned.tokenizer,
+    )

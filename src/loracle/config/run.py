@@ -1,8 +1,7 @@
 """The configuration of a run: strict, frozen, every fault reported at once.
 
-There is one table of defaults, ``configs/base_config.yaml``; the models below have none. A config
-file holds only differences from it, ``--set a.b=c`` only differences from the file, and both are
-validated alike.
+The models below have no defaults: ``configs/base_config.yaml`` is the one table of them. A config
+file holds only differences from it, ``--set a.b=c`` only differences from the file.
 """
 
 from __future__ import annotations
@@ -15,8 +14,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-# assumed: no run counts beyond 32 bits, where PyTorch's indices end
-Positive = Annotated[int, Field(gt=0, lt=2**31)]
+from loracle.config.bleu import Tokenizer
+
+Positive = Annotated[int, Field(gt=0, lt=2**31)]  # assumed: no run counts beyond 32 bits
 Natural = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -140,9 +140,7 @@ class TrainConfig(Section):
     """Most tokens per forward pass; affects memory only."""
     # Not written when off, so that runs older than this key keep their digest.
     gradient_checkpointing: bool = Field(default=False, exclude_if=lambda on: not on)
-    """Recomputes activations inside decoder layers for the gradient instead of storing them;
-    affects memory and time only.
-    """
+    """Recomputes activations for the gradient, not stored; affects memory and time only."""
     trunk: Literal["auto", "off"]
     """auto: hidden states below the lowest adapter are computed once and cached, if that pays."""
 
@@ -162,6 +160,9 @@ class EvalConfig(Section):
     """Number of prompts decoded together."""
     max_new_tokens: Positive
     """Most tokens per answer."""
+    # Not written when auto, so that runs older than this key keep their digest.
+    bleu_tokenize: Tokenizer = Field(default="auto", exclude_if=lambda name: name == "auto")
+    """sacreBLEU's tokenizer of BLEU; auto: by the script of the references."""
 
 
 class MeasureConfig(Section):

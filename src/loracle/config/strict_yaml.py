@@ -29,6 +29,9 @@ _RESOLVERS = [
     (_TAG + kind, re.compile(rf"(?:{form.pattern})\Z")) for kind, form in _SCALARS.items()
 ]
 _MERGE = _TAG + "merge"
+# assumed: no configuration needs more; ten aliases of ten aliases, nine deep, would fill the memory
+_MOST_VALUES = 100_000
+_UNICODE_BREAK = re.compile("[\x85\u2028\u2029\ufeff]")
 # No library takes a whole number beyond 64 bits: 22 digits of the smallest base, 8.
 _LARGEST, _MOST_DIGITS = 2**63 - 1, 22
 
@@ -45,7 +48,11 @@ def load_yaml(text: str, *, origin: str) -> Any:
             number is too large.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is not None and _size(root, {}) > _MOST_VALUES:
+            raise ConfigError(f"{origin}: repeats its parts to more than {_MOST_VALUES:,} values")
+        return None if root is None else loader.construct_document(root)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{origin}{line}: {error.problem or 'not valid YAML'}") from None
@@ -74,6 +81,17 @@ def load_value(text: str, *, origin: str) -> Any:
         return _value_of(node)
     except yaml.MarkedYAMLError as error:
         raise ConfigError(f"{origin}: {error.problem}") from None
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Returns the values below a node, each part counted as often as it is repeated."""
+    if isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) not in known:
+        pairs = isinstance(node, yaml.MappingNode)
+        below = [value for _, value in node.value] if pairs else node.value
+        known[id(node)] = 1 + sum(_size(value, known) for value in below)
+    return known[id(node)]
 
 
 def _kind_of(word: str) -> str:
@@ -152,6 +170,14 @@ class _Loader(yaml.SafeLoader):
 class Dumper(yaml.SafeDumper):
     """A safe dumper that quotes a text if YAML 1.1 or 1.2 would read it as something else."""
 
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # In any other style the line breaks of Unicode come back as blanks.
+    style = '"' if _UNICODE_BREAK.search(text) else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+Dumper.add_representer(str, _represent_text)
 
 for _tag, _form in _RESOLVERS:
     Dumper.add_implicit_resolver(_tag, _form, None)

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from loracle.config.bleu import DEFAULT, bleu_metric
 from loracle.data import Example
 from loracle.data.packing import batches_by_tokens, pack
 from loracle.engine.decode import (
@@ -85,6 +86,7 @@ class TextScore:
     hit_limit_frac: float
     """Fraction of answers cut at the token limit."""
     num_answers: int
+    bleu_tokenize: str = DEFAULT
 
 
 def score_examples(
@@ -279,14 +281,16 @@ def _answer(base: FrozenBase, new: list[int]) -> Answer:
     return Answer(text, hit_limit=not ended)
 
 
-def score_answers(answers: Sequence[Answer], *, references: Sequence[str]) -> TextScore:
-    """Returns corpus BLEU and chrF of the answers, one reference each.
+def score_answers(
+    answers: Sequence[Answer], *, references: Sequence[str], tokenizer: str = DEFAULT
+) -> TextScore:
+    """Returns corpus BLEU, of the tokenizer's words, and chrF of the answers, one reference each.
 
     Source: Post 2018 arXiv:1804.08771; Popović 2015 (chrF), as sacreBLEU computes them.
     """
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics import CHRF
 
-    bleu, chrf = BLEU(), CHRF()
+    bleu, chrf = bleu_metric(tokenizer), CHRF()
     texts = [answer.text for answer in answers]
     bleu_score = bleu.corpus_score(texts, [list(references)])
     chrf_score = chrf.corpus_score(texts, [list(references)])
@@ -297,4 +301,5 @@ def score_answers(answers: Sequence[Answer], *, references: Sequence[str]) -> Te
         chrf_signature=str(chrf.get_signature()),
         hit_limit_frac=sum(answer.hit_limit for answer in answers) / len(answers),
         num_answers=len(answers),
+        bleu_tokenize=tokenizer,
     )

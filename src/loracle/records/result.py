@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import computed_field
 
+from loracle.config.bleu import tokenizer_in
 from loracle.errors import RunFolderError
 from loracle.records.files import from_json, read_json
 from loracle.records.manifest import require_intact
@@ -55,6 +56,13 @@ class ModelQuality:
     num_answers: int | None
     hit_limit_frac: float | None
     """Fraction of the answers that were cut at the token limit."""
+    bleu_tokenize: str | None = None
+    """sacreBLEU's name of BLEU's tokenizer; None also in results older than the choice."""
+
+    @property
+    def tokenizer(self) -> str:
+        """The tokenizer that BLEU was counted with, by its signature in older results."""
+        return self.bleu_tokenize or tokenizer_in(self.bleu_signature)
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ def convergence(
 def _verdict(found: Change, num_examples: int) -> tuple[bool | None, str]:
     """Returns whether a loss fell, and what forbids to tell."""
     if found.low is None:
-        few = f": {num_examples} are too few to tell (at least {_FEWEST})"
+        few = f": {plural(num_examples, 'example')} are too few to tell (at least {_FEWEST})"
         return None, few
     if found.fell is None:
         return None, ": within the noise of the examples, so not judged"
@@ -161,9 +161,10 @@ def _training_words(losses: Sequence[float]) -> str:
     if len(losses) < 2:
         return ""
     first, last = statistics.fmean(losses[:size]), statistics.fmean(losses[-size:])
+    which = "step" if size == 1 else f"{size:,} steps"
     return (
-        f" Training loss {first:.3f} -> {last:.3f}, the means of the first and the last "
-        f"{plural(size, 'step')}, on other examples each."
+        f" Training loss {first:.3f} -> {last:.3f} in the first and the last {which}, on other "
+        f"examples each."
     )
 
 

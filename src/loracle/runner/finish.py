@@ -56,7 +56,10 @@ def recorded_answers(run: ActiveRun) -> dict[str, list[Answer]]:
 def _text_score(run: ActiveRun, answers: Sequence[Answer]) -> TextScore | None:
     """Returns BLEU and chrF of the answers; None if there are none."""
     references = [example.record.output for example in run.shared.answered]
-    return score_answers(answers, references=references) if answers else None
+    if not answers:
+        return None
+    tokenizer = run.shared.bleu.tokenizer
+    return score_answers(answers, references=references, tokenizer=tokenizer)
 
 
 def measure_arm_latency(run: ActiveRun) -> Mapping[str, Latency | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from loracle.config.bleu import lacks
 from loracle.config.run import Config
 from loracle.errors import UsageError
 from loracle.sources import model_architecture
@@ -12,14 +13,19 @@ from loracle.text import GIB
 
 
 def preflight(config: Config) -> None:
-    """Checks the weights of a model on the hub before they are fetched: plain, and not too large.
+    """Checks BLEU's tokenizer, and a hub model's weights before they are fetched: plain, and small.
 
     Whether a step fits is what `loracle plan` says; this is the least that a run needs. Access,
     revision and disk are checked where the model is looked up.
 
     Raises:
-        UsageError: If they do not fit the device or are quantised, or the model cannot be had.
+        UsageError: If the tokenizer is not here, the weights do not fit the device or are
+            quantised, or the model cannot be had.
     """
+    asked = config.eval.bleu_tokenize
+    missing = lacks(asked) if config.eval.generate_examples and asked != "auto" else None
+    if missing is not None:
+        raise UsageError(f"eval.bleu_tokenize: '{asked}' {missing}")
     if not isinstance(parse_source(source_of(config.model, kind="model")), HubSource):
         return
     require_plain_weights(model_architecture(config.model), name=config.model)

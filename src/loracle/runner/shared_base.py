@@ -8,10 +8,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
+from loracle.config.bleu import Choice, choose_tokenizer
 from loracle.config.run import Config, TrainConfig
 from loracle.data import Example, PreparedData, prepare_data
 from loracle.engine.device import choose_device, choose_dtype, dtype_name
@@ -73,6 +75,12 @@ class SharedBase:
     def prompts(self) -> list[tuple[int, ...]]:
         """Token ids of the instructions that are answered."""
         return [example.input_ids[: example.num_prompt] for example in self.answered]
+
+    @cached_property
+    def bleu(self) -> Choice:
+        """BLEU's tokenizer, one for all runs, since all answer the same instructions."""
+        references = [example.record.output for example in self.answered]
+        return choose_tokenizer(references, asked=self.config.eval.bleu_tokenize)
 
     def meter(self) -> MemoryMeter:
         """Returns a meter that holds the peaks of loading only."""
@@ -195,7 +203,7 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
     environment = capture_environment(
         device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
     )
-    return SharedBase(
+    shared = SharedBase(
         config=config,
         progress=progress,
         stop=stop,
@@ -207,3 +215,6 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
         loading=memory,
         cache=UntunedCache(untuned_cache_folder(), notice=progress.notice),
     )
+    if shared.answered and shared.bleu.note is not None:
+        progress.notice(shared.bleu.note)
+    return shared

@@ -11,6 +11,7 @@ from loracle.analysis.stats.bleu import (
     paired_bleu_of_counts,
 )
 from loracle.engine.evaluate import Answer, TextScore, score_answers
+from loracle.errors import UsageError
 
 REFERENCES = [
     "Red, yellow and blue are the primary colors.",
@@ -39,6 +40,20 @@ def test_bleu_of_counts_is_the_evaluations_own_to_the_last_bit(chosen):
     answers, references = ANSWERS[chosen], REFERENCES[chosen]
     ours = corpus_bleu(answer_counts(answers, references).sum(0))
     assert float(ours) == published(answers, references).bleu
+
+
+@pytest.mark.parametrize("tokenizer", ["zh", "char", "intl", "none"])
+def test_bleu_of_counts_takes_words_from_the_evaluations_tokenizer(tokenizer):
+    answers, references = ["我们今天去公园吧", *ANSWERS], ["我们明天去公园吧", *REFERENCES]
+    counts = answer_counts(answers, references, tokenizer=tokenizer)
+    scored = [Answer(text, hit_limit=False) for text in answers]
+    found = score_answers(scored, references=references, tokenizer=tokenizer)
+    assert float(corpus_bleu(counts.sum(0))) == found.bleu
+
+
+def test_a_tokenizer_that_this_machine_lacks_is_named():
+    with pytest.raises(UsageError, match=r"the tokenizer '14a', which cannot be loaded"):
+        answer_counts(ANSWERS, REFERENCES, tokenizer="14a")
 
 
 def test_the_fast_bleu_is_the_slow_one_up_to_rounding():

@@ -21,6 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loracle.analysis.stats.difference import ALPHA, Difference, difference_of
+from loracle.config.bleu import DEFAULT, bleu_metric, lacks
+from loracle.errors import UsageError
 from loracle.seeds import numpy_stream
 
 Counts = NDArray[np.int64]
@@ -29,12 +31,19 @@ Floats = NDArray[np.float64]
 _ORDERS = 4
 
 
-def answer_counts(answers: Sequence[str], references: Sequence[str]) -> Counts:
-    """Returns the counts of each answer that corpus BLEU is computed from: (E, 10)."""
-    from sacrebleu.metrics import BLEU
+def answer_counts(
+    answers: Sequence[str], references: Sequence[str], *, tokenizer: str = DEFAULT
+) -> Counts:
+    """Returns the counts of each answer that corpus BLEU is computed from: (E, 10).
 
+    Raises:
+        UsageError: If this machine lacks the tokenizer.
+    """
+    missing = lacks(tokenizer)
+    if missing is not None:
+        raise UsageError(f"BLEU was counted with the tokenizer '{tokenizer}', which {missing}")
     # The effective order is for the score of one sentence, which is not used; with it, no hint.
-    bleu = BLEU(effective_order=True)
+    bleu = bleu_metric(tokenizer, effective_order=True)
     rows = []
     for answer, reference in zip(answers, references, strict=True):
         score = bleu.sentence_score(answer, [reference])

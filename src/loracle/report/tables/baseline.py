@@ -9,6 +9,7 @@ from typing import Any
 
 from loracle.analysis.comparison import Comparison
 from loracle.analysis.verdicts import judge
+from loracle.config.bleu import DEFAULT
 from loracle.records.find_runs import without_seed
 from loracle.records.result import RunResult
 from loracle.records.study_folder import StudyRecord
@@ -96,13 +97,14 @@ def _change(
 def _measured_on(results: Sequence[RunResult], *, coverage: float) -> str:
     first = results[0]
     tuned = first.quality.tuned
+    by = "" if tuned.tokenizer == DEFAULT else f" (BLEU's tokenizer: {tuned.tokenizer})"
     seeds = ", ".join(str(result.seed) for result in results)
     return (
         f"{plural(len(results), 'seed')} ({seeds}). "
         f"{_means_and_intervals(len(results), coverage=coverage)} "
         f"Perplexity and loss on {tuned.num_examples:,} held-out examples "
         f"({tuned.num_targets:,} tokens), BLEU and chrF on {tuned.num_answers or 0:,} greedy "
-        f"answers. {first.device}, {first.finished_at[:10]}."
+        f"answers{by}. {first.device}, {first.finished_at[:10]}."
     )
 
 

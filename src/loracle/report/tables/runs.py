@@ -50,7 +50,7 @@ def _earlier_rule(runs: Sequence[RunRecord]) -> str:
     if not old:
         return ""
     return (
-        f" Convergence of {plural(len(old), 'run')} was judged when they ended, by an earlier rule:"
+        f" Convergence of {plural(len(old), 'run')} was judged when it ended, by an earlier rule:"
         " on the training loss of different batches, whose differences can hide a fall. Today it is"
         " judged on the same held-out examples before and after."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from loracle.config.bleu import DEFAULT
 from loracle.records.study_folder import StudyRecord
 from loracle.report.text.numbers import count, interval_words, percent
 from loracle.report.text.provenance import Provenance, data_of
@@ -18,7 +19,7 @@ def methods_paragraphs(study: StudyRecord, provenance: Provenance) -> list[str]:
         _model_and_data(study, config, provenance),
         _training(study, config),
         _arms(study, config),
-        _measures(config, provenance),
+        _measures(config, provenance, tokenizer=study.runs[0].result.quality.tuned.tokenizer),
         _statistics(study),
     )
     return [" ".join(sentences) for sentences in paragraphs]
@@ -142,15 +143,19 @@ def _budget(study: StudyRecord) -> str:
     )
 
 
-def _measures(config: Mapping[str, Any], provenance: Provenance) -> Iterator[str]:
+def _measures(
+    config: Mapping[str, Any], provenance: Provenance, *, tokenizer: str
+) -> Iterator[str]:
+    by = "" if tokenizer == DEFAULT else f" (tokenizer {tokenizer})"
     yield (
         f"Validation loss is token-weighted over {provenance.num_targets:,} target tokens; "
         f"perplexity is its exponential."
     )
     if provenance.num_answers:
         yield (
-            f"BLEU is sacreBLEU's corpus BLEU over {provenance.num_answers:,} greedy answers of at "
-            f"most {config['eval']['max_new_tokens']} tokens; an empty answer counts."
+            f"BLEU is sacreBLEU's corpus BLEU{by} over "
+            f"{provenance.num_answers:,} greedy answers of at most "
+            f"{config['eval']['max_new_tokens']} tokens; an empty answer counts."
         )
     yield (
         f"Step time is the median over optimizer steps alone, the first "
