@@ -65,7 +65,7 @@ def test_forecasts_do_without_processes(monkeypatch, fault):
 
 
 @pytest.fixture
-def no_usual_place(monkeypatch):
+def no_usual_place(monkeypatch, tmp_path):
     def nowhere():
         raise FileNotFoundError(2, "No usable temporary directory found")
 

@@ -15,11 +15,15 @@ from loracle.model.load import load_base
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
 from loracle.records.manifest import require_intact
-from loracle.records.names import ADAPTER, MODULES
+from loracle.records.names import ADAPTER, MODULES, RESULT
+from loracle.records.result import read_result
 from loracle.records.run_state import recorded_config
 from loracle.runner.active_run import DEFAULT_ADAPTER
 from loracle.runner.finish import saved_weights
 from loracle.sources import resolve_model
+from loracle.sources.cache import sha256_file
+
+_REMEDY = "restore it, or run it again"
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,7 @@ def sample_run(
         RunFolderError: If there is no run, or it has no adapter yet.
     """
     config = recorded_config(run)
-    for folder in ("", ADAPTER):
-        require_intact(run, below=folder, remedy="restore it, or run it again")
+    require_intact(run, remedy=_REMEDY)
     unfinished = RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
     if not (run / MODULES).is_file():
         raise unfinished
@@ -56,6 +59,8 @@ def sample_run(
     saved = saved_weights(run, is_full=plan.is_full)
     if not saved.is_file():
         raise unfinished
+    require_intact(run, below=ADAPTER, remedy=_REMEDY)
+    _require_recorded(saved, run=run)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device=device)
     model = resolve_model(config.model)
@@ -79,3 +84,11 @@ def sample_run(
         return Answers(prompt, base=untuned, tuned=answered(tuned, None))
     load_adapter(base, name=DEFAULT_ADAPTER, plan=plan, saved=saved, model_source=model.source)
     return Answers(prompt, base=untuned, tuned=answered(base, DEFAULT_ADAPTER))
+
+
+def _require_recorded(saved: Path, *, run: Path) -> None:
+    """Raises unless the trained weights are those of the run's result, if it has one."""
+    if (run / RESULT).is_file() and sha256_file(saved) != read_result(run).adapter_sha256:
+        raise RunFolderError(
+            f"{saved}: is not what the run recorded (adapter_sha256 in {RESULT}); {_REMEDY}"
+        )
