@@ -15,7 +15,7 @@ from loracle.cli.ending import run, show_tracebacks
 from loracle.cli.streams import fill_closed_descriptors
 from loracle.config.files import dump_yaml, find_config, load_config
 from loracle.errors import RunFolderError
-from loracle.small_machine import can_start_threads, find_temporary_folder, go_without_threads
+from loracle.small_machine import fit_machine
 from loracle.version import __version__
 
 app = typer.Typer(
@@ -54,10 +54,8 @@ RUNS = Path("runs")
 def main() -> None:
     """Runs the command line and exits with its code."""
     fill_closed_descriptors()
-    find_temporary_folder(lambda: _cache() / "tmp")
-    if not can_start_threads():
-        go_without_threads()
-        sys.stderr.write("few processes are allowed here (ulimit -u): going on in one thread\n")
+    for notice in fit_machine(lambda: _cache() / "tmp"):
+        Console(stderr=True, soft_wrap=True).print(notice, highlight=False)
     sys.exit(run(app))
 
 
