@@ -59,13 +59,17 @@ def disk(code: int) -> Trial:
     return trial
 
 
+# How glibc and the kernel end a process that cannot map memory: as good as a kill.
+ABORTED = ("127", "-6", "-7", "-11")
+
+
 def limited(name: str, low: int, high: int) -> Trial:
     """A limit of the operating system, a little above what is used."""
 
     def trial(ground: Ground, draw: random.Random, run: Path) -> Outcome:
         more = draw.randint(low, high)
         ended = ground.again(run, faults=[{"kind": "limit", "name": name, "more": more}])
-        if ended.code != "0" and not one_line(ended):
+        if ended.code not in ("0", *ABORTED) and not one_line(ended):
             return Outcome("lost", f"{name} +{more}: {ended.code}: {ended.err[-300:]}")
         return judged(ground, run, ended, f"{name} +{more}: {ended.code}")
 

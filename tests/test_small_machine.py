@@ -53,6 +53,17 @@ def test_without_threads_the_libraries_are_told_before_they_are_imported(monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+def test_an_ordinary_machine_is_left_as_it_is(monkeypatch, tmp_path):
+    before = dict(os.environ)
+    assert small_machine.fit_machine(lambda: tmp_path) == []
+    assert dict(os.environ) == before
+    monkeypatch.setattr(small_machine, "can_start_threads", lambda: False)
+    monkeypatch.setattr(os, "environ", {})
+    (said,) = small_machine.fit_machine(lambda: tmp_path)
+    assert said.startswith("few processes are allowed here")
+    assert os.environ["RAYON_NUM_THREADS"] == "1"
+
+
 @pytest.mark.parametrize("fault", ["threads", "semaphores"])
 def test_forecasts_do_without_processes(monkeypatch, fault):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
@@ -69,7 +80,7 @@ def test_forecasts_do_without_processes(monkeypatch, fault):
 
 
 @pytest.fixture
-def no_usual_place(monkeypatch):
+def no_usual_place(monkeypatch, tmp_path):
     def nowhere():
         raise FileNotFoundError(2, "No usable temporary directory found")
 

@@ -166,12 +166,14 @@ def test_a_break_outside_a_run_is_130_without_a_traceback(capsys, error):
     assert capsys.readouterr().err == ""
 
 
-def test_a_fault_of_our_own_is_not_hidden():
+def test_a_fault_of_our_own_is_not_hidden(capsys):
     def command(**_options):
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        run(command)
+    assert run(command) == 1
+    assert capsys.readouterr().err == (
+        "UnexpectedError: ZeroDivisionError (loracle --debug ... shows where)\n"
+    )
 
 
 def test_sampling_and_the_rest_leave_a_finished_run_as_it_is(place, finished):

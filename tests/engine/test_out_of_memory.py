@@ -1,8 +1,11 @@
 """When memory runs out the step is taken again in smaller passes, and no figure changes."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from loracle.engine import out_of_memory
 from loracle.engine.evaluate import score_examples
 from loracle.engine.out_of_memory import (
     PassBudget,
@@ -164,3 +167,19 @@ def test_a_base_that_does_not_fit_is_told_from_a_step_that_does_not(place, tmp_p
     outcome = place.baseline("--out", tmp_path / "run", *SHORT)
     assert outcome.code == 1
     assert "out of memory; its weights do not fit; `loracle plan` says what does" in outcome.err
+
+
+@pytest.mark.parametrize(("allowed_mib", "is_enough"), [(None, True), (4096, True), (1040, False)])
+def test_an_address_space_that_is_nearly_used_is_said_before_libraries_abort(
+    monkeypatch, allowed_mib, is_enough
+):
+    infinite = out_of_memory.resource.RLIM_INFINITY
+    allowed = infinite if allowed_mib is None else allowed_mib << 20
+    used = SimpleNamespace(memory_info=lambda: SimpleNamespace(vms=1024 << 20))
+    monkeypatch.setattr(out_of_memory.resource, "getrlimit", lambda _: (allowed, infinite))
+    monkeypatch.setattr(out_of_memory.psutil, "Process", lambda: used)
+    if is_enough:
+        out_of_memory.require_address_space("a")
+        return
+    with pytest.raises(OutOfMemory, match=r"^a: out of memory: 16 MiB are left of the 1040 MiB"):
+        out_of_memory.require_address_space("a")

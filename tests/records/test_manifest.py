@@ -79,6 +79,15 @@ def test_a_damaged_adapter_answers_nothing(place, finished, tmp_path, name):
     assert f"adapter/{name}: is not what was written" in outcome.line
 
 
+def test_weights_of_an_older_run_are_those_that_its_result_names(place, finished, tmp_path):
+    run = copied(finished, tmp_path / "run")
+    (run / "manifest.json").unlink()
+    flip(run / "adapter" / "adapter_model.safetensors")
+    outcome = place.loracle("sample", run, "Name a color.")
+    assert outcome.code == 2
+    assert "is not what the run recorded (adapter_sha256 in result.json)" in outcome.line
+
+
 @pytest.fixture
 def study(tmp_path):
     """A study's folder of this version: plan, scores and clock under a manifest."""

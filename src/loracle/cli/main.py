@@ -15,11 +15,7 @@ from rich.markup import escape
 from loracle.cli.ending import run, show_tracebacks
 from loracle.cli.streams import fill_closed_descriptors
 from loracle.config.files import at_home, find_config, load_config
-from loracle.engine.small_machine import (
-    can_start_threads,
-    find_temporary_folder,
-    go_without_threads,
-)
+from loracle.engine.small_machine import fit_machine
 from loracle.errors import ConfigError, RunFolderError
 from loracle.version import __version__
 
@@ -59,10 +55,8 @@ RUNS = Path("runs")
 def main() -> None:
     """Runs the command line and exits with its code."""
     fill_closed_descriptors()
-    find_temporary_folder(lambda: _cache() / "tmp")
-    if not can_start_threads():
-        go_without_threads()
-        sys.stderr.write("few processes are allowed here (ulimit -u): going on in one thread\n")
+    for notice in fit_machine(lambda: _cache() / "tmp"):
+        Console(stderr=True, soft_wrap=True).print(notice, highlight=False)
     sys.exit(run(app))
 
 

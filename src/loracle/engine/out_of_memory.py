@@ -7,10 +7,12 @@ into passes changes rounding and nothing else.
 from __future__ import annotations
 
 import gc
+import resource
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+import psutil
 import torch
 
 from loracle.data.packing import batches_by_tokens
@@ -19,6 +21,9 @@ from loracle.errors import OutOfMemory
 from loracle.model.faults import is_out_of_memory
 
 T = TypeVar("T")
+
+# assumed: a thread's stack and thread-local data, and what a pass keeps beside its tensors
+_RESERVE_BYTES = 32 << 20
 
 Halved = Callable[[int, int], None]
 """Called with the tokens of a pass before and after halving."""
@@ -81,6 +86,25 @@ def largest_pass(lengths: Sequence[int], *, budget: int) -> int:
         sum(lengths[batch.start : batch.stop])
         for batch in batches_by_tokens(lengths, budget=budget)
     )
+
+
+def require_address_space(where: str) -> None:
+    """Checks that a process with limited address space (``ulimit -v``) has some left.
+
+    Below that, libraries abort the process where they should raise: glibc for thread-local data.
+
+    Raises:
+        OutOfMemory: If it has not.
+    """
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if allowed == resource.RLIM_INFINITY:
+        return
+    left = allowed - psutil.Process().memory_info().vms
+    if left < _RESERVE_BYTES:
+        raise OutOfMemory(
+            f"{where}: out of memory: {max(left, 0) >> 20} MiB are left of the {allowed >> 20} MiB "
+            "of address space that are allowed here (ulimit -v)"
+        )
 
 
 def free_memory() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import tempfile
 import threading
 from collections.abc import Callable
@@ -25,6 +26,21 @@ _ONE_THREAD = {
 }
 
 
+def fit_machine(temporary_folder: Callable[[], Path]) -> list[str]:
+    """Prepares this process for what the machine allows, before libraries are imported.
+
+    ``temporary_folder`` gives the folder to use if no usual place is writable. Returns what was
+    changed that makes a difference, a line each.
+    """
+    find_temporary_folder(temporary_folder)
+    if has_limited_address_space():
+        load_in_one_thread()
+    if can_start_threads():
+        return []
+    go_without_threads()
+    return ["few processes are allowed here (ulimit -u): going on in one thread"]
+
+
 def can_start_threads(count: int = _FEW) -> bool:
     """Returns whether this process may have so many more threads (``ulimit -u``, cgroups)."""
     ended, started = threading.Event(), []
@@ -45,6 +61,16 @@ def can_start_threads(count: int = _FEW) -> bool:
 def go_without_threads() -> None:
     """Has the libraries that are not imported yet do their work in one thread."""
     os.environ.update(_ONE_THREAD)
+
+
+def has_limited_address_space() -> bool:
+    """Returns whether the process may map only so much memory (``ulimit -v``)."""
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def load_in_one_thread() -> None:
+    """Has Transformers load weights in one thread: each takes 72 MiB of address space."""
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
 
 
 def find_temporary_folder(fallback: Callable[[], Path]) -> None:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
 from loracle.config.run import config_digest
+from loracle.engine.out_of_memory import require_address_space
 from loracle.engine.step_memory import StepTensors
 from loracle.engine.train import StepRecord, train_bundle
 from loracle.engine.train_state import capture_state
@@ -108,6 +109,7 @@ def _leave(runs: Sequence[ActiveRun], error: BaseException) -> None:
 def _enter(runs: Sequence[ActiveRun], *, phase: str) -> None:
     for run in open_only(runs):
         with isolate_failure(run):
+            require_address_space(run.prepared.name)
             run.folder.set_status("running", phase=phase, step=run.state.step)
 
 

@@ -18,7 +18,8 @@ from loracle.model.load import load_base
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
 from loracle.records.manifest import require_intact
-from loracle.records.names import ADAPTER, MODULES
+from loracle.records.names import ADAPTER, MODULES, RESULT
+from loracle.records.result import read_result
 from loracle.records.run_state import recorded_config
 from loracle.runner.active_run import DEFAULT_ADAPTER
 from loracle.runner.finish import saved_weights
@@ -26,7 +27,10 @@ from loracle.runner.place import place_of
 from loracle.runner.progress import Progress
 from loracle.runner.same_inputs import READERS, base_record, require_same_base
 from loracle.sources import ResolvedSource, resolve_model
+from loracle.sources.cache import sha256_file
 from loracle.version import package_version
+
+_REMEDY = "restore it, or run it again"
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,7 @@ def _sample(
     run: Path, record: Record, *, max_new_tokens: int | None, progress: Progress
 ) -> Answers:
     config = recorded_config(run)
-    for folder in ("", ADAPTER):
-        require_intact(run, below=folder, remedy="restore it, or run it again")
+    require_intact(run, remedy=_REMEDY)
     unfinished = RunFolderError(f"{run}: has no adapter yet; finish the run with --resume")
     if not (run / MODULES).is_file():
         raise unfinished
@@ -81,6 +84,8 @@ def _sample(
     saved = saved_weights(run, is_full=plan.is_full)
     if not saved.is_file():
         raise unfinished
+    require_intact(run, below=ADAPTER, remedy=_REMEDY)
+    _require_recorded(saved, run=run)
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device=device)
     model = resolve_model(config.model, progress=progress.notice)
@@ -119,3 +124,11 @@ def _base_here(base: FrozenBase, *, model: ResolvedSource) -> dict[str, Any]:
     versions = {name: package_version(name) for name in READERS}
     record = base_record(identity, revision=model.revision, device=base.device.type)
     return {"base": record, "versions": versions}
+
+
+def _require_recorded(saved: Path, *, run: Path) -> None:
+    """Raises unless the trained weights are those of the run's result, if it has one."""
+    if (run / RESULT).is_file() and sha256_file(saved) != read_result(run).adapter_sha256:
+        raise RunFolderError(
+            f"{saved}: is not what the run recorded (adapter_sha256 in {RESULT}); {_REMEDY}"
+        )
