@@ -8,14 +8,28 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
+from typer.core import TyperGroup
 
 from loracle.config.files import dump_yaml, find_config, load_config
-from loracle.errors import LoracleError, RunFolderError
+from loracle.errors import LoracleError, RunFolderError, UsageError
+from loracle.screen import screen
+from loracle.text import inert, one_line
 from loracle.version import __version__
 
+
+class _Words(TyperGroup):
+    """Refuses words that are not UTF-8: no record, page or configuration could hold them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for word in args:
+            if any("\ud800" <= character <= "\udfff" for character in word):
+                raise UsageError(f"'{word}': not UTF-8; rename the file or folder")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Words,
     name="loracle",
     help="Where should LoRA adapters go? Compares placements under equal conditions.",
     no_args_is_help=True,
@@ -58,9 +72,8 @@ def run(command: Callable[..., Any]) -> int:
     try:
         code = command(standalone_mode=False)
     except LoracleError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"[bold red]{type(error).__name__}[/]: {escape(str(error))}", highlight=False
-        )
+        message = Text.assemble((type(error).__name__, "bold red"), f": {one_line(str(error))}")
+        screen(stderr=True, soft_wrap=True).print(message)
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
         return 130
@@ -68,6 +81,8 @@ def run(command: Callable[..., Any]) -> int:
         show = getattr(error, "show", None)
         if show is None:
             raise
+        if isinstance(getattr(error, "message", None), str):
+            error.message = inert(error.message)  # type: ignore[attr-defined]
         show()
         return int(getattr(error, "exit_code", 2))
     return code if isinstance(code, int) else 0
@@ -92,7 +107,7 @@ def _fitted(
     from loracle.study.forecast import choose_fit
 
     choice = choose_fit(config, overrides=given)
-    Console(stderr=True, soft_wrap=True).print(escape(choice.words), highlight=False)
+    screen(stderr=True, soft_wrap=True).print(choice.words)
     return [*given, *choice.overrides], choice.notes
 
 
@@ -131,9 +146,9 @@ def baseline(
     from loracle.runner.run_many import run_baseline
 
     result = run_baseline(resolved, out=folder, resume=resume, notes=notes)
-    console = Console()
+    console = screen()
     console.print(result_view(result))
-    console.print(f"Recorded in {escape(str(folder))}", highlight=False, soft_wrap=True)
+    console.print(f"Recorded in {folder}", soft_wrap=True)
 
 
 @app.command()
@@ -167,7 +182,7 @@ def study(
 
     folder = out or RUNS / name
     planned = prepare_study(resolved, base=base, name=name, out=folder)
-    console = Console()
+    console = screen()
     if plan:
         console.print(plan_view(planned, time=time_of(planned, out=folder)))
         return
@@ -207,7 +222,7 @@ def plan(
     if markdown:
         sys.stdout.write(plan_report_markdown(forecast))
     else:
-        Console().print(plan_report_view(forecast))
+        screen().print(plan_report_view(forecast))
 
 
 @app.command()
@@ -228,7 +243,7 @@ def report(
             return
         from loracle.cli.study import report_study
 
-        report_study(folder, console=Console())
+        report_study(folder, console=screen())
         return
     from loracle.records.find_runs import read_results
     from loracle.records.lone_runs import study_of_runs
@@ -239,7 +254,7 @@ def report(
     if markdown or len(results) > 1:
         sys.stdout.write(baseline_table(study_of_runs(folder)) + "\n")
     else:
-        Console().print(result_view(results[0]))
+        screen().print(result_view(results[0]))
 
 
 @app.command()
@@ -268,7 +283,7 @@ def placements(
     from loracle.sources import model_architecture
 
     inventory = inventory_from_architecture(model_architecture(model))
-    Console().print(placements_table(inventory, rank=rank, alpha=alpha, model_name=model))
+    screen().print(placements_table(inventory, rank=rank, alpha=alpha, model_name=model))
 
 
 @app.command()
@@ -294,7 +309,7 @@ def sample(
     answers = sample_run(
         run_folder, instruction=instruction, input_text=input_text, max_new_tokens=max_new_tokens
     )
-    Console().print(answers_view(answers))
+    screen().print(answers_view(answers))
 
 
 @app.command()
@@ -312,5 +327,5 @@ def doctor(
     from loracle.cli.doctor import calibrate_device, checkup, doctor_view
 
     if calibrate:
-        calibrate_device(Console(stderr=True))
-    Console().print(doctor_view(checkup()))
+        calibrate_device(screen(stderr=True))
+    screen().print(doctor_view(checkup()))

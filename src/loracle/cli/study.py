@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from loracle.records.study_folder import read_study
 from loracle.report.terminal.progress import StudyProgress, ended_line
@@ -56,4 +55,4 @@ def report_study(folder: Path, *, console: Console) -> None:
     study = read_study(folder)
     console.print(verdict_view(study, judge(study), width=console.width))
     page = write_report(folder)
-    console.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {page}", soft_wrap=True)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from loracle.config.run import Config
 from loracle.errors import ConfigError, did_you_mean
+from loracle.text import active_character
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -94,6 +95,8 @@ def find_config(config: str | Path) -> Path:
         ConfigError: If there is neither.
     """
     path = Path(config)
+    if code := active_character(path.name):  # it names the study, in records and on pages
+        raise ConfigError(f"config '{config}': its name holds the character {code}; rename it")
     if path.is_file():
         return path
     shipped = shipped_configs()
@@ -163,12 +166,30 @@ _Loader.add_implicit_resolver(
 
 def _load_yaml(text: str, *, origin: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        tree = yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        _require_text(tree, key="", origin=origin)
+        return tree
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{origin}{line}: {error.problem or 'not valid YAML'}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: not valid YAML ({' '.join(str(error).split())})") from None
+
+
+def _require_text(value: Any, *, key: str, origin: str) -> None:
+    """Refuses texts that would act on a screen or page instead of being shown."""
+    if isinstance(value, str) and (code := active_character(value)):
+        raise ConfigError(
+            f"{origin}: {key or 'value'}: holds the character {code}, which is no text; remove it"
+        )
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        _require_text("".join(value), key=key or "a key", origin=origin)
+        entries = value.items()
+    elif isinstance(value, list):
+        entries = enumerate(value)
+    for name, entry in entries:
+        _require_text(entry, key=f"{key}.{name}" if key else str(name), origin=origin)
 
 
 def parse_override(override: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from loracle.analysis.verdicts import judge
 from loracle.records.find_runs import without_seed
 from loracle.records.result import RunResult
 from loracle.records.study_folder import StudyRecord
+from loracle.report.text.markdown import markdown_code, markdown_paragraph
 from loracle.report.text.numbers import NOT_MEASURED
 from loracle.text import plural
 
@@ -43,9 +44,9 @@ def baseline_table(study: StudyRecord) -> str:
             for name, path, spec in _COST
         ),
         "",
-        _measured_on(results),
+        markdown_paragraph(_measured_on(results)),
         "",
-        f"Signature: `{without_seed(results[0].signature)}`",
+        f"Signature: {markdown_code(without_seed(results[0].signature))}",
     ]
     return "\n".join(lines)
 
