@@ -18,7 +18,7 @@ from transformers import (
 from loracle.data import Example, Record
 from loracle.model.base import FrozenBase
 from loracle.model.layers.attention import PACKED, register_packed_attention
-from loracle.quiet import quiet_transformers
+from loracle.screen import quiet_transformers
 
 _SMOLLM2_135M = {
     "model_type": "llama",

@@ -26,7 +26,7 @@ from figures import Row
 from loracle.engine.device import keep_large_blocks, synchronize
 from loracle.engine.schedule import learning_rate
 from loracle.model.adapters import peft_config_of
-from loracle.quiet import quiet_transformers
+from loracle.screen import quiet_transformers
 from workload import (
     Batch,
     FixedOrder,

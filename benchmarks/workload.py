@@ -27,8 +27,8 @@ from loracle.model.adapters import initial_a
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
 from loracle.placement import ModulePlan
-from loracle.quiet import quiet_transformers
 from loracle.records.signature import without_folder
+from loracle.screen import quiet_transformers
 
 Batch = list[Example]
 

@@ -22,7 +22,7 @@ from loracle.model.inventory import inventory_of
 from loracle.model.layers.attention import PACKED, register_packed_attention
 from loracle.model.layers.lora import Route
 from loracle.placement import ModulePlan, resolve_placement
-from loracle.quiet import quiet_transformers
+from loracle.screen import quiet_transformers
 from tiny import tiny_tokenizer
 
 FAMILIES = tuple(TINY)

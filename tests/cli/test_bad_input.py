@@ -14,6 +14,7 @@ import zipfile
 import pytest
 
 from lives import without_sleep
+from loracle.text import active_character
 from runs_fixture import contents, copied, facts, load, settings
 
 ROWS = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}."} for n in range(6)]
@@ -356,6 +357,33 @@ def test_an_empty_folder_that_was_there_is_still_there(place, tmp_path):
     out.mkdir()
     assert place.baseline("--out", out, data__max_tokens=20).code == 2
     assert list(out.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["baseline", "a\udcff.yaml"], "UsageError: 'a\\udcff.yaml': not UTF-8; rename"),
+        (["baseline", "demo", "--out", "\udcff"], "UsageError: '\\udcff': not UTF-8"),
+        (["baseline", "demo", "--set", "model=path:/\udcff"], "not UTF-8"),
+        (["placements", "path:/\udcff"], "not UTF-8"),
+        (["report", "\udcff"], "not UTF-8"),
+        (["baseline", "\x1b[2J[red].yaml"], "ConfigError: config '\\x1b[2J[red].yaml': its name"),
+        (["baseline", "demo", "--set", "a\x1b[0m\u202e=1"], "a\\x1b[0m\\u202e: unknown key"),
+        (["baseline", "demo", "--set", 'model="path:\\e[2J"'], "model: holds the character U+001B"),
+        (["placements", "path:/\x1b]0;x\x07\n[/]"], "path:/\\x1b]0;x\\x07 [/]"),
+        (["placements", "a\r\nb"], "SourceError: model 'a b': no such key"),
+        (["report", "[/nothing]\x9b"], "RunFolderError: [/nothing]\\x9b: "),
+        (["\x1b[2J"], "\\x1b[2J"),
+        (["baseline", "--\x1b[2J"], "\\x1b[2J"),
+    ],
+)
+def test_hostile_words_are_shown_and_not_obeyed(place, words, says):
+    outcome = place.loracle(*words)
+    assert outcome.code == 2
+    assert says in outcome.err
+    assert active_character(outcome.err) is None
+    assert outcome.out == ""
+    assert len(outcome.err.splitlines()) == 1 or "Usage:" in outcome.err
 
 
 @pytest.mark.parametrize(

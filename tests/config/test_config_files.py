@@ -227,6 +227,31 @@ def test_a_file_that_is_not_utf_8_is_refused(tmp_path):
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('model: "path:\\e[2J"', "x.yaml: model: holds the character U+001B"),
+        ('question: "\\ud800"', "x.yaml: question: holds the character U+D800"),
+        ('question: "\\u202Egpj"', "x.yaml: question: holds the character U+202E"),
+        ('lora: {ranks: {"q\\0": 1}}', "x.yaml: lora.ranks: holds the character U+0000"),
+        ('arms: [{a: "\\a"}]', "x.yaml: arms.0.a: holds the character U+0007"),
+    ],
+)
+def test_a_text_that_would_act_where_it_is_shown_is_refused(text, fault, tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        configfile.read_yaml(path)
+    assert str(caught.value).startswith(fault)
+
+
+def test_texts_of_every_script_with_lines_and_tabs_are_texts(tmp_path):
+    text = "naïve\t漢字\nשלום 👩‍👩‍👧"  # noqa: RUF001 - Hebrew
+    path = tmp_path / "x.yaml"
+    path.write_text(yaml.safe_dump({"a": text}, allow_unicode=True))
+    assert configfile.read_yaml(path) == {"a": text}
+
+
 def test_a_byte_order_mark_is_no_fault(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xef\xbb\xbfseed: 3\n")

@@ -19,7 +19,7 @@ from loracle.model.adapters import (
     save_adapter,
 )
 from loracle.placement import ModulePlan
-from loracle.quiet import quiet_transformers
+from loracle.screen import quiet_transformers
 from tiny_engine import attach, examples_of, packed_nll, stock_model, tiny_base, tiny_plan
 
 DOWN = "model.layers.1.mlp.down_proj"

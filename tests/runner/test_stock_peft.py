@@ -16,10 +16,10 @@ from transformers import AutoTokenizer
 
 from loracle.model.adapters import attach_adapter, save_adapter, save_tokenizer
 from loracle.model.identity import described_tokenizer
-from loracle.quiet import quiet_transformers
 from loracle.records.result import read_result
 from loracle.records.run_folder import recorded_config
 from loracle.runner.adapter_card import adapter_card
+from loracle.screen import quiet_transformers
 from loracle.sources import ResolvedSource
 from runs_fixture import load, rows
 from tiny_engine import stock_model, tiny_base, tiny_plan

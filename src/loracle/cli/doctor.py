@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from loracle.engine.device import (
     choose_device,
@@ -70,7 +70,7 @@ def doctor_view(findings: Sequence[Finding]) -> RenderableType:
         table.add_column(column)
     for finding in findings:
         colour = colours[finding.state]
-        table.add_row(finding.name, f"[{colour}]{finding.state}[/]", escape(finding.detail))
+        table.add_row(finding.name, Text(finding.state, style=colour), finding.detail)
     return table
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from loracle.cli.streams import Output, kept_going
 from loracle.errors import LoracleError, in_one_line, means_out_of_memory
+from loracle.screen import screen
+from loracle.text import inert, one_line
 
 # Whether tracebacks are shown; set by ``--debug`` at each start of the command.
 _debugging = False
@@ -52,6 +53,8 @@ def _code_of_exception(error: Exception) -> int:
     """Prints an exception that is not ours as one line, and returns its exit code."""
     show = getattr(error, "show", None)
     if show is not None:
+        if isinstance(getattr(error, "message", None), str):
+            error.message = inert(error.message)  # type: ignore[attr-defined]
         show()
         return int(getattr(error, "exit_code", 2))
     kind = "OutOfMemory" if means_out_of_memory(error) else "UnexpectedError"
@@ -71,6 +74,5 @@ def _tell(kind: str, text: str) -> None:
     """Prints an error as one line; with ``--debug`` after its traceback."""
     if _debugging and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    Console(stderr=True, soft_wrap=True).print(
-        f"[bold red]{kind}[/]: {escape(text)}", highlight=False
-    )
+    message = Text.assemble((kind, "bold red"), f": {one_line(text)}")
+    screen(stderr=True, soft_wrap=True).print(message)

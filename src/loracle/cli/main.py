@@ -9,17 +9,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from typer.core import TyperGroup
 
 from loracle.cli.ending import run, show_tracebacks
 from loracle.cli.streams import fill_closed_descriptors
 from loracle.config.files import at_home, find_config, load_config
 from loracle.engine.small_machine import fit_machine
-from loracle.errors import ConfigError, RunFolderError
+from loracle.errors import ConfigError, RunFolderError, UsageError
+from loracle.screen import screen
 from loracle.version import __version__
 
+
+class _Words(TyperGroup):
+    """Refuses words that are not UTF-8: no record, page or configuration could hold them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for word in args:
+            if any("\ud800" <= character <= "\udfff" for character in word):
+                raise UsageError(f"'{word}': not UTF-8; rename the file or folder")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Words,
     name="loracle",
     help="Where should LoRA adapters go? Compares placements under equal conditions.",
     no_args_is_help=True,
@@ -56,7 +68,7 @@ def main() -> None:
     """Runs the command line and exits with its code."""
     fill_closed_descriptors()
     for notice in fit_machine(lambda: _cache() / "tmp"):
-        Console(stderr=True, soft_wrap=True).print(notice, highlight=False)
+        screen(stderr=True, soft_wrap=True).print(notice)
     sys.exit(run(app))
 
 
@@ -89,7 +101,7 @@ def _fitted(
     from loracle.study.forecast import choose_fit
 
     choice = choose_fit(config, overrides=given)
-    Console(stderr=True, soft_wrap=True).print(escape(choice.words), highlight=False)
+    screen(stderr=True, soft_wrap=True).print(choice.words)
     return [*given, *choice.overrides], choice.notes
 
 
@@ -131,9 +143,9 @@ def baseline(
     from loracle.runner.run_many import run_baseline
 
     result = run_baseline(resolved, out=folder, resume=resume, notes=notes)
-    console = Console()
+    console = screen()
     console.print(result_view(result))
-    console.print(f"Recorded in {escape(str(folder))}", highlight=False, soft_wrap=True)
+    console.print(f"Recorded in {folder}", soft_wrap=True)
 
 
 @app.command()
@@ -170,7 +182,7 @@ def study(
     from loracle.study.run import prepare_study
 
     folder = out or RUNS / name
-    base, console = absolute_config(base), Console()
+    base, console = absolute_config(base), screen()
     with place_of(folder):
         planned = prepare_study(resolved, base=base, name=name, out=folder)
         if plan:
@@ -212,7 +224,7 @@ def plan(
     if markdown:
         sys.stdout.write(plan_report_markdown(forecast))
     else:
-        Console().print(plan_report_view(forecast))
+        screen().print(plan_report_view(forecast))
 
 
 @app.command()
@@ -231,7 +243,7 @@ def report(
 
     note = unverified(folder)
     if note:
-        Console(stderr=True, soft_wrap=True).print(escape(note), highlight=False)
+        screen(stderr=True, soft_wrap=True).print(note)
     if is_study(folder):
         if markdown:
             from loracle.report import study_markdown
@@ -240,7 +252,7 @@ def report(
             return
         from loracle.cli.study import report_study
 
-        report_study(folder, console=Console())
+        report_study(folder, console=screen())
         return
     from loracle.records.lone_runs import study_of_runs
     from loracle.report.tables.baseline import baseline_table
@@ -250,7 +262,7 @@ def report(
     if markdown or len(results) > 1:
         sys.stdout.write(baseline_table(study_of_runs(folder)) + "\n")
     else:
-        Console().print(result_view(results[0]))
+        screen().print(result_view(results[0]))
 
 
 @app.command()
@@ -282,7 +294,7 @@ def placements(
     from loracle.sources import model_architecture
 
     inventory = inventory_from_architecture(model_architecture(model))
-    Console().print(placements_table(inventory, rank=rank, alpha=alpha, model_name=model))
+    screen().print(placements_table(inventory, rank=rank, alpha=alpha, model_name=model))
 
 
 @app.command()
@@ -310,7 +322,7 @@ def sample(
     answers = sample_run(
         run_folder, instruction=instruction, input_text=input_text, max_new_tokens=max_new_tokens
     )
-    Console().print(answers_view(answers))
+    screen().print(answers_view(answers))
 
 
 @app.command()
@@ -328,5 +340,5 @@ def doctor(
     from loracle.cli.doctor import calibrate_device, checkup, doctor_view
 
     if calibrate:
-        calibrate_device(Console(stderr=True))
-    Console().print(doctor_view(checkup()))
+        calibrate_device(screen(stderr=True))
+    screen().print(doctor_view(checkup()))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
 from loracle.engine.small_machine import can_start_threads
 from loracle.errors import RunFailed
@@ -70,4 +69,4 @@ def report_study(folder: Path, *, console: Console) -> None:
             f"here (ulimit -u): run `loracle report` on it where there are some"
         )
     page = write_report(folder)
-    console.print(f"Report: {escape(str(page))}", highlight=False, soft_wrap=True)
+    console.print(f"Report: {page}", soft_wrap=True)

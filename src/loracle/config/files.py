@@ -14,6 +14,7 @@ from loracle.config.faults import WORD_OR_MAPPING, describe_fault
 from loracle.config.run import Config
 from loracle.config.strict_yaml import Dumper, load_value, load_yaml
 from loracle.errors import ConfigError, did_you_mean
+from loracle.text import active_character
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -95,6 +96,8 @@ def find_config(config: str | Path) -> Path:
         ConfigError: If there is neither.
     """
     path = at_home(config)
+    if code := active_character(path.name):  # it names the study, in records and on pages
+        raise ConfigError(f"config '{config}': its name holds the character {code}; rename it")
     if path.is_file():
         return path
     shipped = shipped_configs()

@@ -9,11 +9,13 @@ Source: YAML 1.2.2 (2021), section 10.3.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import yaml
 
 from loracle.errors import ConfigError
+from loracle.text import active_character
 
 _TAG = "tag:yaml.org,2002:"
 _NULL = re.compile(r"~|null|Null|NULL|")
@@ -52,7 +54,9 @@ def load_yaml(text: str, *, origin: str) -> Any:
         root = loader.get_single_node()
         if root is not None and _size(root, {}) > _MOST_VALUES:
             raise ConfigError(f"{origin}: repeats its parts to more than {_MOST_VALUES:,} values")
-        return None if root is None else loader.construct_document(root)
+        tree = None if root is None else loader.construct_document(root)
+        _require_text(tree, key="", origin=origin)
+        return tree
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ConfigError(f"{origin}{line}: {error.problem or 'not valid YAML'}") from None
@@ -60,6 +64,22 @@ def load_yaml(text: str, *, origin: str) -> Any:
         raise ConfigError(f"{origin}: not valid YAML ({' '.join(str(error).split())})") from None
     except RecursionError:
         raise ConfigError(f"{origin}: nested too deeply") from None
+
+
+def _require_text(value: Any, *, key: str, origin: str) -> None:
+    """Refuses texts that would act on a screen or page instead of being shown."""
+    if isinstance(value, str) and (code := active_character(value)):
+        raise ConfigError(
+            f"{origin}: {key or 'value'}: holds the character {code}, which is no text; remove it"
+        )
+    entries: Iterable[tuple[Any, Any]] = ()
+    if isinstance(value, Mapping):
+        _require_text("".join(value), key=key or "a key", origin=origin)
+        entries = value.items()
+    elif isinstance(value, list):
+        entries = enumerate(value)
+    for name, entry in entries:
+        _require_text(entry, key=f"{key}.{name}" if key else str(name), origin=origin)
 
 
 def load_value(text: str, *, origin: str) -> Any:
@@ -74,8 +94,7 @@ def load_value(text: str, *, origin: str) -> Any:
     word = text.strip()
     if word.startswith(("[", "{", '"', "'")) or "\n" in word:
         return load_yaml(text, origin=origin)
-    if yaml.reader.Reader.NON_PRINTABLE.search(word):
-        raise ConfigError(f"{origin}: {word!r} holds characters that cannot be printed")
+    _require_text(word, key="", origin=origin)
     node = yaml.ScalarNode(_TAG + _kind_of(word), word)
     try:
         return _value_of(node)

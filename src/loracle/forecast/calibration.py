@@ -192,7 +192,7 @@ def _measured_step(
     from loracle.model.base import FrozenBase
     from loracle.model.layers.attention import PACKED
     from loracle.model.layers.norm import install_fast_norms
-    from loracle.quiet import quiet_transformers
+    from loracle.screen import quiet_transformers
 
     with quiet_transformers(), device:
         model = AutoModelForCausalLM.from_config(

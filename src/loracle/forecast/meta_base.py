@@ -29,7 +29,7 @@ from loracle.model.layers.four_bit import NF4, install_unpacked_products
 from loracle.model.layers.norm import install_fast_norms
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
-from loracle.quiet import quiet_transformers
+from loracle.screen import quiet_transformers
 
 # source: bitsandbytes 0.50, quantize_4bit: numbers to a scale, and scales to one of theirs
 _BLOCK, _BLOCKS_OF_SCALES = 64, 256

@@ -20,7 +20,7 @@ from loracle.errors import ModelError
 from loracle.model.base import FrozenBase
 from loracle.model.layers.lora import RoutedLinear, connect_router, install_routed_layers
 from loracle.placement.plan import ModulePlan, most_common_rank
-from loracle.quiet import quiet_transformers
+from loracle.screen import quiet_transformers
 from loracle.seeds import numpy_stream
 
 # Options of a tokenizer that say where it was found.

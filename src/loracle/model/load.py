@@ -22,7 +22,7 @@ from loracle.model.guard import checked
 from loracle.model.layers.attention import PACKED, register_packed_attention
 from loracle.model.layers.four_bit import four_bit_config, install_unpacked_products
 from loracle.model.layers.norm import install_fast_norms
-from loracle.quiet import quiet_transformers
+from loracle.screen import quiet_transformers
 from loracle.sources.misfits import misfits
 from loracle.sources.plain_weights import require_plain_folder
 

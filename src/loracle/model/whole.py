@@ -15,7 +15,7 @@ from torch import Tensor
 from loracle.model.adapters import Adapter
 from loracle.model.base import FrozenBase
 from loracle.placement import ModulePlan
-from loracle.quiet import quiet_transformers
+from loracle.screen import quiet_transformers
 
 WEIGHTS = "model.safetensors"
 # One file, so that its digest is the model's.

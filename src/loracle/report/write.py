@@ -14,6 +14,7 @@ from loracle.report.figures.vega import pdf_of, svg_of, themed
 from loracle.report.page.page import page_of
 from loracle.report.paper.paper import limits_file, macros_file, paper_of
 from loracle.report.tables.table import latex_of, markdown_of
+from loracle.report.text.markdown import markdown_paragraph
 
 
 def write_report(study_folder: Path, *, out: Path | None = None) -> Path:
@@ -47,7 +48,8 @@ def study_markdown(study_folder: Path) -> str:
     """
     study = read_study(study_folder)
     contents = contents_of(study, judge(study))
-    return "\n\n".join([*contents.answer, markdown_of(contents.tables.verdicts)])
+    answer = [markdown_paragraph(sentence) for sentence in contents.answer]
+    return "\n\n".join([*answer, markdown_of(contents.tables.verdicts)])
 
 
 def _files(contents: Contents) -> Iterator[tuple[str, bytes]]:

@@ -19,9 +19,9 @@ from loracle.model.adapters import PEFT_PREFIX, Adapter
 from loracle.model.base import FrozenBase
 from loracle.model.layers.four_bit import four_bit_config
 from loracle.model.whole import moved_weights, stored_weights
-from loracle.quiet import quiet_transformers
 from loracle.records.names import ADAPTER_WEIGHTS
 from loracle.records.result import Audit
+from loracle.screen import quiet_transformers
 
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 """Allowed difference between the recorded loss and that of stock PEFT, over many tokens."""

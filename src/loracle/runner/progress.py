@@ -18,6 +18,9 @@ from rich.progress import (
 )
 from rich.progress import Progress as RichProgress
 
+from loracle.screen import screen
+from loracle.text import one_line
+
 # assumed: often enough to see that it lives, seldom enough for a log file
 _LINE_EVERY_S = 15.0
 
@@ -39,12 +42,14 @@ class Progress:
         *,
         above: Callable[[], RenderableType] | None = None,
     ) -> None:
-        self.console = console or Console(stderr=True)
+        self.console = console or screen(stderr=True)
         self._above = above
 
     def notice(self, text: str) -> None:
         """Prints one line."""
-        self.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+        self.console.print(
+            one_line(text), markup=False, emoji=False, highlight=False, soft_wrap=True
+        )
 
     @contextmanager
     def phase(self, title: str, *, total: int, done: int = 0) -> Iterator[Advance]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -89,7 +90,8 @@ def content_revision(path: Path, *, files: Iterable[Path]) -> str:
         return f"sha256:{sha256_file(path)}"
     digest = hashlib.sha256()
     for file in files:
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_file(file)}\n".encode())
+        # A name on the disk need not be UTF-8.
+        digest.update(os.fsencode(file.relative_to(path)) + f"\0{sha256_file(file)}\n".encode())
     return f"sha256:{digest.hexdigest()}"
 
 

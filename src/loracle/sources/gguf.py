@@ -7,8 +7,8 @@ from contextlib import redirect_stderr
 from pathlib import Path
 
 from loracle.errors import SourceError
-from loracle.quiet import quiet_transformers
 from loracle.records.files import plain_os_errors
+from loracle.screen import quiet_transformers
 from loracle.sources.gguf_keys import named, refused_file, unapplied_keys
 from loracle.sources.gguf_tensors import apply_rope_factors, unread_tensors
 from loracle.sources.gguf_tokens import apply_tokenizer, unapplied_tokenizer, unknown_tokenizer

@@ -18,7 +18,7 @@ from loracle.model.layers.four_bit import (
 )
 from loracle.model.load import load_base
 from loracle.placement import resolve_placement
-from loracle.quiet import quiet_transformers
+from loracle.screen import quiet_transformers
 from tiny import save_tiny_model
 from tiny_engine import examples_of, tiny_run
 

@@ -14,12 +14,19 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from loracle.report.figures.palette import INK, css_variables
+from loracle.text import inert
 
 if TYPE_CHECKING:
     import altair
 
 Spec = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
+
+# source (ECMAScript): the properties of Object.prototype
+_MEMBERS = re.compile(
+    "constructor|hasOwnProperty|isPrototypeOf|propertyIsEnumerable|toLocaleString|toString|valueOf"
+    "|__proto__|__(define|lookup)[GS]etter__"
+)
 
 _FONT = "system-ui, 'Segoe UI', 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 _SMALL_PX, _TEXT_PX = 11, 12
@@ -92,8 +99,26 @@ def missing(name: str, title: str, *, why: str) -> Figure:
 
 
 def themed(spec: Spec) -> Spec:
-    """Returns ``spec`` with the common theme."""
-    return {**spec, "config": _CONFIG}
+    """Returns ``spec`` with the common theme, its texts as `figure_text`."""
+    return {**_texts(spec), "config": _CONFIG}
+
+
+def _texts(part: Any) -> Any:
+    if isinstance(part, dict):
+        return {key: _texts(value) for key, value in part.items()}
+    if isinstance(part, list | tuple):
+        return [_texts(value) for value in part]
+    return figure_text(part) if isinstance(part, str) else part
+
+
+def figure_text(text: str) -> str:
+    """Returns text that a figure can hold.
+
+    A character that XML forbids ends the converter's process, and a name that every JavaScript
+    object has (``constructor``) is found where Vega looks for its own: a blank tells them apart.
+    """
+    shown = inert(text)
+    return f"{shown} " if _MEMBERS.fullmatch(shown) else shown
 
 
 def quantity(field: str, title: str | None, **more: Any) -> Spec:

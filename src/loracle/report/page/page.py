@@ -8,7 +8,7 @@ from typing import Any
 from loracle.report.contents import Contents
 from loracle.report.figures.palette import css_variables
 from loracle.report.figures.vega import embedding_script, for_page, themed
-from loracle.text import plural
+from loracle.text import inert, plural
 
 _SECTIONS = (
     ("answer", "Answer"),
@@ -29,7 +29,9 @@ def page_of(contents: Contents) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("loracle.report.page")
-    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
+    templates = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, finalize=_shown
+    )
     return templates.get_template("page.html.j2").render(
         contents=contents,
         study=contents.study.study,
@@ -43,6 +45,11 @@ def page_of(contents: Contents) -> str:
         vega=_safe(embedding_script()),
         script=_safe(loader.get_source(templates, "page.js")[0]),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Returns what stands in the page: any text `inert`, and then escaped."""
+    return inert(value) if type(value) is str else value
 
 
 def _safe(text: str) -> Any:

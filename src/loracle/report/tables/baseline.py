@@ -13,6 +13,7 @@ from loracle.config.bleu import DEFAULT
 from loracle.records.find_runs import without_seed
 from loracle.records.result import RunResult
 from loracle.records.study_folder import StudyRecord
+from loracle.report.text.markdown import markdown_code, markdown_paragraph
 from loracle.report.text.numbers import NOT_MEASURED, interval_words
 from loracle.text import plural
 
@@ -44,10 +45,13 @@ def baseline_table(study: StudyRecord) -> str:
             for name, path, spec in _COST
         ),
         "",
-        _measured_on(results, coverage=study.coverage),
+        markdown_paragraph(_measured_on(results, coverage=study.coverage)),
         "",
-        *(f"Warning: {line}.\n" for line in dict.fromkeys(_warnings(results))),
-        f"Signature: `{without_seed(results[0].signature)}`",
+        *(
+            markdown_paragraph(f"Warning: {line}.") + "\n"
+            for line in dict.fromkeys(_warnings(results))
+        ),
+        f"Signature: {markdown_code(without_seed(results[0].signature))}",
     ]
     return "\n".join(lines)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from loracle.report.text.latex import escape, escape_number
+from loracle.report.text.markdown import markdown_paragraph, markdown_table
 from loracle.report.text.numbers import typographic
 
 Align = Literal["left", "right"]
@@ -81,26 +82,12 @@ class Table:
 
 def markdown_of(table: Table) -> str:
     """Returns a table as GitHub's Markdown, its caption below."""
-    rules = ["---:" if column.align == "right" else "---" for column in table.columns]
-    lines = [
-        _markdown_row(column.heading for column in table.columns),
-        "|" + "|".join(rules) + "|",
-        *(_markdown_row(row) for row in table.rows),
-        "",
-        _markdown_text(table.caption),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(_markdown_text(cell) for cell in cells) + " |"
-
-
-def _markdown_text(text: str) -> str:
-    plain = " ".join(text.split())
-    for mark in "\\|<>*_`":
-        plain = plain.replace(mark, "\\" + mark)
-    return plain
+    lines = markdown_table(
+        [column.heading for column in table.columns],
+        table.rows,
+        right=[column.align == "right" for column in table.columns],
+    )
+    return "\n".join([*lines, "", markdown_paragraph(table.caption)]) + "\n"
 
 
 def latex_of(table: Table) -> str:

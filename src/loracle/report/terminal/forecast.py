@@ -11,6 +11,7 @@ from rich.text import Text
 from loracle.forecast.fit import Fit
 from loracle.model.live_bytes import Part
 from loracle.report.terminal.table import borderless
+from loracle.report.text.markdown import markdown_paragraph, markdown_table, markdown_text
 from loracle.report.text.numbers import NOT_MEASURED
 from loracle.study.forecast import PlanReport
 from loracle.text import in_words
@@ -28,10 +29,12 @@ def plan_report_view(report: PlanReport) -> RenderableType:
 
 def plan_report_markdown(report: PlanReport) -> str:
     """Returns the plan as Markdown."""
-    blocks = ["\n".join(_heading(report))]
+    blocks = ["\n".join(map(markdown_paragraph, _heading(report)))]
     for title, header, rows in _tables(report):
-        blocks += [f"**{title}**", _markdown(header, rows)]
-    blocks.append("\n\n".join(_footing(report)))
+        right = [False, *[True] * (len(header) - 1)]
+        blocks += [f"**{markdown_text(title)}**"]
+        blocks += ["\n".join(markdown_table(header, rows, right=right))]
+    blocks += map(markdown_paragraph, _footing(report))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -183,8 +186,3 @@ _SHORT = {
     "answers": "answ",
 }
 """Short titles on the terminal."""
-
-
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    marks = ["---", *["---:"] * (len(header) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, marks, *rows))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +21,7 @@ from loracle.records.result import (
 from loracle.report.text.numbers import NOT_MEASURED, count, fixed, percent, signed
 from loracle.text import perplexity_words
 
-_VERDICTS = {True: "[green]passed[/]", False: "[red]failed[/]", None: "[yellow]not judged[/]"}
+_VERDICTS = {True: ("passed", "green"), False: ("failed", "red"), None: ("not judged", "yellow")}
 
 
 def result_view(result: RunResult) -> RenderableType:
@@ -109,7 +108,7 @@ def _criteria(criteria: Criteria) -> Table:
     table = _table("Success criteria", "", "", "evidence", right=())
     for field in fields(criteria):
         criterion: Criterion = getattr(criteria, field.name)
-        table.add_row(field.name, _VERDICTS[criterion.passed], escape(criterion.evidence))
+        table.add_row(field.name, Text(*_VERDICTS[criterion.passed]), Text(criterion.evidence))
     return table
 
 

@@ -36,7 +36,9 @@ _PRINTABLE = re.compile(r"[\x20-\x7e\xa1-\xff]")
 
 def escape(text: str) -> str:
     """Returns ``text`` escaped for LaTeX; unprintable characters become ``U+`` and their code."""
-    return "".join(_escape_character(character) for character in " ".join(text.split()))
+    escaped = "".join(_escape_character(character) for character in " ".join(text.split()))
+    # After the end of a row or an item these two would belong to the command before.
+    return f"{{{escaped[0]}}}{escaped[1:]}" if escaped[:1] in ("[", "*") else escaped
 
 
 def escape_number(text: str) -> str:
