@@ -331,8 +331,9 @@ def test_a_traced_shape_is_kept_by_the_default_dtype():
 
 STUDY = """\
 question: Where?
-config: demo
+base: demo
 reference: all
+budget: equal-parameters
 seeds: [0, 1]
 arms:
   all: {placement: all-linear}

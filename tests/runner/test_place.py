@@ -115,3 +115,36 @@ def test_a_context_inside_another_ends_with_the_outer_one(root):
     with paths_from(root / "srv"), paths_from(root / "home"):
         assert start_folder() == root / "home"
     assert start_folder() == Path.cwd()
+
+
+STUDY = """\
+question: Where?
+base: {base}
+reference: all-linear
+budget: equal-parameters
+seeds: [0, 1]
+arms:
+  all-linear:
+  attention:
+"""
+
+
+def test_a_study_that_goes_on_from_elsewhere_has_the_same_runs(place, tmp_path, monkeypatch):
+    from loracle.runner.place import absolute_config
+    from loracle.study.file import load_study
+    from loracle.study.run import keep_plan, prepare_study
+
+    file, out = place.work / "where.yaml", tmp_path / "study"
+    file.write_text(STUDY.format(base=place.config))
+    ids = []
+    with place.entered():
+        for folder in (place.work, tmp_path):
+            monkeypatch.chdir(folder)
+            study, base = load_study(str(file))
+            base = absolute_config(base)
+            with place_of(out):
+                plan = prepare_study(study, base=base, name="where", out=out)
+                keep_plan(plan, out=out)
+            ids.append([run.id for run in plan.runs])
+        assert "paths_from: ~/work" in (out / "study.yaml").read_text()
+    assert ids[0] == ids[1]

@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from loracle.config.files import read_yaml
-from loracle.config.run import Config
+from loracle.config.run import Config, flatten
 from loracle.records.files import read_json
 from loracle.records.names import CONFIG, ENVIRONMENT, STUDY
 from loracle.sources.spec import absolute, home_folder, paths_from, portable, start_folder
 
 PATHS_FROM = "paths_from"
 """Key in ``environment.json`` of a run and in ``study.yaml``."""
+
+_SOURCES = ("model", "data.source")
 
 
 def portable_config(config: Config) -> Config:
@@ -52,13 +54,19 @@ def place_of(folder: Path) -> Iterator[None]:
     none of them is found, as from a record that was copied without them.
     """
     start = _recorded_start(folder)
-    local = _relative_sources(folder) if start else []
-    found = [place for place in (start, start_folder()) if place and _any_exists(local, place)]
-    if start is None or (found or [start])[0] != start:
+    if start is None or _is_only_here(_relative_sources(folder), start):
         yield
         return
     with paths_from(start):
         yield
+
+
+def _is_only_here(paths: Sequence[str], start: Path) -> bool:
+    """Returns whether none of these paths is found from ``start``, and one is from here."""
+    at_start, here = (
+        any((place / path).exists() for path in paths) for place in (start, start_folder())
+    )
+    return here and not at_start
 
 
 def _recorded_start(folder: Path) -> Path | None:
@@ -79,10 +87,6 @@ def _recorded_start(folder: Path) -> Path | None:
 def _relative_sources(folder: Path) -> list[str]:
     """Returns the relative paths of the model and the data that a record names."""
     file = folder / CONFIG
-    tree = read_yaml(file) if file.is_file() else read_yaml(folder / STUDY).get("config", {})
-    named = (str(tree.get("model", "")), str((tree.get("data") or {}).get("source", "")))
+    tree = flatten(read_yaml(file) if file.is_file() else read_yaml(folder / STUDY))
+    named = [str(tree.get(prefix + key)) for prefix in ("", "config.") for key in _SOURCES]
     return [name[5:] for name in named if name.startswith("path:") and name[5:6] not in "/~"]
-
-
-def _any_exists(paths: Sequence[str], start: Path) -> bool:
-    return any((start / path).exists() for path in paths)

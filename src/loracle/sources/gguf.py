@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from functools import cache
 from pathlib import Path
 
 from loracle.errors import SourceError
@@ -39,7 +41,7 @@ def convert_gguf(gguf: Path, *, folder: Path, name: str) -> None:
             raise SourceError(f"{name}: not a GGUF file")
     try:
         # Some progress bars ignore the verbosity setting.
-        with quiet_transformers(), redirect_stderr(io.StringIO()):
+        with quiet_transformers(), redirect_stderr(io.StringIO()), _read_once():
             _convert(gguf, folder)
     except _Refused as refused:
         raise SourceError(f"{name}: {refused}") from None
@@ -49,6 +51,23 @@ def convert_gguf(gguf: Path, *, folder: Path, name: str) -> None:
     except Exception as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise SourceError(f"{name}: cannot be converted ({reason})") from error
+
+
+@contextmanager
+def _read_once() -> Iterator[None]:
+    """Has everyone in the block share one reader of a file.
+
+    Transformers opens four, and each reads the whole vocabulary: half the time of a conversion.
+    """
+    import gguf
+
+    opened = gguf.GGUFReader
+    read = cache(opened)
+    gguf.GGUFReader = lambda path: read(str(path))
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = opened
 
 
 def _convert(gguf: Path, folder: Path) -> None:
