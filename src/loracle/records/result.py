@@ -167,7 +167,7 @@ class Criterion:
     """A success criterion's outcome and its evidence."""
 
     passed: bool | None
-    """None: nothing was measured that decides it."""
+    """None: not judged, since nothing measured decides it or noise forbids to tell."""
     evidence: str
     """One sentence with the figures."""
 
