@@ -195,3 +195,18 @@ def test_every_flip_of_a_manifest_is_seen(tmp_path):
             continue
     path.write_bytes(sound)
     require_intact(tmp_path, remedy="")
+
+
+@pytest.mark.parametrize("harm", ["lost", "doubled", "swapped"])
+def test_steps_of_an_older_run_that_are_not_one_after_the_other_are_refused(study, harm):
+    run = read_study(study).runs[0]
+    path = run.path / "steps.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    changed = {
+        "lost": [*lines[:4], *lines[5:]],
+        "doubled": [*lines[:4], lines[3], *lines[4:]],
+        "swapped": [*lines[:4], lines[5], lines[4], *lines[6:]],
+    }
+    path.write_text("".join(changed[harm]))
+    with pytest.raises(RunFolderError, match=r"steps\.jsonl:5: step \d where step 5 belongs"):
+        _ = read_study(study).runs[0].steps
