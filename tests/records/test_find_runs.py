@@ -4,8 +4,16 @@ import re
 import pytest
 
 from loracle.config.files import load_config
-from loracle.records.find_runs import completed_runs, find_resumable, new_run_path
+from loracle.errors import RunFolderError
+from loracle.records.find_runs import (
+    completed_runs,
+    find_resumable,
+    new_run_path,
+    read_results,
+    sound_results,
+)
 from loracle.records.run_folder import RunFolder
+from runs_fixture import copied
 
 
 def start(path, *, status=None, overrides=(), started_at_s=None):
@@ -74,3 +82,15 @@ def test_completed_runs_are_found_at_any_depth_but_not_inside_runs(tmp_path):
     second = start(tmp_path / "study" / "arm-a-0", status="completed")
     start(tmp_path / "running")
     assert list(completed_runs(tmp_path)) == [second, outer]
+
+
+def test_a_damaged_run_is_named_by_a_report_and_passed_over_by_its_neighbours(finished, tmp_path):
+    sound, damaged = (copied(finished, tmp_path / name) for name in ("a", "b"))
+    (damaged / "evals.jsonl").write_bytes(b"")
+    assert [path for path, _ in sound_results(tmp_path)] == [sound]
+    with pytest.raises(RunFolderError, match=r"b/evals\.jsonl: is not what was written"):
+        read_results(tmp_path)
+    (damaged / "status.json").write_text('{"status": "compleued"}')
+    assert [path for path, _ in sound_results(tmp_path)] == [sound]
+    with pytest.raises(RunFolderError, match=r"b/status\.json: is not what was written"):
+        list(completed_runs(tmp_path))

@@ -51,6 +51,8 @@ def test_damage_to_a_finished_run_is_named_by_the_report_and_by_a_restart(
     assert reported.code == 2
     assert f"run/{name}: " in reported.line
     assert reported.out == ""
+    if harm != "flip":
+        return
     again = place.baseline("--out", run, "--resume", tracking__mode="offline")
     assert again.code == 2
     assert name in again.line or "no run here to resume" in again.line
@@ -117,11 +119,13 @@ def test_a_study_that_goes_on_makes_damaged_records_anew(study):
     before = read_yaml(study / "study.yaml"), read_json(study / "plan.json")
     for name in ("study.yaml", "plan.json", "scores.json"):
         flip(study / name)
+    write_records(study, {"clock.json": b"{}"}, known=())
+    (study / "clock.json").write_bytes(b"[]")
     said = drop_damaged(study)
-    assert [line.partition(":")[0] for line in said] == [
-        "study/study.yaml", "study/plan.json", "study/scores.json"
-    ]  # fmt: skip
-    assert not (study / "study.yaml").exists()
+    assert set(said) == {"study.yaml", "plan.json", "scores.json", "clock.json"}
+    assert said["study.yaml"].startswith("study/study.yaml: is not what was written")
+    # Measurements are taken again if they are not there; the others are replaced.
+    assert not (study / "clock.json").exists()
     # Who needs scores asks the manifest, computes them again and writes them.
     assert list(faults_of(study, names=["scores.json"])) == ["scores.json"]
     write_plan(study, study=before[0], plan=before[1], scores={"scores": {}})
@@ -132,7 +136,8 @@ def test_a_study_that_goes_on_makes_damaged_records_anew(study):
 def test_without_a_sound_manifest_nothing_of_a_study_is_trusted(study):
     (study / "clock.json").write_text('{"step_time_s": {}}')
     (study / "manifest.json").write_text("{}")
-    assert drop_damaged(study)[0].startswith(f"{study}/manifest.json: is not what was written")
+    (said,) = drop_damaged(study).values()
+    assert said.startswith(f"{study}/manifest.json: is not what was written")
     assert not (study / "manifest.json").exists()
     assert not (study / "clock.json").exists()
 
@@ -192,3 +197,18 @@ def test_every_flip_of_a_manifest_is_seen(tmp_path):
             continue
     path.write_bytes(sound)
     require_intact(tmp_path, remedy="")
+
+
+@pytest.mark.parametrize("harm", ["lost", "doubled", "swapped"])
+def test_steps_of_an_older_run_that_are_not_one_after_the_other_are_refused(study, harm):
+    run = read_study(study).runs[0]
+    path = run.path / "steps.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    changed = {
+        "lost": [*lines[:4], *lines[5:]],
+        "doubled": [*lines[:4], lines[3], *lines[4:]],
+        "swapped": [*lines[:4], lines[5], lines[4], *lines[6:]],
+    }
+    path.write_text("".join(changed[harm]))
+    with pytest.raises(RunFolderError, match=r"steps\.jsonl:5: step \d where step 5 belongs"):
+        _ = read_study(study).runs[0].steps

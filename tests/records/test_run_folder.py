@@ -14,6 +14,7 @@ from loracle.config.files import load_config, read_yaml
 from loracle.config.run import Config
 from loracle.errors import NonFiniteError, RunFolderError
 from loracle.records.files import read_jsonl
+from loracle.records.rows import contents_up_to
 from loracle.records.run_folder import RunFolder
 from loracle.records.run_state import recorded_config
 
@@ -228,7 +229,7 @@ def test_rewinding_keeps_the_rows_up_to_the_checkpoint(tmp_path, config):
     with (tmp_path / "a" / "steps.jsonl").open("ab") as file:
         file.write(b'{"step": 8, "lo')
     with RunFolder.reopen(tmp_path / "a", config=config) as run:
-        run.rewind(4)
+        run.put_back(contents_up_to(run.path, step=4))
         run.append_step({"step": 5, "loss": 0.25})
         assert [row["step"] for row in run.steps()] == [1, 2, 3, 4, 5]
         assert run.steps()[3]["loss"] == 1 / 4
@@ -271,6 +272,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from loracle.config.files import load_config
+from loracle.records.rows import contents_up_to
 from loracle.records.run_folder import RunFolder
 run = RunFolder.create(Path(sys.argv[1]), config=load_config("demo"))
 print("ready", flush=True)

@@ -170,7 +170,7 @@ def test_what_a_run_starts_from_is_never_taken_damaged(nursery, argv, stopped, t
     assert f"run/{name}: is not what was written" in outcome.line
 
 
-@pytest.mark.parametrize("name", ["result.json", "examples.jsonl", "adapter"])
+@pytest.mark.parametrize("name", ["result.json", "adapter"])
 def test_what_lies_in_the_way_is_named_and_removing_it_goes_on(
     nursery, argv, stopped, uninterrupted, tmp_path, name
 ):

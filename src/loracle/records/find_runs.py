@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,6 +49,18 @@ def completed_runs(root: Path) -> Iterator[Path]:
         )
         if read_status(path).get("status") == "completed":
             yield path
+
+
+def sound_results(root: Path) -> Iterator[tuple[Path, RunResult]]:
+    """Yields folder and result of the completed runs under ``root`` whose records are sound.
+
+    For a run that looks at others beside it: a damaged one is no reason to fail, and a report of it
+    says what is wrong.
+    """
+    for path in _runs(root):
+        if _status(path) == "completed":
+            with suppress(RunFolderError):
+                yield path, read_result(path)
 
 
 def unverified(root: Path) -> str | None:

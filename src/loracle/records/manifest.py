@@ -103,6 +103,17 @@ def write_records(folder: Path, contents: Mapping[str, bytes], *, known: Iterabl
     manifest.settle()
 
 
+def forget(folder: Path, names: Iterable[str]) -> None:
+    """Takes files that were removed on purpose off a folder's manifest, if it has one.
+
+    Raises:
+        RunFolderError: If it cannot be written, or is damaged.
+    """
+    valid, gone = read_manifest(folder), set(names)
+    if valid is not None and gone & valid.keys():
+        Manifest(folder, valid).keep_only([name for name in valid if name not in gone])
+
+
 def read_manifest(folder: Path) -> Valid | None:
     """Returns the digests of a folder's files; None if it has no manifest.
 

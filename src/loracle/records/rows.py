@@ -7,7 +7,7 @@ from typing import Any, Literal, TypedDict
 
 from loracle.errors import RunFolderError
 from loracle.records.files import disk_faults, read_jsonl
-from loracle.records.names import STEPS
+from loracle.records.names import EVALS, STEPS
 
 
 class StepRow(TypedDict):
@@ -99,3 +99,19 @@ def drop_partial_line(path: Path) -> None:
         return
     with disk_faults(path), path.open("r+b") as file:
         file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def contents_up_to(run: Path, *, step: int) -> dict[str, bytes]:
+    """Returns the growing files of a run without their rows after ``step``, by name.
+
+    For a checkpoint of an older version, which holds no copies of them.
+
+    Raises:
+        RunFolderError: If one cannot be read.
+    """
+    contents = {}
+    for name in (STEPS, EVALS):
+        lines = content_of(run / name).splitlines(keepends=True)
+        rows = zip(read_jsonl(run / name), lines, strict=True)
+        contents[name] = b"".join(line for row, line in rows if row["step"] <= step)
+    return contents

@@ -288,14 +288,6 @@ class RunFolder:
             if found != content:
                 self._replace(name, content)
 
-    def rewind(self, step: int) -> None:
-        """Drops the rows after ``step``, for a checkpoint of an older version without copies."""
-        for name in (STEPS, EVALS):
-            rows = self.read_jsonl(name)
-            valid = [row for row in rows if row["step"] <= step]
-            if len(valid) < len(rows):
-                self.write_jsonl(name, valid)
-
     def steps(self) -> list[dict[str, Any]]:
         """Returns the complete rows of ``steps.jsonl``, as `read_steps` does."""
         return read_steps(self.path)

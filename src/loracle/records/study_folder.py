@@ -33,7 +33,7 @@ from loracle.records.files import (
     read_json,
     read_jsonl,
 )
-from loracle.records.manifest import faults_of, require_intact, write_records
+from loracle.records.manifest import faults_of, forget, require_intact, write_records
 from loracle.records.names import (
     CLOCK,
     EVALS,
@@ -248,10 +248,11 @@ def write_clock(path: Path, clock: Mapping[str, Any]) -> None:
     write_records(path, {CLOCK: content}, known=STUDY_RECORDS)
 
 
-def drop_damaged(path: Path) -> list[str]:
-    """Removes the damaged records of a study that is going to be run, which makes them anew.
+def drop_damaged(path: Path) -> dict[str, str]:
+    """Removes measurements of a study that are damaged, so that they are taken again.
 
-    Returns what was wrong, a line each. Scores stay: who needs them computes them again.
+    Returns what is wrong, a line for each damaged record. The others are made anew from what is
+    given by whoever runs the study, and replaced.
 
     Raises:
         RunFolderError: If one cannot be removed.
@@ -260,14 +261,15 @@ def drop_damaged(path: Path) -> list[str]:
         faults = faults_of(path)
     except RunFolderError as error:
         # Then nothing vouches for any of them.
-        faults = dict.fromkeys((CLOCK, PREDICTED, MANIFEST), "cannot be verified")
-        faults = {name: fault for name, fault in faults.items() if (path / name).exists()}
-        said = [str(error)]
+        said = {MANIFEST: str(error)}
+        doubtful = {CLOCK, PREDICTED, MANIFEST}
     else:
-        said = [f"{path.name}/{name}: {fault}; it is made anew" for name, fault in faults.items()]
+        said = {name: f"{path.name}/{name}: {fault}; made anew" for name, fault in faults.items()}
+        doubtful = faults.keys() & {CLOCK, PREDICTED}
     with disk_faults(path):
-        for name in faults.keys() - {SCORES}:
+        for name in doubtful:
             (path / name).unlink(missing_ok=True)
+    forget(path, doubtful)
     return said
 
 

@@ -19,6 +19,7 @@ from loracle.engine.train_state import TrainState, restore_state
 from loracle.errors import Interrupted, LoracleError, OutOfMemory, RunFolderError
 from loracle.records.names import CHECKPOINTS, DATA, ENVIRONMENT, MEMORY, MODULES, STEPS
 from loracle.records.result import RunResult
+from loracle.records.rows import contents_up_to
 from loracle.records.run_folder import RunFolder
 from loracle.records.signature import environment_differences
 from loracle.runner.bundle_size import BundleChoice
@@ -253,10 +254,10 @@ def _restore(run: ActiveRun, *, up_to: int | None) -> None:
             )
         restore_state(run.state, tensors=snapshot.tensors, state=snapshot.state)
         notice(f"resuming after step {run.state.step} of {run.config.train.max_steps}")
-    if snapshot is None or snapshot.records:
-        folder.put_back(snapshot.records if snapshot else {})
-    else:
-        folder.rewind(run.state.step)
+    records = snapshot.records if snapshot else {}
+    if snapshot and not records:
+        records = contents_up_to(folder.path, step=snapshot.step)
+    folder.put_back(records)
     for text in folder.notices:
         notice(text)
     _require_rows(run)

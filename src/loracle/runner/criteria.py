@@ -12,9 +12,9 @@ from typing import TypeVar
 from loracle.engine.evaluate import ExampleScore, likelihood
 from loracle.engine.measure import Parameters
 from loracle.records.files import read_jsonl
-from loracle.records.find_runs import completed_runs
+from loracle.records.find_runs import sound_results
 from loracle.records.names import STEPS
-from loracle.records.result import Criterion, perplexity_of, read_result
+from loracle.records.result import Criterion, perplexity_of
 from loracle.text import perplexity_words, plural
 
 T = TypeVar("T")
@@ -235,19 +235,13 @@ def reproducibility(this: Repeat, *, others: Sequence[Repeat]) -> Criterion:
 
 def repeats_of(run: Path, *, signature: str) -> list[Repeat]:
     """Returns the finished runs with this signature beside the folder ``run``."""
-    others = (path for path in completed_runs(run.parent) if path != run)
-    repeats = (_repeat(path, signature=signature) for path in others)
-    return [repeat for repeat in repeats if repeat is not None]
-
-
-def _repeat(path: Path, *, signature: str) -> Repeat | None:
-    """Returns a finished run as a repeat; None if its signature differs."""
-    result = read_result(path)
-    if result.signature != signature:
-        return None
-    return Repeat(
-        name=path.name,
-        adapter_sha256=result.adapter_sha256,
-        losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / STEPS)),
-        final_loss_nats_per_token=result.quality.tuned.loss_nats_per_token,
-    )
+    return [
+        Repeat(
+            name=path.name,
+            adapter_sha256=result.adapter_sha256,
+            losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / STEPS)),
+            final_loss_nats_per_token=result.quality.tuned.loss_nats_per_token,
+        )
+        for path, result in sound_results(run.parent)
+        if path != run and result.signature == signature
+    ]

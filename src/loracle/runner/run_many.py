@@ -6,9 +6,8 @@ recorded as failed while the others continue.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +21,13 @@ from loracle.engine.device import (
     keep_large_blocks,
 )
 from loracle.engine.measure import imports_set_aside
-from loracle.errors import Interrupted, LoracleError, UsageError
-from loracle.records.files import disk_faults
-from loracle.records.names import CONFIG, MODULES
+from loracle.errors import UsageError
 from loracle.records.result import RunResult, read_result
 from loracle.records.run_folder import RunFolder
 from loracle.records.run_state import recorded_config
 from loracle.runner.bundle import run_bundle
 from loracle.runner.bundle_size import BundleChoice, group_runs
-from loracle.runner.failure import as_failure, record_failure
+from loracle.runner.folders import open_folder, recording
 from loracle.runner.place import absolute_config, place_of, portable_config
 from loracle.runner.preflight import preflight
 from loracle.runner.prepare import PreparedRun, prepare_runs
@@ -76,7 +73,7 @@ def run_many(
     require_agreement(specs, bundle_size=bundle_size)
     keep_large_blocks()
     with ExitStack() as opened, StopRequest() as stop:
-        folders = [opened.enter_context(_open_folder(spec, resume=resume)) for spec in specs]
+        folders = [opened.enter_context(open_folder(spec, resume=resume)) for spec in specs]
         outcomes = {
             folder.path: RunOutcome(folder.path, read_result(folder.path))
             for folder in folders
@@ -86,7 +83,7 @@ def run_many(
             config = next(folder.config for folder in folders if not folder.is_finished)
             device = choose_device(config.device)
             dtype = choose_dtype(config.dtype, device=device)
-            with _recording(folders, outcomes), faster_fp32(device, dtype), imports_set_aside():
+            with recording(folders, outcomes), faster_fp32(device, dtype), imports_set_aside():
                 _run(
                     specs,
                     folders=folders,
@@ -213,70 +210,6 @@ def _announce(shared: SharedBase, runs: Sequence[PreparedRun], *, choice: Bundle
         f"{len(shared.data.validation)} validation examples; {dtype_name(base.dtype)} on "
         f"{base.device}"
     )
-
-
-@contextmanager
-def _open_folder(spec: RunSpec, *, resume: bool) -> Iterator[RunFolder]:
-    """Opens a run folder; a new one is removed again if the run never got to train."""
-    out = spec.out
-    with disk_faults(out):
-        missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    is_resumed = resume and (out / CONFIG).exists()
-    open_ = RunFolder.reopen if is_resumed else RunFolder.create
-    try:
-        opened = open_(out, config=spec.config)
-    except UsageError as error:
-        # Refused by the disk half-way; a folder that is held or was there before is not ours.
-        if isinstance(error.__cause__, OSError) and out in missing:
-            _remove(out, missing=missing)
-        raise
-    with opened as folder:
-        try:
-            yield folder
-        except UsageError:
-            if not is_resumed and not folder.has(MODULES):
-                _remove(out, missing=missing)
-            elif is_resumed and not folder.has_begun:
-                folder.restore_status()
-            raise
-
-
-def _remove(out: Path, *, missing: Sequence[Path]) -> None:
-    """Removes an unused run folder, and the folders above it that were made for it."""
-    shutil.rmtree(out, ignore_errors=True)
-    # A parent that is not empty any more stays, and so do those above it.
-    with suppress(OSError):
-        if out not in missing:
-            out.mkdir()
-        for folder in missing[1:]:
-            folder.rmdir()
-
-
-@contextmanager
-def _recording(folders: Sequence[RunFolder], outcomes: Mapping[Path, RunOutcome]) -> Iterator[None]:
-    """Records why an error or a signal ended the runs, in the folder of each that is not done."""
-    try:
-        yield
-    except Exception as error:
-        ended = [
-            folder
-            for folder in folders
-            if folder.path not in outcomes and folder.status.get("status") == "running"
-        ]
-        failures = [_record_end(folder, error) for folder in ended]
-        if isinstance(error, LoracleError) or not failures:
-            raise
-        raise failures[0] from error
-
-
-def _record_end(folder: RunFolder, error: Exception) -> LoracleError:
-    """Leaves in a run's folder why it ended, and returns that."""
-    if isinstance(error, Interrupted):
-        folder.set_status("interrupted", error=str(error))
-        return error
-    failure = as_failure(error, folder)
-    record_failure(folder, failure)
-    return failure
 
 
 def run_baseline(

@@ -185,11 +185,14 @@ def keep_plan(plan: StudyPlan, *, out: Path, progress: Progress | None = None) -
         RunFolderError: If the folder holds another study or anything else, or cannot be written.
     """
     study = plan.study_json() | {PATHS_FROM: recorded_start(out)}
-    for line in drop_damaged(out):
+    damaged = drop_damaged(out)
+    for line in damaged.values():
         (progress or Progress()).notice(line)
-    before = read_yaml(out / STUDY) if (out / STUDY).is_file() else {}
-    if before:
-        _require_same_study(before, study, out=out)
+    if (out / STUDY).is_file():
+        before = {} if STUDY in damaged else read_yaml(out / STUDY)
+        # What a kill or a flip left of it says nothing; runs compare their own configurations.
+        if before:
+            _require_same_study(before, study, out=out)
     elif out.is_dir() and _foreign(out):
         raise RunFolderError(f"{out}: holds something that is not a study; give another --out")
     trials = [run.to_json() for run in search_runs(plan)]
