@@ -23,7 +23,7 @@ from typing import Any
 from loracle.errors import SourceError
 from loracle.records.files import disk_reason, is_unsupported, sync_folder, write_synced
 from loracle.sources.spec import shown
-from loracle.text import GIB
+from loracle.text import GIB, active_character
 
 Progress = Callable[[str], None]
 
@@ -39,7 +39,12 @@ _hashed: dict[Path, str] = {}
 
 def cache_folder() -> Path:
     """Returns ``$LORACLE_CACHE``, else ``~/.cache/loracle``."""
-    return Path(os.environ.get("LORACLE_CACHE") or "~/.cache/loracle").expanduser().absolute()
+    folder = Path(os.environ.get("LORACLE_CACHE") or "~/.cache/loracle").expanduser().absolute()
+    if code := active_character(str(folder)):
+        raise SourceError(
+            f"cache {folder}: holds the character {code}; set LORACLE_CACHE to another"
+        )
+    return folder
 
 
 def obtain(
