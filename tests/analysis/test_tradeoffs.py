@@ -207,11 +207,9 @@ def test_a_constraint_holds_for_the_dearest_run(study, verdicts):
 
 
 def test_nothing_is_recommended_if_nothing_fits(study, verdicts):
-    found = recommend(study, verdicts, max_trainable_params=1000, max_step_time_s=0.5)
+    found = recommend(study, verdicts, max_memory_gib=0.25, max_step_time_s=0.5)
     assert found.arm is None
-    assert found.words == (
-        "Within 1,000 trainable parameters and 0.5 s per step: no arm was measured to fit."
-    )
+    assert found.words == "Within 0.25 GiB and 0.5 s per step: no arm was measured to fit."
 
 
 def told(folder, *arms: SimulatedArm, **limits: float) -> str:

@@ -369,7 +369,10 @@ def test_an_empty_folder_that_was_there_is_still_there(place, tmp_path):
         (["report", "\udcff"], "not UTF-8"),
         (["baseline", "\x1b[2J[red].yaml"], "ConfigError: config '\\x1b[2J[red].yaml': its name"),
         (["baseline", "demo", "--set", "a\x1b[0m\u202e=1"], "a\\x1b[0m\\u202e: unknown key"),
-        (["baseline", "demo", "--set", 'model="path:\\e[2J"'], "model: holds the character U+001B"),
+        (
+            ["baseline", "demo", "--set", 'model="path:\\e[2J"'],
+            "--set model: value: holds the character U+001B",
+        ),
         (["placements", "path:/\x1b]0;x\x07\n[/]"], "path:/\\x1b]0;x\\x07 [/]"),
         (["placements", "a\r\nb"], "SourceError: model 'a b': no such key"),
         (["report", "[/nothing]\x9b"], "RunFolderError: [/nothing]\\x9b: "),

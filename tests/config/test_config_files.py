@@ -246,7 +246,7 @@ def test_a_text_that_would_act_where_it_is_shown_is_refused(text, fault, tmp_pat
 
 
 def test_texts_of_every_script_with_lines_and_tabs_are_texts(tmp_path):
-    text = "naïve\t漢字\nשלום 👩‍👩‍👧"  # noqa: RUF001 - Hebrew
+    text = "naïve\t漢字\n👩‍👩‍👧"
     path = tmp_path / "x.yaml"
     path.write_text(yaml.safe_dump({"a": text}, allow_unicode=True))
     assert configfile.read_yaml(path) == {"a": text}

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from loracle.data.rows import READERS
-from loracle.sources import folders, local, model_architecture, resolve_data, resolve_model
+from loracle.sources import (
+    cache_folder,
+    folders,
+    local,
+    model_architecture,
+    resolve_data,
+    resolve_model,
+)
 
 
 def test_a_model_folder_is_used_where_it_is(model_folder, monkeypatch, cache):
@@ -142,3 +150,24 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, fails, monkeypatch):
     assert fails(resolve_data, f"path:{tmp_path}/a.json").endswith(
         "cannot be read (Permission denied)"
     )
+
+
+def test_a_data_file_s_name_need_not_be_utf_8(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / os.fsdecode(b"\xff.json")).write_text("[]")
+    first = resolve_data(f"path:{folder}").revision
+    (folder / os.fsdecode(b"\xff.json")).rename(folder / os.fsdecode(b"\xfe.json"))
+    assert resolve_data(f"path:{folder}").revision != first
+
+
+@pytest.mark.parametrize("name", ["\udcff", "\x1b[2J", "\u202efdp"])
+def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path, monkeypatch, fails, name):
+    folder = tmp_path / name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    code = f"holds the character U+{ord(name[0]):04X}"
+    assert code in fails(resolve_data, "path:rows.json")
+    assert code in fails(resolve_model, f"path:{folder}")
+    monkeypatch.setenv("LORACLE_CACHE", str(folder))
+    assert code in fails(cache_folder)

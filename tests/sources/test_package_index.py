@@ -316,6 +316,7 @@ def test_where_two_files_set_one_thing_the_one_that_pip_obeys_counts(configured,
         ("PIP_CERT", "/not/there"),
         ("PIP_CLIENT_CERT", "/not/there"),
         ("PIP_PROXY", "ftp://user:secret@x"),
+        ("ALL_PROXY", "socks5://user:secret@x"),
         ("PIP_CONFIG_FILE", "broken.conf"),
     ],
 )

@@ -34,7 +34,6 @@ def recommend(
     verdicts: Verdicts,
     *,
     max_memory_gib: float | None = None,
-    max_trainable_params: int | None = None,
     max_step_time_s: float | None = None,
 ) -> Recommendation:
     """Returns the arm to take; limits hold for the arm's most expensive run."""
@@ -42,7 +41,6 @@ def recommend(
         return Recommendation(None, _no_advice(rate))
     requested: dict[Axis, float | None] = {
         "peak_memory_gib": max_memory_gib,
-        "trainable_params": max_trainable_params,
         "step_time_s": max_step_time_s,
     }
     limits = {axis: limit for axis, limit in requested.items() if limit is not None}
@@ -58,10 +56,7 @@ def recommend(
         arm for arm in fitting[1:] if not any(verdicts.is_worse(arm, other) for other in fitting)
     ]
     choice = _Choice(limits, losses, costs, fitting, alike)
-    return Recommendation(
-        arm=choice.chosen,
-        words=_words(choice),
-    )
+    return Recommendation(arm=choice.cheapest[0], words=_words(choice))
 
 
 @dataclass(frozen=True)
@@ -92,11 +87,6 @@ class _Choice:
                 cheap = [arm for arm in cheap if costs_more(first_cost, self.costs[arm][axis])]
             left = cheap
         return left[0], saves
-
-    @property
-    def chosen(self) -> str | None:
-        """The arm to take."""
-        return self.cheapest[0]
 
 
 def _cheapest_on(
@@ -148,15 +138,8 @@ def _words(choice: _Choice) -> str:
 
 def _within(limits: Mapping[Axis, float]) -> str:
     """Returns e.g. ``Within 8 GiB: ``, or nothing without limits."""
-    units: dict[Axis, str] = {
-        "peak_memory_gib": "GiB",
-        "trainable_params": "trainable parameters",
-        "step_time_s": "s per step",
-    }
-    listed = [
-        f"{limit:,} {units[axis]}" if axis == "trainable_params" else f"{limit:g} {units[axis]}"
-        for axis, limit in limits.items()
-    ]
+    units: dict[Axis, str] = {"peak_memory_gib": "GiB", "step_time_s": "s per step"}
+    listed = [f"{limit:g} {units[axis]}" for axis, limit in limits.items()]
     return f"Within {_listed(listed)}: " if listed else ""
 
 

@@ -24,7 +24,7 @@ from loracle.digest import Inputs, code_digest, key_of
 from loracle.errors import SourceError
 from loracle.records.files import disk_reason, is_unsupported, sync_folder, write_synced
 from loracle.sources.spec import shown
-from loracle.text import GIB
+from loracle.text import GIB, active_character
 from loracle.version import package_version
 
 Progress = Callable[[str], None]
@@ -46,15 +46,20 @@ def cache_folder() -> Path:
     """Returns ``$LORACLE_CACHE``, else ``~/.cache/loracle``.
 
     Raises:
-        SourceError: If that is in a home and there is none.
+        SourceError: If that is in a home and there is none, or its name would act on a screen.
     """
-    folder = Path(os.environ.get("LORACLE_CACHE") or "~/.cache/loracle")
+    named = Path(os.environ.get("LORACLE_CACHE") or "~/.cache/loracle")
     try:
-        return folder.expanduser().absolute()
+        folder = named.expanduser().absolute()
     except RuntimeError:
         raise SourceError(
-            f"cache {folder}: there is no home folder here; set LORACLE_CACHE to another folder"
+            f"cache {named}: there is no home folder here; set LORACLE_CACHE to another folder"
         ) from None
+    if code := active_character(str(folder)):
+        raise SourceError(
+            f"cache {folder}: holds the character {code}; set LORACLE_CACHE to another folder"
+        )
+    return folder
 
 
 def obtain(

@@ -201,7 +201,7 @@ def _client(settings: PipSettings) -> PyPIClient:
             follow_redirects=True,
             auth=MultiDomainBasicAuth(prompting=False, index_urls=_index_urls(settings)),
         )
-    except (ValueError, httpx2.InvalidURL) as error:
+    except (ValueError, ImportError, httpx2.InvalidURL) as error:  # ImportError: SOCKS
         reason = _CREDENTIALS.sub("", str(error))
         raise SourceError(f"pip's configuration: proxy or trusted-host: {reason}") from error
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from loracle.errors import SourceError, did_you_mean
+from loracle.text import active_character
 
 _SCHEMES = ("hub", "path", "pypi")
 _HUB = re.compile(r"(?P<repo>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>[^\s@]+))?")
@@ -154,9 +155,12 @@ def _parse_path(rest: str, *, text: str) -> PathSource:
     if not rest.strip() or "\0" in rest:
         raise SourceError(f"source '{text}': must be path:FILE or path:FOLDER")
     try:
-        return PathSource(path=_absolute(start_folder() / Path(rest).expanduser()))
+        path = _absolute(start_folder() / Path(rest).expanduser())
     except RuntimeError:
         raise SourceError(f"source '{text}': no such home folder") from None
+    if code := active_character(str(path)):  # the folder we are in may hold it too
+        raise SourceError(f"source '{text}': {path} holds the character {code}; rename it")
+    return PathSource(path)
 
 
 def _absolute(path: Path) -> Path:
