@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from loracle.data.packing import pack
 from loracle.errors import ModelError
@@ -76,25 +77,31 @@ def require_reach(base: FrozenBase, *, tokens: int, what: str, remedy: str) -> N
 
 
 def _learned_positions(base: FrozenBase) -> Iterator[Reach]:
-    """Yields the size of every embedding that is looked up by position in a test pass."""
-    seen: dict[nn.Embedding, Tensor] = {}
-    tables = [m for m in base.model.modules() if isinstance(m, nn.Embedding)]
-    hooks = [
-        table.register_forward_pre_hook(lambda table, args: seen.update({table: args[0]}))
-        for table in tables
-    ]
+    """Yields the size of every table that a test pass looks up by position."""
     row = pack(PROBES, device=base.device)
-    try:
-        with torch.inference_mode():
-            base.nll_from_logits(row)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    for table, index in seen.items():
+    with torch.inference_mode(), _Lookups() as lookups:
+        base.nll_from_logits(row)
+    for rows, index in lookups.seen:
+        if index.numel() != row.num_tokens:
+            continue
         offset = index.flatten() - row.position_ids.flatten()
-        if index.numel() == row.num_tokens and (offset == offset[0]).all():
-            tokens = table.num_embeddings - int(offset[0])
+        if (offset == offset[0]).all():
+            tokens = rows - int(offset[0])
             yield Reach(tokens, f"the model has learned {tokens}")
+
+
+class _Lookups(TorchFunctionMode):
+    """Notes the rows of every table that is looked up, and what is looked up in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.embedding:
+            index, table = args[:2]
+            self.seen.append((table.shape[0], index))
+        return func(*args, **(kwargs or {}))
 
 
 def _rescaled_ropes(config: Any) -> Iterator[Reach]:
