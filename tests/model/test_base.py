@@ -46,7 +46,6 @@ REFUSED = {
         "change each other's loss",
     ),
     "rwkv": (UNUSUAL["rwkv"], "change each other's loss"),
-    "falcon_h1": (UNUSUAL["falcon_h1"], "change each other's loss"),
     "recurrent_gemma": (UNUSUAL["recurrent_gemma"], "change each other's loss"),
     "codegen": (
         GPT | {"rotary_dim": 4, "n_positions": 64},

@@ -69,7 +69,7 @@ def test_a_module_that_no_pass_calls_is_named():
 def test_a_module_whose_output_is_dropped_is_named():
     base = tiny_base()
     mlp = base.model.model.layers[1].mlp
-    mlp.down_proj.register_forward_hook(lambda _module, _args, out: out.detach())
+    mlp.register_forward_hook(lambda _module, _args, out: out.detach())
     with pytest.raises(ModelError, match=r"gradient to model.layers.1.mlp.gate_proj"):
         require_reached(base, plan=plan_of(base, "feed-forward"))
 

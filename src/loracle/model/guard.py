@@ -26,9 +26,11 @@ _HEAD_TOLERANCE_NATS = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16
 # The largest of a token in fp32, the mean in 16 bits, where other shapes round otherwise.
 # measured (SmolLM2-135M, CPU, random tokens): 0 in fp32, a mean of 0.07 in bf16
 _STOCK_TOLERANCE_NATS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
-# measured (tiny models of 27 types): at most 5e-7 if sound, at least 0.055 if sequences leak, in
-# every dtype; experts may round otherwise in 16 bits when other tokens share their product
-_LEAK_NATS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
+# measured (tiny models of 37 types, CPU): at most 5e-7 if sound, at least 7e-3 if sequences leak.
+# Rows of one shape give the same bits in 16 bits too, except where experts share a product with
+# other tokens and round otherwise (assumed).
+_LEAK_NATS = 1e-4
+_LEAK_OF_EXPERTS_NATS = {torch.float32: 1e-4, torch.bfloat16: 2e-2, torch.float16: 2e-2}
 # Tokens of two sequences that take turns at the start of a row, and of the one after them.
 _LENGTHS = (24, 24, 17)
 _LENGTH_NAMES = re.compile("window|chunk|local|stride|block_size|original", re.IGNORECASE)
@@ -101,7 +103,8 @@ def _require_sealed(packed: Tensor, beside_other: Tensor, *, base: FrozenBase) -
     Both rows have the same shape, so a sound model gives the same numbers in 16 bits too.
     """
     leak = (packed - beside_other).abs().max().item()
-    if not leak <= _LEAK_NATS[base.dtype]:
+    experts = any("expert" in type(module).__name__.lower() for module in base.model.modules())
+    if not leak <= (_LEAK_OF_EXPERTS_NATS[base.dtype] if experts else _LEAK_NATS):
         raise ModelError(
             f"{type(base.model).__name__}: sequences that share a row change each other's loss (by "
             f"up to {leak:.2g} nats per token), as with recurrent layers or position biases; this "

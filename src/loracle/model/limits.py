@@ -76,31 +76,32 @@ def require_reach(base: FrozenBase, *, tokens: int, what: str, remedy: str) -> N
         )
 
 
-class _Lookups(TorchFunctionMode):
-    """Collects the table and the indices of every embedding, whatever class of module does it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[Tensor, Tensor]] = []
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is nn.functional.embedding:
-            self.seen.append((args[1], args[0]))
-        return func(*args, **(kwargs or {}))
-
-
 def _learned_positions(base: FrozenBase) -> Iterator[Reach]:
-    """Yields the size of every table that is looked up by position in a test pass."""
+    """Yields the size of every table that a test pass looks up by position."""
     row = pack(PROBES, device=base.device)
     with torch.inference_mode(), _Lookups() as lookups:
         base.nll_from_logits(row)
-    for table, index in lookups.seen:
+    for rows, index in lookups.seen:
         if index.numel() != row.num_tokens:
             continue
         offset = index.flatten() - row.position_ids.flatten()
         if (offset == offset[0]).all():
-            tokens = table.shape[0] - int(offset[0])
+            tokens = rows - int(offset[0])
             yield Reach(tokens, f"the model has learned {tokens}")
+
+
+class _Lookups(TorchFunctionMode):
+    """Notes the rows of every table that is looked up, and what is looked up in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[int, Tensor]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.embedding:
+            index, table = args[:2]
+            self.seen.append((table.shape[0], index))
+        return func(*args, **(kwargs or {}))
 
 
 def _rescaled_ropes(config: Any) -> Iterator[Reach]:
