@@ -1,6 +1,7 @@
 """Relative sources of a record mean the same from every folder, and name no user or machine."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,7 +130,7 @@ arms:
 """
 
 
-def test_a_study_that_goes_on_from_elsewhere_has_the_same_runs(place, tmp_path, monkeypatch):
+def test_a_study_that_goes_on_from_elsewhere_has_the_same_runs(place, tmp_path):
     from loracle.runner.place import absolute_config
     from loracle.study.file import load_study
     from loracle.study.run import keep_plan, prepare_study
@@ -137,9 +138,8 @@ def test_a_study_that_goes_on_from_elsewhere_has_the_same_runs(place, tmp_path, 
     file, out = place.work / "where.yaml", tmp_path / "study"
     file.write_text(STUDY.format(base=place.config))
     ids = []
-    with place.entered():
-        for folder in (place.work, tmp_path):
-            monkeypatch.chdir(folder)
+    for folder in (place.work, tmp_path):
+        with replace(place, work=folder).entered():
             study, base = load_study(str(file))
             base = absolute_config(base)
             with place_of(out):
