@@ -135,20 +135,20 @@ def study_killed(ground: Ground, draw: random.Random, run: Path) -> Outcome:
 
 def report_killed(ground: Ground, draw: random.Random, run: Path) -> Outcome:
     """The report is killed while it is written, and written again."""
-    shutil.copytree(ground.study, run)
+    # Under its own name, which the page tells.
+    study = Path(shutil.copytree(ground.study, run / ground.study.name))
     fault = {
         "kind": "signal", "at": "loracle.report.write:write_durably", "nth": draw.randint(1, 30),
         "delay_s": 0.0, "number": signal.SIGKILL,
     }  # fmt: skip
-    words = ("report", run)
+    words = ("report", study)
     ended = ground.live([ground.life(words, name=run.name, faults=[fault])])[0]
     what = f"file {fault['nth']}: {ended.code}"
     again = ground.command(*words)
     if again.code != "0" or traceback_in(again):
         return Outcome("lost", f"{what}: {again.code}: {again.err[-300:]}")
     same = all(
-        (run / "report" / path.relative_to(ground.study / "report")).read_bytes()
-        == path.read_bytes()
+        (study / path.relative_to(ground.study)).read_bytes() == path.read_bytes()
         for path in files_below(ground.study / "report")
         if path.suffix != ".pdf"
     )
