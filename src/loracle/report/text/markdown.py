@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 
 from loracle.text import one_line
 
-# With a backslash each of these is only itself. What starts a link is below, since brackets are
-# plain elsewhere, as in intervals.
-_MARKS = re.compile(r"[\\|<>*_`&~$]")
+# With a backslash each of these is only itself; an underscore inside a word is so without one. What
+# starts a link is below, since brackets are plain elsewhere, as in intervals.
+_MARKS = re.compile(r"[\\|<>*`&~$]|(?<![^\W_])_|_(?![^\W_])")
 _LINKS = re.compile(
     r"(?<=\])[(\[:]"  # [text](address), [text][name], [name]: address
     r"|(?<=\[)\^"  # [^footnote]
