@@ -211,7 +211,7 @@ def test_a_template_shows_in_the_token_ids():
     tokenizer = tiny_base().tokenizer
     form = TemplateConfig(with_input="{instruction} {input}", without_input="Q {instruction}")
     ids = [
-        encode_prompts([template_of(template).render(RECORD)], tokenizer=tokenizer)
+        encode_prompts([RECORD], template=template_of(template), tokenizer=tokenizer)
         for template in ("alpaca", form)
     ]
     assert ids[0] != ids[1]

@@ -132,7 +132,8 @@ def test_a_run_records_it_and_goes_on(place, tmp_path, monkeypatch):
 
     def once(self, row, **more):
         nll = real(self, row, **more)
-        if nll.requires_grad and not tried:
+        # The first pass of a run is over a few tokens, to see that every module takes part.
+        if nll.requires_grad and row.num_tokens > 32 and not tried:
             tried.append(row.num_tokens)
             raise NO_ROOM
         return nll

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loracle.config.run import Config, num_probed_steps
+from loracle.engine.out_of_memory import free_memory
 from loracle.errors import RunFolderError
+from loracle.model.faults import is_out_of_memory
 from loracle.model.inventory import inventory_of
 from loracle.model.reach import require_reached
 from loracle.model.trunk import lowest_layer
@@ -60,7 +62,7 @@ def prepare_runs(
     inventory = inventory_of(shared.base.model)
     plans = [_plan(folder.config, inventory=inventory) for folder in folders]
     for plan in {frozenset(m.name for m in plan.modules): plan for plan in plans}.values():
-        require_reached(shared.base, plan=plan)
+        _require_reached(shared, plan=plan)
     layers = shared.open_trunk(
         [(folder.config, plan) for folder, plan in zip(folders, plans, strict=True)]
     )
@@ -72,6 +74,16 @@ def prepare_runs(
         if not run.folder.is_finished:
             _require_same_modules(run)
     return prepared
+
+
+def _require_reached(shared: SharedBase, *, plan: ModulePlan) -> None:
+    """Tries a pass over a few tokens; for one that does not fit, the run says so, or recovers."""
+    try:
+        require_reached(shared.base, plan=plan)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        free_memory()
 
 
 def _require_same_inputs(

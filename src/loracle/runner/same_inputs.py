@@ -96,7 +96,7 @@ def require_same_base(
     """
     unverified: dict[str, list[str]] = {}
     for run in runs:
-        check = compare_base(read_json(run / ENVIRONMENT), now)
+        check = compare_base(_environment_of(run), now)
         if check.changed:
             raise RunFolderError(
                 f"{run.name}: the base model changed since the run began "
@@ -107,6 +107,11 @@ def require_same_base(
     for why, names in unverified.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
         notice(f"{names[0]}{others}: that the base is the same cannot be verified: {why}")
+
+
+def _environment_of(run: Path) -> Mapping[str, Any]:
+    """Returns what a run began in; empty if that was damaged, and so taken away."""
+    return read_json(run / ENVIRONMENT) if (run / ENVIRONMENT).is_file() else {}
 
 
 def require_same_data(runs: Sequence[Path], *, data: PreparedData, now: Mapping[str, Any]) -> None:
@@ -122,7 +127,7 @@ def require_same_data(runs: Sequence[Path], *, data: PreparedData, now: Mapping[
                 f"{run.name}: the data changed since the run began (fingerprint {fingerprint}, "
                 f"now {data.fingerprint}); restore it or start a new run"
             )
-        texts = read_json(run / ENVIRONMENT).get("held_out_sha256", now["held_out_sha256"])
+        texts = _environment_of(run).get("held_out_sha256", now["held_out_sha256"])
         if texts != now["held_out_sha256"]:
             raise RunFolderError(
                 f"{run.name}: the held-out texts changed since the run began, beyond the tokens "

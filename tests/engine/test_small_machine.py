@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from loracle import small_machine
+from loracle.engine import small_machine
 from loracle.engine.small_machine import (
     can_start_threads,
     find_temporary_folder,
