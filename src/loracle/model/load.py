@@ -92,7 +92,7 @@ def _whole_model(path: Path, **options: Any) -> PreTrainedModel:
     faults = misfits(model, report)
     if faults is not None:
         raise ModelError(f"{path.name}: weights and config.json do not fit: {faults}")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _load_faults(path: Path) -> AbstractContextManager[None]:
