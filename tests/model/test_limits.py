@@ -67,9 +67,9 @@ def test_a_word_without_an_embedding_is_refused_and_a_special_token_is_not():
 
 
 def test_a_window_that_only_the_mask_knows_is_found_by_rows_that_reach_it():
-    moe = TINY["llama"] | {"model_type": "phimoe", "num_local_experts": 2, "sliding_window": 16}
+    moe = TINY["llama"] | {"model_type": "phimoe", "num_local_experts": 2, "sliding_window": 30}
     base = base_with(**moe)
-    require_long_rows(base, tokens=16)
+    require_long_rows(base, tokens=30)
     with pytest.raises(ModelError, match=r"packed rows change its loss"):
         require_long_rows(base, tokens=60)
 

@@ -112,18 +112,21 @@ def _same(value: Any, stated: Any) -> bool:
 
 def _head_dim(config: Any) -> float:
     stated = getattr(config, "head_dim", None)
-    return float(stated or config.hidden_size // config.num_attention_heads)
+    derived: int = config.hidden_size // config.num_attention_heads
+    return float(stated or derived)
 
 
 def _rotary_share(config: Any) -> float:
     rope = next(_ropes(config), {})
-    return float(rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", 1))
+    share: float = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", 1)
+    return share
 
 
 def _rope_base(config: Any, *, windowed: bool) -> float | None:
     ropes: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
     kind = "sliding_attention" if windowed else "full_attention"
-    return ropes.get(kind, ropes).get("rope_theta")
+    base: float | None = ropes.get(kind, ropes).get("rope_theta")
+    return base
 
 
 def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
