@@ -13,6 +13,7 @@ import zipfile
 
 import pytest
 
+from lives import without_sleep
 from loracle.text import active_character
 from runs_fixture import contents, copied, facts, load, settings
 
@@ -52,13 +53,14 @@ def data(tmp_path):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Every way out is shut, as on a machine without a route."""
+    """Every way out is shut, as on a machine without a route; the hub's client does not wait."""
 
     def refuse(*_args, **_kwargs):
         raise OSError(errno.ENETUNREACH, "Network is unreachable")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr("huggingface_hub.utils._http.time", without_sleep())
 
 
 def test_an_unknown_key(fails, tmp_path):

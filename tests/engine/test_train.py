@@ -107,7 +107,8 @@ def test_a_step_does_not_depend_on_how_it_is_cut(micro_batch_tokens):
     assert cut.loss_nats_per_token == pytest.approx(whole.loss_nats_per_token, rel=1e-6)
     assert cut.grad_norm == pytest.approx(whole.grad_norm, rel=1e-6)
     assert len(whole_grads) == 42
-    assert_same(cut_grads, whole_grads, to=1e-6)
+    # Up to 1.1e-6 with another CPU's kernels; a wrong cut changes whole percents.
+    assert_same(cut_grads, whole_grads, to=1e-5)
 
 
 def test_what_a_step_records():

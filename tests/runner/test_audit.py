@@ -22,6 +22,7 @@ from loracle.runner.audit import (
     count_trainable,
     require_sound,
     stock_nll_sums,
+    tolerated,
 )
 from tiny_engine import (
     CPU,
@@ -93,6 +94,20 @@ def test_the_reloaded_loss_is_that_of_the_tuned_model_and_not_the_base(run):
         base_loss = packed_nll(run.base, pack(EXAMPLES)).mean().item()
     audit = run.audit()
     assert abs(audit.reloaded_loss_nats_per_token - base_loss) > 100 * audit.relative_tolerance
+
+
+@pytest.mark.parametrize(
+    ("dtype", "num_tokens", "allowed"),
+    [
+        (torch.float32, 10, 1e-5),
+        (torch.float32, 10**6, 1e-5),
+        (torch.bfloat16, 400, 4 * 0.07 / 20 / 2),
+        (torch.bfloat16, 10**6, 1e-3),
+        (torch.float16, 400, 4 * 0.01 / 20 / 2),
+    ],
+)
+def test_few_tokens_in_16_bits_may_differ_by_their_rounding(dtype, num_tokens, allowed):
+    assert tolerated(dtype, loss=2.0, num_tokens=num_tokens) == pytest.approx(allowed)
 
 
 def test_the_stock_scores_are_those_of_a_model_of_nothing_but_stock(run):

@@ -99,13 +99,13 @@ def short(cache, tmp_path_factory):
     changes = settings(
         device="cpu",
         train__max_steps=3,
-        train__batch_size=4,
+        train__batch_size=2,
         eval__max_examples=8,
         eval__generate_examples=2,
-        eval__max_new_tokens=16,
+        eval__max_new_tokens=8,
         measure__skip_steps=1,
         measure__latency_trials=1,
-        measure__latency_new_tokens=4,
+        measure__latency_new_tokens=2,
         audit__reload_examples=2,
         tracking__mode="disabled",
     )
@@ -124,7 +124,8 @@ def test_three_steps_of_the_baseline_hold_up_to_their_audit(short):
     assert result["efficiency"]["total_params"] == 139_399_488
     assert result["efficiency"]["step_time_s"]["num_steps"] == 2
     losses = [row["loss_nats_per_token"] for row in rows(short / "steps.jsonl")]
-    assert all(0.5 < loss < 3.0 for loss in losses)
+    # Two examples a step; a wrong template, shift or mask gives more than 6.
+    assert all(0.5 < loss < 4.5 for loss in losses)
     examples = rows(short / "examples.jsonl")
     assert [row["generated"] is not None for row in examples] == [True] * 2 + [False] * 6
     assert all(row["generated"].strip() for row in examples[:2])
@@ -135,7 +136,7 @@ def test_stock_peft_gives_the_recorded_loss_of_the_real_run(short, model):
     environment = os.environ | {"OMP_NUM_THREADS": str(CORES)}
     out, recorded, reloaded = reload(short, model=model.path, environment=environment)
     dtype = load(short / "environment.json")["device"]["dtype"]
-    tolerance = 1e-5 if dtype == "float32" else 1e-3
+    tolerance = load(short / "result.json")["audit"]["relative_tolerance"]
     assert out.startswith(f"8 validation examples, 1,080 tokens, {dtype}\n")
     assert reloaded == pytest.approx(recorded, rel=tolerance)
 
@@ -148,7 +149,7 @@ def packed(cache, tmp_path_factory):
         quantization="nf4",
         device="cpu",
         train__max_steps=8,
-        train__batch_size=4,
+        train__batch_size=2,
         train__learning_rate=1e-3,
         train__gradient_checkpointing="true",
         eval__every_steps=0,

@@ -23,8 +23,12 @@ from loracle.quiet import quiet_transformers
 from loracle.records.names import ADAPTER_WEIGHTS
 from loracle.records.result import Audit
 
-# assumed: packed rows and single sequences may round differently in 16 bits; 0.1 % is the promise
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+"""Allowed difference between the recorded loss and that of stock PEFT, over many tokens."""
+# Standard deviation, per target token, of the difference between packed rows and single sequences:
+# 0.068 nats measured in bf16 (SmolLM2-135M, CPU with AMX, 4,987 tokens); fp16 rounds 8 times finer.
+_ROUNDING_NATS = {torch.float32: 0.0, torch.bfloat16: 0.07, torch.float16: 0.01}
+_STANDARD_ERRORS = 4
 
 
 def audit_run(
@@ -61,6 +65,7 @@ def audit_run(
         progress=progress,
     )
     tokens = sum(score.num_targets for score in scores)
+    recorded = math.fsum(score.nll_sum_nats for score in scores) / tokens
     if plan.is_full:
         updated = moved_weights(trained, model_folder=model_folder)
     else:
@@ -74,10 +79,20 @@ def audit_run(
         planned_params=plan.trainable_params,
         saved_tensors_exact=_saved_exactly(trained, saved),
         reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
-        recorded_loss_nats_per_token=math.fsum(score.nll_sum_nats for score in scores) / tokens,
+        recorded_loss_nats_per_token=recorded,
         reloaded_examples=len(reloaded),
-        relative_tolerance=RELATIVE_TOLERANCE[base.dtype],
+        relative_tolerance=tolerated(base.dtype, loss=recorded, num_tokens=tokens),
     )
+
+
+def tolerated(dtype: torch.dtype, *, loss: float, num_tokens: int) -> float:
+    """Returns the relative difference to ``loss``, in nats per token, that rounding explains.
+
+    A few tokens in 16 bits differ by more than 0.1 % on machines whose products depend on the shape
+    of the batch: four standard errors of their mean are allowed.
+    """
+    rounding = _STANDARD_ERRORS * _ROUNDING_NATS[dtype] / math.sqrt(num_tokens)
+    return max(RELATIVE_TOLERANCE[dtype], rounding / max(loss, 1e-12))
 
 
 def require_sound(audit: Audit) -> None:

@@ -21,6 +21,7 @@ from loracle.engine.device import (
     faster_fp32,
     keep_large_blocks,
 )
+from loracle.engine.measure import imports_set_aside
 from loracle.errors import Interrupted, LoracleError, UsageError
 from loracle.records.files import disk_faults
 from loracle.records.names import CONFIG, MODULES
@@ -84,7 +85,7 @@ def run_many(
             config = next(folder.config for folder in folders if not folder.is_finished)
             device = choose_device(config.device)
             dtype = choose_dtype(config.dtype, device=device)
-            with _recording(folders, outcomes), faster_fp32(device, dtype):
+            with _recording(folders, outcomes), faster_fp32(device, dtype), imports_set_aside():
                 _run(
                     specs,
                     folders=folders,
