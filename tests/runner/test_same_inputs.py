@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from loracle.errors import Interrupted
 from loracle.model.identity import BaseIdentity
 from loracle.runner.same_inputs import base_record, compare_base
 from runs_fixture import Place, build_place, copied, digest, load, settings
@@ -95,13 +96,14 @@ def begun(tmp_path_factory) -> tuple[Place, Path]:
     """A place of its own, whose model tests may change, and a run in it that was interrupted."""
     place = build_place(tmp_path_factory.mktemp("begun"))
     folder = place.work / "runs" / "first"
-    assert place.baseline("--out", folder, **SHORT).code == 0
-    # Nothing vouches for what is edited here.
-    for name in ("result.json", "examples.jsonl", "manifest.json"):
-        (folder / name).unlink()
-    status = load(folder / "status.json") | {"status": "interrupted", "phase": "measure"}
-    (folder / "status.json").write_text(json.dumps(status))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("loracle.runner.bundle.finish_run", stopped)
+        assert place.baseline("--out", folder, **SHORT).code == 130
     return place, folder
+
+
+def stopped(*_, **__):
+    raise Interrupted("stopped by SIGINT")
 
 
 @pytest.fixture
@@ -177,6 +179,7 @@ def test_a_run_that_was_killed_is_interrupted_when_it_is_refused(begun, model, t
     run = copied(first, tmp_path / "run")
     status = load(run / "status.json") | {"status": "running", "phase": "train"}
     (run / "status.json").write_text(json.dumps(status))
+    (run / "manifest.json").unlink(missing_ok=True)
     replaced(model)
     assert place.baseline("--out", run, "--resume", **SHORT).code == 2
     assert load(run / "status.json") == status | {"status": "interrupted"}
@@ -198,6 +201,7 @@ def test_held_out_texts_beyond_the_tokens_count_too(begun, tmp_path):
     run = copied(first, tmp_path / "run")
     recorded = load(run / "environment.json") | {"held_out_sha256": "0" * 64}
     (run / "environment.json").write_text(json.dumps(recorded))
+    (run / "manifest.json").unlink()
     outcome = place.baseline("--out", run, "--resume", **SHORT)
     assert outcome.code == 2
     assert "run: the held-out texts changed since the run began" in outcome.line
