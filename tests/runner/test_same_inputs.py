@@ -167,7 +167,7 @@ def test_a_run_does_not_go_on_with_another_base(begun, model, tmp_path, change, 
     change(model)
     outcome = place.baseline("--out", run, "--resume", **SHORT)
     assert outcome.code == 2
-    assert outcome.line == (
+    assert outcome.err.splitlines()[-1] == (
         f"RunFolderError: run: the base model changed since the run began ({part}); "
         "restore it or start a new run"
     )

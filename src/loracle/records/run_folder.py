@@ -155,6 +155,7 @@ class RunFolder:
             # Of a finished run the manifest would have told.
             self.notices.append(f"{error}; taken as unfinished")
             self.status = {"status": "running"}
+        self._status_before = self.status
         self.failed_before = self.status.get("status") == "failed"
         if self.is_finished:
             return
