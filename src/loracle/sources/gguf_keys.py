@@ -118,8 +118,8 @@ def _head_dim(config: Any) -> float:
 
 def _rotary_share(config: Any) -> float:
     rope = next(_ropes(config), {})
-    share: float = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", 1)
-    return share
+    stated = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
+    return float(stated or 1)
 
 
 def _rope_base(config: Any, *, windowed: bool) -> float | None:
