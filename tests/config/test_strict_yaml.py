@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from loracle.config.files import dump_yaml
 from loracle.config.strict_yaml import load_value, load_yaml
 from loracle.errors import ConfigError
+from loracle.text import active_character
 
 BOMB = "a0: &a0 [x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
@@ -73,8 +74,9 @@ def test_a_text_that_is_dumped_is_that_text_for_every_reader(text):
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.text())
+@given(st.text().filter(lambda text: active_character(text) is None))
 def test_any_text_is_dumped_as_itself(text):
+    """Texts that would act on a screen are refused, wherever they stand."""
     dumped = dump_yaml({"a": text, "b": [text]})
     assert load_yaml(dumped, origin="x") == yaml.safe_load(dumped) == {"a": text, "b": [text]}
 
@@ -142,7 +144,7 @@ def test_written_out_kinds_are_of_the_same_schema():
 
 
 def test_a_value_that_is_no_text_is_refused():
-    with pytest.raises(ConfigError, match=r"^--set x: 'a\\udcff' holds characters"):
+    with pytest.raises(ConfigError, match=r"^--set x: value: holds the character U\+DCFF"):
         load_value("a\udcff", origin="--set x")
     with pytest.raises(ConfigError, match="too large"):
         load_value("9" * 30, origin="--set x")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from sacrebleu.metrics import BLEU
 
-from loracle import bleu
+from loracle.config import bleu
 from loracle.config.bleu import choose_tokenizer, lacks, tokenizer_in
 from loracle.config.files import load_config
 from loracle.engine.evaluate import Answer, score_answers
