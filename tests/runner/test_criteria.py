@@ -13,7 +13,6 @@ from loracle.runner.criteria import (
     convergence,
     efficiency,
     reproducibility,
-    t_quantile,
     validation,
 )
 from loracle.text import plural
@@ -111,14 +110,6 @@ def test_no_change_passes_or_fails_about_as_often_as_the_interval_says():
     """A false verdict of either kind, a few times in a hundred."""
     told = [change(*scored(0.0, count=20, seed=seed)).fell for seed in range(400)]
     assert 5 <= sum(fell is not None for fell in told) <= 40
-
-
-def test_the_interval_is_students():
-    from scipy.stats import t
-
-    for freedom in (9, 12, 30, 1000):
-        for tail in (0.025, 0.0025):
-            assert t_quantile(tail, freedom) == pytest.approx(t.isf(tail, freedom), rel=2e-3)
 
 
 BASE = [ExampleScore(10, 20.0), *[ExampleScore(30, 45.0)] * 10]

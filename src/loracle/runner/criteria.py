@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from loracle.analysis.stats.difference import t_quantile
 from loracle.engine.evaluate import ExampleScore, likelihood
 from loracle.engine.measure import Parameters
 from loracle.records.files import read_jsonl
@@ -78,18 +79,6 @@ def change(
     error = statistics.stdev(around, xbar=0.0) / math.sqrt(len(pairs))
     half = t_quantile(tail, len(pairs) - 1) * error
     return Change(mean, mean - half, mean + half)
-
-
-def t_quantile(tail: float, freedom: int) -> float:
-    """Returns the value that Student's t exceeds with probability ``tail``; for 9 and more degrees.
-
-    Source: Abramowitz and Stegun 1964, 26.7.5. SciPy would take longer to load than a run to judge.
-    """
-    z = statistics.NormalDist().inv_cdf(1 - tail)
-    first = (z**3 + z) / 4
-    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / freedom + second / freedom**2 + third / freedom**3
 
 
 def convergence(

@@ -163,12 +163,12 @@ def critical_value(
     ``seed_share``, 0 to 1, may have any shape; it takes at least two seeds and two examples.
     """
     weight = np.asarray(seed_share, dtype=np.float64) ** _SHARE_POWER
-    of_seeds, of_examples = _quantile(tail, num_seeds - 1), _quantile(tail, num_examples - 1)
+    of_seeds, of_examples = t_quantile(tail, num_seeds - 1), t_quantile(tail, num_examples - 1)
     return np.asarray(weight * of_seeds + (1 - weight) * of_examples)
 
 
 @lru_cache(maxsize=4096)
-def _quantile(tail: float, df: float) -> float:
+def t_quantile(tail: float, df: float) -> float:
     """Returns the value that Student's t exceeds with probability ``tail``.
 
     What ``scipy.stats.t.isf`` computes, without its 0.1 ms of checks: a hundred arms have some
@@ -199,7 +199,7 @@ def _matching_df(critical: float, *, tail: float, within: tuple[int, int]) -> fl
     few, many = sorted(within)
 
     def excess(inverse: float) -> float:
-        return _quantile(tail, 1 / inverse) - critical
+        return t_quantile(tail, 1 / inverse) - critical
 
     # At the ends the root is the end, where rounding may hide the change of sign.
     if excess(1 / many) >= 0:
