@@ -8,7 +8,13 @@ import os
 # (measured, 2 cores). Tests of the real model share the cores with the suite's other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from hypothesis import settings
+
 from runs_fixture import finished, nursery, only_runs, place, unmeasured
+
+# Whether a property holds does not depend on how busy the machine is.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 __all__ = ["finished", "nursery", "only_runs", "place", "unmeasured"]
 
