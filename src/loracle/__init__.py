@@ -19,13 +19,9 @@ if TYPE_CHECKING:
     from loracle.config.files import load_config
     from loracle.config.run import Config
     from loracle.data import prepare_data
+    from loracle.engine.answers import answer_prompts, score_answers
     from loracle.engine.device import choose_device, choose_dtype
-    from loracle.engine.evaluate import (
-        answer_prompts,
-        likelihood,
-        score_answers,
-        score_examples,
-    )
+    from loracle.engine.evaluate import likelihood, score_examples
     from loracle.engine.train import train_bundle
     from loracle.engine.train_state import new_run
     from loracle.model.adapters import attach_adapter, load_adapter, save_adapter
@@ -40,7 +36,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Config": "loracle.config.run",
     "RunSpec": "loracle.runner.run_spec",
-    "answer_prompts": "loracle.engine.evaluate",
+    "answer_prompts": "loracle.engine.answers",
     "attach_adapter": "loracle.model.adapters",
     "choose_device": "loracle.engine.device",
     "choose_dtype": "loracle.engine.device",
@@ -58,7 +54,7 @@ _HOMES = {
     "run_many": "loracle.runner.run_many",
     "sample_run": "loracle.runner.sample",
     "save_adapter": "loracle.model.adapters",
-    "score_answers": "loracle.engine.evaluate",
+    "score_answers": "loracle.engine.answers",
     "score_examples": "loracle.engine.evaluate",
     "train_bundle": "loracle.engine.train",
 }

@@ -8,7 +8,7 @@ from sacrebleu.metrics import BLEU
 from loracle.config import bleu
 from loracle.config.bleu import choose_tokenizer, lacks, tokenizer_in
 from loracle.config.files import load_config
-from loracle.engine.evaluate import Answer, score_answers
+from loracle.engine.answers import Answer, score_answers
 from loracle.errors import ConfigError, UsageError
 from loracle.runner.preflight import preflight
 

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 import loracle.engine.decode
 from geometries import UNUSUAL
 from loracle.config.run import PlacementConfig
+from loracle.engine.answers import Answer, answer_prompts, answer_with_adapters
 from loracle.engine.decode import (
     decode_greedily,
     decodes_exactly,
@@ -19,7 +20,6 @@ from loracle.engine.decode import (
     greedy,
     prompt_batches,
 )
-from loracle.engine.evaluate import Answer, answer_prompts, answer_with_adapters
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
 from loracle.placement import resolve_placement
@@ -293,7 +293,7 @@ def test_such_a_model_answers_through_generate(monkeypatch):
     base = base_of(inclined_to_stop(stock_model("gpt2")))
     attach(base, tiny_plan(family="gpt2"), spread_b=0.3)
     expected = answer_with_adapters(base, PROMPTS, adapters=[None, "default"], max_new_tokens=NEW)
-    monkeypatch.setattr("loracle.engine.evaluate.decode_greedily", None)
+    monkeypatch.setattr("loracle.engine.answers.decode_greedily", None)
     refuse_partial_logits(base)
     result = answer_with_adapters(base, PROMPTS, adapters=[None, "default"], max_new_tokens=NEW)
     assert result == expected

@@ -9,15 +9,8 @@ from sacrebleu.metrics import BLEU, CHRF
 from transformers import GenerationConfig
 
 from loracle.config.run import PlacementConfig
-from loracle.engine.evaluate import (
-    Answer,
-    ExampleScore,
-    answer_prompts,
-    likelihood,
-    score_adapters,
-    score_answers,
-    score_examples,
-)
+from loracle.engine.answers import Answer, answer_prompts, score_answers
+from loracle.engine.evaluate import ExampleScore, likelihood, score_adapters, score_examples
 from loracle.errors import NonFiniteError
 from loracle.model.base import FrozenBase
 from loracle.model.layers.lora import RoutedLinear

@@ -8,7 +8,8 @@ import pytest
 
 from loracle.config.files import load_config
 from loracle.data import Example, Record
-from loracle.engine.evaluate import Answer, ExampleScore, TextScore
+from loracle.engine.answers import Answer, TextScore
+from loracle.engine.evaluate import ExampleScore
 from loracle.engine.measure import Latency, MemoryMeter
 from loracle.placement import ModulePlan, PlannedModule
 from loracle.records.files import to_json

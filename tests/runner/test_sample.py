@@ -67,7 +67,7 @@ def test_the_command_shows_both_answers_side_by_side(place, finished):
 def test_text_that_looks_like_markup_is_shown_as_it_is(capsys):
     from rich.console import Console
 
-    from loracle.engine.evaluate import Answer
+    from loracle.engine.answers import Answer
     from loracle.report.terminal.answers import answers_view
     from loracle.runner.sample import Answers
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from loracle.engine.evaluate import Answer, ExampleScore
+from loracle.engine.answers import Answer
+from loracle.engine.evaluate import ExampleScore
 from loracle.errors import NonFiniteError
 from loracle.runner.untuned_cache import UntunedCache, untuned_cache_folder
 

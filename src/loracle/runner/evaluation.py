@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from loracle.engine.evaluate import (
-    ExampleScore,
-    answer_with_adapters,
-    likelihood,
-    score_adapters,
-)
+from loracle.engine.answers import answer_with_adapters
+from loracle.engine.evaluate import ExampleScore, likelihood, score_adapters
 from loracle.errors import NonFiniteError
 from loracle.records.names import ANSWERS
 from loracle.records.run_folder import RunFolder

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loracle.engine.evaluate import Answer, ExampleScore, TextScore, score_answers
+from loracle.engine.answers import Answer, TextScore, score_answers
+from loracle.engine.evaluate import ExampleScore
 from loracle.engine.measure import Latency
 from loracle.model.adapters import save_adapter, save_tokenizer
 from loracle.model.whole import WEIGHTS, save_whole

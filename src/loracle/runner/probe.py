@@ -19,7 +19,8 @@ import torch
 from loracle.config.run import Config, num_probed_steps
 from loracle.data import Example
 from loracle.data.packing import batches_by_tokens
-from loracle.engine.evaluate import answer_prompts, score_examples
+from loracle.engine.answers import answer_prompts
+from loracle.engine.evaluate import score_examples
 from loracle.engine.measure import Latency, MemoryMeter, measure_latency
 from loracle.engine.out_of_memory import Halved, memory_faults, say_nothing
 from loracle.engine.step_memory import StepTensors

@@ -9,7 +9,8 @@ from typing import Any
 
 from loracle.config.run import Config
 from loracle.data import Example
-from loracle.engine.evaluate import Answer, ExampleScore, TextScore, likelihood
+from loracle.engine.answers import Answer, TextScore
+from loracle.engine.evaluate import ExampleScore, likelihood
 from loracle.engine.measure import Latency, MemoryMeter, Parameters, step_clock
 from loracle.placement import ModulePlan
 from loracle.records.result import (

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from loracle.data import Record, encode_prompts, template_of
+from loracle.engine.answers import Answer, answer_prompts
 from loracle.engine.device import choose_device, choose_dtype
-from loracle.engine.evaluate import Answer, answer_prompts
 from loracle.errors import RunFolderError
 from loracle.model.adapters import load_adapter
 from loracle.model.base import FrozenBase

@@ -16,9 +16,10 @@ import torch
 from loracle.config.bleu import Choice, choose_tokenizer
 from loracle.config.run import Config, TrainConfig
 from loracle.data import Example, PreparedData, prepare_data
+from loracle.engine.answers import Answer
 from loracle.engine.device import choose_device, choose_dtype, dtype_name
 from loracle.engine.environment import capture_environment
-from loracle.engine.evaluate import Answer, ExampleScore
+from loracle.engine.evaluate import ExampleScore
 from loracle.engine.measure import MemoryMeter
 from loracle.engine.out_of_memory import memory_faults
 from loracle.engine.train_state import TrainState, new_run

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from loracle.engine.evaluate import Answer, ExampleScore, answer_prompts, score_examples
+from loracle.engine.answers import Answer, answer_prompts
+from loracle.engine.evaluate import ExampleScore, score_examples
 from loracle.engine.measure import MemoryMeter
 from loracle.runner.shared_base import SharedBase
 from loracle.runner.untuned_cache import Untuned, answer_key, score_key

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from loracle.digest import code_digest, digest_of, key_of
-from loracle.engine.evaluate import Answer, ExampleScore
+from loracle.engine.answers import Answer
+from loracle.engine.evaluate import ExampleScore
 from loracle.errors import RunFolderError
 from loracle.model.identity import BaseIdentity, inputs_of
 from loracle.records.files import disk_reason, read_json, write_durably

@@ -10,7 +10,7 @@ from loracle.analysis.stats.bleu import (
     fast_bleu,
     paired_bleu_of_counts,
 )
-from loracle.engine.evaluate import Answer, TextScore, score_answers
+from loracle.engine.answers import Answer, TextScore, score_answers
 from loracle.errors import UsageError
 
 REFERENCES = [

@@ -6,7 +6,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from loracle.engine.evaluate import Answer
+from loracle.engine.answers import Answer
 from loracle.runner.sample import Answers
 
 
