@@ -9,29 +9,29 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
 from loracle.cli.ending import run, show_tracebacks
+from loracle.cli.parameters import (
+    ConfigArgument,
+    FitOption,
+    FolderArgument,
+    MarkdownOption,
+    ResumeOption,
+    RunArgument,
+    RunOption,
+    SetOption,
+    StudyOption,
+    Words,
+)
 from loracle.cli.streams import fill_closed_descriptors
-from loracle.config.files import at_home, find_config, load_config
+from loracle.config.files import find_config, load_config
 from loracle.engine.small_machine import fit_machine
-from loracle.errors import ConfigError, RunFolderError, UsageError
+from loracle.errors import ConfigError, RunFolderError
 from loracle.screen import screen
 from loracle.version import __version__
 
-
-class _Words(TyperGroup):
-    """Refuses words that are not UTF-8: no record, page or configuration could hold them."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        for word in args:
-            if any("\ud800" <= character <= "\udfff" for character in word):
-                raise UsageError(f"'{word}': not UTF-8; rename the file or folder")
-        return super().parse_args(ctx, args)
-
-
 app = typer.Typer(
-    cls=_Words,
+    cls=Words,
     name="loracle",
     help="Where should LoRA adapters go? Compares placements under equal conditions.",
     no_args_is_help=True,
@@ -40,27 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ConfigArgument = Annotated[
-    str, typer.Argument(metavar="[CONFIG]", help="YAML file, or name of a shipped configuration.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override one key, e.g. train.max_steps=100; can be repeated.",
-    ),
-]
-FitOption = Annotated[
-    bool,
-    typer.Option(
-        "--fit",
-        help="Fit the device's memory: choose tokens per pass, gradient checkpointing and, last, "
-        "4-bit weights.",
-    ),
-]
-MarkdownOption = Annotated[bool, typer.Option("--markdown", help="Print Markdown.")]
-
 RUNS = Path("runs")
 
 
@@ -68,8 +47,12 @@ def main() -> None:
     """Runs the command line and exits with its code."""
     fill_closed_descriptors()
     for notice in fit_machine(lambda: _cache() / "tmp"):
-        screen(stderr=True, soft_wrap=True).print(notice)
+        _notify(notice)
     sys.exit(run(app))
+
+
+def _notify(line: str) -> None:
+    screen(stderr=True, soft_wrap=True).print(line)
 
 
 def _cache() -> Path:
@@ -101,7 +84,7 @@ def _fitted(
     from loracle.study.forecast import choose_fit
 
     choice = choose_fit(config, overrides=given)
-    screen(stderr=True, soft_wrap=True).print(choice.words)
+    _notify(choice.words)
     return [*given, *choice.overrides], choice.notes
 
 
@@ -109,20 +92,8 @@ def _fitted(
 def baseline(
     config: ConfigArgument = "base_config",
     overrides: SetOption = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            parser=at_home, metavar="DIR", help="Run folder.", show_default="runs/<config>-<time>"
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue an unfinished run: the one in --out, or the newest of this "
-            "configuration.",
-        ),
-    ] = False,
+    out: RunOption = None,
+    resume: ResumeOption = False,
     fit: FitOption = False,
 ) -> None:
     """Fine-tune with the standard LoRA baseline; measure quality and cost before and after."""
@@ -154,15 +125,7 @@ def study(
         str, typer.Argument(metavar="CONFIG", help="YAML file, or name of a shipped study.")
     ],
     overrides: SetOption = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            parser=at_home,
-            metavar="DIR",
-            help="Study folder; an existing study is resumed.",
-            show_default="runs/<config>",
-        ),
-    ] = None,
+    out: StudyOption = None,
     plan: Annotated[
         bool,
         typer.Option(
@@ -229,12 +192,7 @@ def plan(
 
 @app.command()
 def report(
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            parser=at_home, metavar="DIR", help="Folder of a study, a run, or several runs."
-        ),
-    ],
+    folder: FolderArgument,
     markdown: MarkdownOption = False,
 ) -> None:
     """Write a study's report, or print the results of a run or of runs with different seeds."""
@@ -243,7 +201,7 @@ def report(
 
     note = unverified(folder)
     if note:
-        screen(stderr=True, soft_wrap=True).print(note)
+        _notify(note)
     if is_study(folder):
         if markdown:
             from loracle.report import study_markdown
@@ -299,9 +257,7 @@ def placements(
 
 @app.command()
 def sample(
-    run_folder: Annotated[
-        Path, typer.Argument(parser=at_home, metavar="RUN", help="Folder of a finished run.")
-    ],
+    run_folder: RunArgument,
     instruction: Annotated[
         str, typer.Argument(metavar="INSTRUCTION", help="Instruction to answer.")
     ],
