@@ -17,6 +17,7 @@ import gpu_study
 import pieces
 import plan_accuracy
 import plan_published
+import rounding
 import scaling
 import standings
 import study
@@ -26,7 +27,11 @@ from bundles import Point, measure_point, point_figures
 from contenders import CONTENDERS, TUNED, Contender, run_contender
 from figures import bootstrap, quartiles, read_lines, table
 from loracle.analysis.verdicts import judge
+from loracle.config.files import load_config
+from loracle.data import prepare_data
+from loracle.model.load import load_base
 from loracle.records.study_folder import read_study
+from loracle.sources import resolve_data
 from tiny import save_tiny_model, write_records
 from tricks import TRICKS, block_mask
 
@@ -613,3 +618,21 @@ def test_published_shapes_are_ones_that_can_be_planned():
     assert {row.model for row in plan_published.ROWS} <= set(catalog().models)
     (row,) = [row for row in plan_published.ROWS if row.published_gb == 13.68]
     assert 4 < plan_published.ours_gb(row) < row.published_gb
+
+
+def test_the_rounding_of_a_token_is_that_of_its_examples():
+    """Errors of one standard deviation a token: two, by the root of the tokens, and both signs."""
+    found = rounding.difference([12.0, 3.0], [10.0, 4.0], [4, 1])
+    assert found["std_nats_per_token"] == pytest.approx(1.0)
+    assert found["mean_nats_per_token"] == pytest.approx(1 / 5)
+    assert found["loss_nats_per_token"] == pytest.approx(14 / 5)
+
+
+def test_in_fp32_packed_rows_and_stock_round_alike(place):
+    base = load_base(place.model, device=torch.device("cpu"), dtype=torch.float32)
+    data = prepare_data(
+        resolve_data(f"path:{place.data}"), config=load_config().data, tokenizer=base.tokenizer
+    )
+    found = rounding.measure(base, data.validation[:4], folder=place.model)
+    assert found["num_examples"] == 4
+    assert found["std_nats_per_token"] < 1e-5

@@ -25,8 +25,8 @@ from loracle.screen import quiet_transformers
 
 RELATIVE_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
 """Allowed difference between the recorded loss and that of stock PEFT, over many tokens."""
-# Standard deviation, per target token, of the difference between packed rows and single sequences:
-# 0.068 nats measured in bf16 (SmolLM2-135M, CPU with AMX, 4,987 tokens); fp16 rounds 8 times finer.
+# Standard deviation, per target token, of the difference between packed rows and single sequences.
+# measured: 0.068 nats in bf16 (benchmarks/rounding.py); assumed: fp16 rounds 8 times finer.
 _ROUNDING_NATS = {torch.float32: 0.0, torch.bfloat16: 0.07, torch.float16: 0.01}
 _STANDARD_ERRORS = 4
 
