@@ -5,6 +5,7 @@ One table of changes for every kind of value that a base computes, one for those
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -278,6 +279,14 @@ def test_a_speed_is_kept_by_device_dtype_threads_settings_code_and_what_was_time
 def test_the_code_of_a_speed_and_of_a_conversion_is_found():
     for sources in (calibration.CALIBRATION_SOURCES, sources_cache.CONVERSION_SOURCES):
         assert len(digest.code_digest(sources)) == 64
+
+
+def test_all_code_that_converts_is_in_the_key_of_a_conversion():
+    patterns = sources_cache.CONVERSION_SOURCES
+    hashed = {path for pattern in patterns for path in digest.PACKAGE.glob(pattern)}
+    imports = re.compile(r"^from loracle\.sources\.(\w+) import", re.MULTILINE)
+    names = {name for path in hashed for name in imports.findall(path.read_text())}
+    assert {digest.PACKAGE / "sources" / f"{name}.py" for name in names} <= hashed
 
 
 def _cached_shapes(call: Callable[[], object]) -> int:
