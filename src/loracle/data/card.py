@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from loracle.errors import DataError
+from loracle.sources.folders import DATA_CARD
 
-_NAME = "README.md"
 # What an entry may say besides the files and the delimiter, without a bearing on any text.
 _IDLE = frozenset({"config_name", "default", "description", "version", "features", "data_dir"})
 _DELIMITERS = ("sep", "delimiter")
@@ -58,7 +58,7 @@ def _configs(folder: Path) -> object:
     """Returns the value of ``configs:`` in the card's front matter, or None."""
     import yaml
 
-    card = folder / _NAME
+    card = folder / DATA_CARD
     if not card.is_file():
         return None
     text = card.read_text("utf-8-sig", "replace")

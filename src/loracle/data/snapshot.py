@@ -14,12 +14,9 @@ from pathlib import Path
 from loracle.data.card import read_card
 from loracle.data.rows import READERS, Drop, Table, read_table
 from loracle.errors import DataError
+from loracle.sources.folders import NOT_RECORDS
 
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
-# Files that `datasets` writes beside the data, with a suffix of data.
-_NOT_DATA = frozenset(
-    {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
-)
 
 
 def read_folder(folder: Path, *, columns: Collection[str]) -> Table:
@@ -53,7 +50,7 @@ def _data_files(folder: Path) -> list[Path]:
         name
         for name in names
         if name.suffix.lower() in READERS
-        and name.name.lower() not in _NOT_DATA
+        and name.name.lower() not in NOT_RECORDS
         and not any(part.startswith(".") for part in name.parts)
     ]
 
