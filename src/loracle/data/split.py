@@ -31,6 +31,8 @@ class Split:
     """Records to learn from."""
     validation: tuple[Record, ...]
     """Records held out."""
+    group_sizes: tuple[int, ...]
+    """How many records ask the same, for each group of both parts."""
 
 
 def normalized(instruction: str) -> str:
@@ -134,6 +136,7 @@ def split_records(records: Sequence[Record], *, validation_frac: float, seed: in
     return Split(
         train=tuple(record for record in records if record.row not in held_out),
         validation=tuple(record for record in records if record.row in held_out),
+        group_sizes=tuple(sizes),
     )
 
 
