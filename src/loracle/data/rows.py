@@ -195,13 +195,14 @@ def _read_delimited(path: Path, columns: Collection[str], delimiter: str | None)
     limit = csv.field_size_limit(max(len(text), 1))
     try:
         for cells in reader:
-            numbered.append((start, cells))
+            if cells:
+                numbered.append((start, cells))
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path.name}:{start}: broken row that starts here ({error})") from None
     finally:
         csv.field_size_limit(limit)
-    return _with_header([(line, cells) for line, cells in numbered if cells], columns, path=path)
+    return _with_header(numbered, columns, path=path)
 
 
 def _with_header(
