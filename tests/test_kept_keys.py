@@ -33,6 +33,7 @@ from loracle.runner.untuned_cache import answer_key, score_key
 from loracle.sources import ResolvedSource
 from loracle.sources import cache as sources_cache
 from loracle.sources.cache import conversion_key
+from loracle.study import scoring
 from loracle.study.scoring import scores_key
 from tiny import save_tiny_model
 from tiny_engine import examples_of, tiny_base
@@ -276,8 +277,12 @@ def test_a_speed_is_kept_by_device_dtype_threads_settings_code_and_what_was_time
     assert len(set(keys)) == len(keys)
 
 
-def test_the_code_of_a_speed_and_of_a_conversion_is_found():
-    for sources in (calibration.CALIBRATION_SOURCES, sources_cache.CONVERSION_SOURCES):
+def test_the_code_of_a_speed_a_conversion_and_a_score_is_found():
+    for sources in (
+        calibration.CALIBRATION_SOURCES,
+        sources_cache.CONVERSION_SOURCES,
+        scoring.SCORE_SOURCES,
+    ):
         assert len(digest.code_digest(sources)) == 64
 
 
@@ -366,7 +371,6 @@ def strategic(tmp_path, monkeypatch):
 
 def test_module_scores_are_kept_by_model_data_settings_and_code(strategic, monkeypatch, tmp_path):
     from loracle import sources
-    from loracle.study import scoring
 
     study, base = strategic
     lora = base.model_copy(update={"lora": base.lora.model_copy(update={"rank": 3})})
@@ -388,7 +392,6 @@ def test_module_scores_are_kept_by_model_data_settings_and_code(strategic, monke
 
 
 def test_module_scores_of_other_inputs_are_not_taken(strategic, monkeypatch, tmp_path, capsys):
-    from loracle.study import scoring
 
     study, base = strategic
     monkeypatch.setattr(scoring, "_score", lambda *_, **__: {"gradient-energy": {"m": 2.0}})
