@@ -50,7 +50,7 @@ def account_of(
     """
     cut = sorted(example.record.row for example in examples if example.truncated)
     return {
-        "dropped": describe_drops([*reading.drops, *unfit]),
+        "dropped": _describe_drops([*reading.drops, *unfit]),
         "truncated": _tally(cut),
         "unread_columns": {_shown(name): _tally(rows) for name, rows in reading.unread.items()},
         "doubled_keys": _tally(reading.doubled),
@@ -59,7 +59,7 @@ def account_of(
     }
 
 
-def describe_drops(drops: Iterable[Drop]) -> dict[str, Any]:
+def _describe_drops(drops: Iterable[Drop]) -> dict[str, Any]:
     """Returns the number and the row numbers of dropped rows by reason."""
     drops = sorted(drops, key=lambda drop: drop.row)
     return {
