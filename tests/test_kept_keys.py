@@ -392,7 +392,6 @@ def test_module_scores_are_kept_by_model_data_settings_and_code(strategic, monke
 
 
 def test_module_scores_of_other_inputs_are_not_taken(strategic, monkeypatch, tmp_path, capsys):
-
     study, base = strategic
     monkeypatch.setattr(scoring, "_score", lambda *_, **__: {"gradient-energy": {"m": 2.0}})
     kept = {"schema": 1, "steps": 4, "scores": {"gradient-energy": {"m": 1.0}}}

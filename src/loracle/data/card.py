@@ -32,15 +32,15 @@ class CardFiles:
     """Of CSV and TSV; None: by suffix."""
 
 
-def read_card(folder: Path) -> CardFiles | None:
-    """Returns what the card of a folder names, or None without a card that names anything.
+def read_card(folder: Path) -> CardFiles:
+    """Returns what the card of a folder names; without one, no files and the folder itself.
 
     Raises:
         DataError: If the card cannot be followed, to the letter and within its folder.
     """
     configs = _configs(folder)
     if configs is None:
-        return None
+        return CardFiles(None, folder, None)
     entry = _default(configs, folder=folder)
     unknown = sorted(map(str, entry.keys() - {*_IDLE, *_DELIMITERS, "data_files"}))
     if unknown:

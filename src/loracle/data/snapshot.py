@@ -31,12 +31,9 @@ def read_folder(folder: Path, *, columns: Collection[str]) -> Table:
         OSError: If the system refuses to read them.
     """
     card = read_card(folder)
-    base = card.folder if card else folder
-    files = card.files if card else None
-    chosen = _train_files(base) if files is None else files
-    delimiter = card.delimiter if card else None
-    tables = [read_table(file, columns=columns, delimiter=delimiter) for file in chosen]
-    names = [file.relative_to(folder).as_posix() for file in chosen]
+    files = _train_files(card.folder) if card.files is None else card.files
+    tables = [read_table(file, columns=columns, delimiter=card.delimiter) for file in files]
+    names = [file.relative_to(folder).as_posix() for file in files]
     others = [name.as_posix() for name in _data_files(folder) if name.as_posix() not in names]
     table = tables[0] if len(tables) == 1 else _join(tables)
     counts = [len(one.rows) + len(one.drops) for one in tables]
