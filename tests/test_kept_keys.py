@@ -5,6 +5,7 @@ One table of changes for every kind of value that a base computes, one for those
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -32,6 +33,7 @@ from loracle.runner.untuned_cache import answer_key, score_key
 from loracle.sources import ResolvedSource
 from loracle.sources import cache as sources_cache
 from loracle.sources.cache import conversion_key
+from loracle.study import scoring
 from loracle.study.scoring import scores_key
 from tiny import save_tiny_model
 from tiny_engine import examples_of, tiny_base
@@ -275,9 +277,21 @@ def test_a_speed_is_kept_by_device_dtype_threads_settings_code_and_what_was_time
     assert len(set(keys)) == len(keys)
 
 
-def test_the_code_of_a_speed_and_of_a_conversion_is_found():
-    for sources in (calibration.CALIBRATION_SOURCES, sources_cache.CONVERSION_SOURCES):
+def test_the_code_of_a_speed_a_conversion_and_a_score_is_found():
+    for sources in (
+        calibration.CALIBRATION_SOURCES,
+        sources_cache.CONVERSION_SOURCES,
+        scoring.SCORE_SOURCES,
+    ):
         assert len(digest.code_digest(sources)) == 64
+
+
+def test_all_code_that_converts_is_in_the_key_of_a_conversion():
+    patterns = sources_cache.CONVERSION_SOURCES
+    hashed = {path for pattern in patterns for path in digest.PACKAGE.glob(pattern)}
+    imports = re.compile(r"^from loracle\.sources\.(\w+) import", re.MULTILINE)
+    names = {name for path in hashed for name in imports.findall(path.read_text())}
+    assert {digest.PACKAGE / "sources" / f"{name}.py" for name in names} <= hashed
 
 
 def _cached_shapes(call: Callable[[], object]) -> int:
@@ -357,7 +371,6 @@ def strategic(tmp_path, monkeypatch):
 
 def test_module_scores_are_kept_by_model_data_settings_and_code(strategic, monkeypatch, tmp_path):
     from loracle import sources
-    from loracle.study import scoring
 
     study, base = strategic
     lora = base.model_copy(update={"lora": base.lora.model_copy(update={"rank": 3})})
@@ -379,8 +392,6 @@ def test_module_scores_are_kept_by_model_data_settings_and_code(strategic, monke
 
 
 def test_module_scores_of_other_inputs_are_not_taken(strategic, monkeypatch, tmp_path, capsys):
-    from loracle.study import scoring
-
     study, base = strategic
     monkeypatch.setattr(scoring, "_score", lambda *_, **__: {"gradient-energy": {"m": 2.0}})
     kept = {"schema": 1, "steps": 4, "scores": {"gradient-energy": {"m": 1.0}}}

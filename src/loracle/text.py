@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 GIB = 2**30
 """Bytes."""
@@ -20,6 +21,12 @@ _ACTIVE = re.compile(
 def plural(number: int, word: str) -> str:
     """Returns ``1 seed`` or ``3 seeds``."""
     return f"{number:,} {word if number == 1 else word + 's'}"
+
+
+def listed(names: Sequence[str], *, most: int = 3) -> str:
+    """Returns the first names and the number of the others, e.g. ``a, b, c and 2 more``."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def perplexity_words(perplexity: float | None) -> str:

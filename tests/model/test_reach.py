@@ -66,6 +66,12 @@ def test_a_module_that_no_pass_calls_is_named():
         require_reached(base, plan=plan_of(base, "full"))
 
 
+def test_a_weight_of_the_model_itself_is_reached():
+    base = tiny_base()
+    base.model.scale = nn.Parameter(torch.ones(1))
+    require_reached(base, plan=plan_of(base, "full"))
+
+
 def test_a_module_whose_output_is_dropped_is_named():
     base = tiny_base()
     mlp = base.model.model.layers[1].mlp

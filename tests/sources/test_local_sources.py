@@ -161,6 +161,17 @@ def test_a_data_file_s_name_need_not_be_utf_8(tmp_path):
     assert resolve_data(f"path:{folder}").revision != first
 
 
+def test_the_card_of_a_data_folder_is_part_of_its_revision(tmp_path):
+    """It names the files that are read, and their delimiter."""
+    (tmp_path / "rows.csv").write_text("instruction;input;output\na;;b\n")
+    revisions = [resolve_data(f"path:{tmp_path}").revision]
+    for delimiter in ";,":
+        card = f"---\nconfigs: [{{data_files: rows.csv, sep: '{delimiter}'}}]\n---\n"
+        (tmp_path / "README.md").write_text(card)
+        revisions.append(resolve_data(f"path:{tmp_path}").revision)
+    assert len(set(revisions)) == 3
+
+
 @pytest.mark.parametrize("name", ["\udcff", "\x1b[2J", "\u202efdp"])
 def test_a_folder_whose_name_is_no_text_is_one_line(tmp_path, monkeypatch, fails, name):
     folder = tmp_path / name

@@ -1,6 +1,6 @@
 """Alpaca records, split, tokenised and packed into rows.
 
-Imports config, and sources for the type of a resolved source; torch in packing only.
+Imports config, and sources for what a source and a folder of data are; torch in packing only.
 """
 
 from loracle.data.prepare import PreparedData, prepare_data

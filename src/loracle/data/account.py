@@ -7,18 +7,19 @@ concerns; what is left out of more than a tenth of the records is a warning that
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from loracle.data.records import Reading, count_drops
 from loracle.data.rows import Drop
 from loracle.data.tokens import Example
-from loracle.text import plural
+from loracle.text import listed, plural
 
 # assumed: what a reader of a table would want to know of
 _WARNED_FRAC = 0.1
 _RECORDED_ROWS = 10
 _SHOWN_ROWS = 5
-_SHOWN_NAMES = 5
+_listed = partial(listed, most=5)
 
 # Reasons to leave out a record that was read and drawn.
 _UNFIT = frozenset({"no_prompt_tokens", "no_response_tokens", "prompt_too_long"})
@@ -49,7 +50,7 @@ def account_of(
     """
     cut = sorted(example.record.row for example in examples if example.truncated)
     return {
-        "dropped": describe_drops([*reading.drops, *unfit]),
+        "dropped": _describe_drops([*reading.drops, *unfit]),
         "truncated": _tally(cut),
         "unread_columns": {_shown(name): _tally(rows) for name, rows in reading.unread.items()},
         "doubled_keys": _tally(reading.doubled),
@@ -58,7 +59,7 @@ def account_of(
     }
 
 
-def describe_drops(drops: Iterable[Drop]) -> dict[str, Any]:
+def _describe_drops(drops: Iterable[Drop]) -> dict[str, Any]:
     """Returns the number and the row numbers of dropped rows by reason."""
     drops = sorted(drops, key=lambda drop: drop.row)
     return {
@@ -110,11 +111,11 @@ def _reason(name: str, report: Mapping[str, Any], *, total: int) -> str:
 def _unread(report: Mapping[str, Any]) -> Iterator[str]:
     columns = report["unread_columns"]
     if columns:
-        listed = [
+        named = [
             f"{name} ({plural(rows['count'], 'record')}, {_rows(rows)})"
             for name, rows in columns.items()
         ]
-        yield f"{plural(len(columns), 'column')} not read: {_listed(listed)}"
+        yield f"{plural(len(columns), 'column')} not read: {_listed(named)}"
     if others := report["unread_files"]:
         yield f"{plural(len(others), 'data file')} of the folder not read: {_listed(others)}"
 
@@ -122,8 +123,8 @@ def _unread(report: Mapping[str, Any]) -> Iterator[str]:
 def _changed(report: Mapping[str, Any]) -> Iterator[str]:
     files, doubled, cut = report["files"], report["doubled_keys"], report["truncated"]
     if len(files) > 1:
-        listed = [f"{file['name']} ({file['num_rows']})" for file in files]
-        yield f"{len(files)} files are read as one, their rows numbered through: {_listed(listed)}"
+        named = [f"{file['name']} ({file['num_rows']})" for file in files]
+        yield f"{len(files)} files are read as one, their rows numbered through: {_listed(named)}"
     if doubled["count"]:
         who = plural(doubled["count"], "record")
         yield f"{who} with duplicate keys, of which the last value counts ({_rows(doubled)})"
@@ -153,11 +154,6 @@ def _rows(tally: Mapping[str, Any]) -> str:
     shown = ", ".join(map(str, tally["rows"][:_SHOWN_ROWS]))
     more = ", ..." if tally["count"] > _SHOWN_ROWS else ""
     return f"{'row' if tally['count'] == 1 else 'rows'} {shown}{more}"
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = len(items) - _SHOWN_NAMES
-    return ", ".join(items[:_SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _shown(name: str) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from loracle.errors import DataError
+from loracle.sources.folders import DATA_CARD
 
-_NAME = "README.md"
 # What an entry may say besides the files and the delimiter, without a bearing on any text.
 _IDLE = frozenset({"config_name", "default", "description", "version", "features", "data_dir"})
 _DELIMITERS = ("sep", "delimiter")
@@ -32,15 +32,15 @@ class CardFiles:
     """Of CSV and TSV; None: by suffix."""
 
 
-def read_card(folder: Path) -> CardFiles | None:
-    """Returns what the card of a folder names, or None without a card that names anything.
+def read_card(folder: Path) -> CardFiles:
+    """Returns what the card of a folder names; without one, no files and the folder itself.
 
     Raises:
         DataError: If the card cannot be followed, to the letter and within its folder.
     """
     configs = _configs(folder)
     if configs is None:
-        return None
+        return CardFiles(None, folder, None)
     entry = _default(configs, folder=folder)
     unknown = sorted(map(str, entry.keys() - {*_IDLE, *_DELIMITERS, "data_files"}))
     if unknown:
@@ -58,7 +58,7 @@ def _configs(folder: Path) -> object:
     """Returns the value of ``configs:`` in the card's front matter, or None."""
     import yaml
 
-    card = folder / _NAME
+    card = folder / DATA_CARD
     if not card.is_file():
         return None
     text = card.read_text("utf-8-sig", "replace")

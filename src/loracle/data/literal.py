@@ -57,12 +57,12 @@ def encode_texts(
             yield tuple(map(shared.setdefault, ids, ids))
 
 
-def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Returns a pattern of every special token, longest first."""
+def _special_pattern(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str]:
+    """Returns a pattern of every special token, longest first; without any, one of nothing."""
     added = tokenizer.added_tokens_decoder.values()
     names = {token.content for token in added if token.special} | {*tokenizer.all_special_tokens}
     longest_first = sorted(filter(None, names), key=lambda name: (-len(name), name))
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class _Encoder:
     """A tokenizer with its special tokens, and how many ids of a text matter."""
 
     tokenizer: PreTrainedTokenizerBase
-    special: re.Pattern[str] | None
+    special: re.Pattern[str]
     most: int | None
 
     def encode(self, texts: Sequence[Sequence[Part]]) -> list[Sequence[int]]:
@@ -96,8 +96,8 @@ class _Encoder:
 
         They differ too where a template and a record spell one together.
         """
-        found = len(self.special.findall(whole)) if self.special else 0
-        if not found or self.special is None:
+        found = len(self.special.findall(whole))
+        if not found:
             return 0, 0
         written = (part.text for part in parts if not part.from_record)
         return sum(len(self.special.findall(text)) for text in written), found
@@ -121,7 +121,6 @@ class _Encoder:
         The text between two special tokens of the template is encoded as plain text, as one that
         does not stand first; white space beside a special token goes where that token swallows it.
         """
-        assert self.special is not None
         ids: list[int] = []
         tokens = {token.content: token for token in self.tokenizer.added_tokens_decoder.values()}
         before = None

@@ -103,7 +103,7 @@ def prepare_data(
         "num_records_used": len(used),
         **account_of(reading, unfit=unfit, examples=[*parts["train"], *parts["validation"]]),
         "recurring_instructions": describe_recurring(used),
-        "repeated_records": describe_repeated(used),
+        "repeated_records": describe_repeated(split),
         "validation_frac": len(parts["validation"]) / sum(map(len, parts.values())),
         **{name: describe_part(examples) for name, examples in parts.items()},
     }

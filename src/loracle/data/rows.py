@@ -169,14 +169,14 @@ def _table(values: Iterable[tuple[int, Any]], *, wanted: Collection[str]) -> Tab
             doubled.append(number)
         columns |= dict.fromkeys(value)
         for name in value:
-            if name not in wanted and says_something(value[name]):
+            if name not in wanted and _says_something(value[name]):
                 unread.setdefault(name, []).append(number)
         rows.append((number, {name: value[name] for name in wanted if name in value}))
     in_order = {name: unread[name] for name in columns if name in unread}
     return Table(tuple(columns), tuple(rows), tuple(drops), in_order, tuple(doubled))
 
 
-def says_something(value: object) -> bool:
+def _says_something(value: object) -> bool:
     """Returns False for null, blank text, and empty lists and objects."""
     if isinstance(value, str):
         return bool(value.strip())
@@ -195,13 +195,14 @@ def _read_delimited(path: Path, columns: Collection[str], delimiter: str | None)
     limit = csv.field_size_limit(max(len(text), 1))
     try:
         for cells in reader:
-            numbered.append((start, cells))
+            if cells:
+                numbered.append((start, cells))
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"{path.name}:{start}: broken row that starts here ({error})") from None
     finally:
         csv.field_size_limit(limit)
-    return _with_header([(line, cells) for line, cells in numbered if cells], columns, path=path)
+    return _with_header(numbered, columns, path=path)
 
 
 def _with_header(
@@ -247,7 +248,7 @@ def _filled(file: pq.ParquetFile, column: str) -> list[int]:
     for batch in file.iter_batches(columns=[column], batch_size=_PARQUET_ROWS):
         values = batch.column(0)
         filled += (
-            start + index for index, value in enumerate(values) if says_something(value.as_py())
+            start + index for index, value in enumerate(values) if _says_something(value.as_py())
         )
         start += len(batch)
     return filled

@@ -14,12 +14,9 @@ from pathlib import Path
 from loracle.data.card import read_card
 from loracle.data.rows import READERS, Drop, Table, read_table
 from loracle.errors import DataError
+from loracle.sources.folders import NOT_RECORDS
 
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
-# Files that `datasets` writes beside the data, with a suffix of data.
-_NOT_DATA = frozenset(
-    {"dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"}
-)
 
 
 def read_folder(folder: Path, *, columns: Collection[str]) -> Table:
@@ -34,12 +31,9 @@ def read_folder(folder: Path, *, columns: Collection[str]) -> Table:
         OSError: If the system refuses to read them.
     """
     card = read_card(folder)
-    base = card.folder if card else folder
-    files = card.files if card else None
-    chosen = _train_files(base) if files is None else files
-    delimiter = card.delimiter if card else None
-    tables = [read_table(file, columns=columns, delimiter=delimiter) for file in chosen]
-    names = [file.relative_to(folder).as_posix() for file in chosen]
+    files = _train_files(card.folder) if card.files is None else card.files
+    tables = [read_table(file, columns=columns, delimiter=card.delimiter) for file in files]
+    names = [file.relative_to(folder).as_posix() for file in files]
     others = [name.as_posix() for name in _data_files(folder) if name.as_posix() not in names]
     table = tables[0] if len(tables) == 1 else _join(tables)
     counts = [len(one.rows) + len(one.drops) for one in tables]
@@ -53,7 +47,7 @@ def _data_files(folder: Path) -> list[Path]:
         name
         for name in names
         if name.suffix.lower() in READERS
-        and name.name.lower() not in _NOT_DATA
+        and name.name.lower() not in NOT_RECORDS
         and not any(part.startswith(".") for part in name.parts)
     ]
 

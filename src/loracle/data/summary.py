@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from loracle.data.records import Record
-from loracle.data.split import group_records, normalized
+from loracle.data.split import Split, normalized
 from loracle.data.tokens import Example
 
 _QUANTILES = {"min": 0, "p10": 10, "p25": 25, "p50": 50, "p75": 75, "p90": 90, "p95": 95,
@@ -60,9 +60,9 @@ def describe_recurring(records: Sequence[Record]) -> dict[str, int]:
     return _recurring(counts.values())
 
 
-def describe_repeated(records: Sequence[Record]) -> dict[str, int]:
+def describe_repeated(split: Split) -> dict[str, int]:
     """Returns how many groups of records ask the same, and how many records are in them."""
-    return _recurring(len(group) for group in group_records(records).values())
+    return _recurring(split.group_sizes)
 
 
 def _recurring(counts: Iterable[int]) -> dict[str, int]:

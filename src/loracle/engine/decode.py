@@ -19,7 +19,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from transformers import DynamicCache, GenerationConfig
 
-from loracle.model.base import FrozenBase
+from loracle.model.base import PROBES, FrozenBase
 from loracle.model.faults import is_out_of_memory
 from loracle.model.layers.routing import Route
 
@@ -29,7 +29,7 @@ CACHE_TOKENS = 16_384
 # assumed: a cache that differs by more than rounding is another model
 _TOLERANCE_NATS = {torch.float64: 1e-6, torch.float32: 1e-3}
 _TOLERANCE_16_BIT_NATS = 0.1
-_PROBES = ((3, 5, 4, 6, 3, 4, 7, 5), (6, 3, 7, 4, 5))
+_PROBES = tuple(probe.input_ids for probe in PROBES)
 _PROBE_STEPS = 2
 
 

@@ -24,7 +24,7 @@ from loracle.screen import quiet_transformers
 from loracle.seeds import numpy_stream
 
 # Options of a tokenizer that say where it was found.
-_TOKENIZER_PLACES = ("name_or_path", "is_local", "local_files_only", "files_loaded")
+TOKENIZER_PLACES = ("name_or_path", "is_local", "local_files_only", "files_loaded")
 # PEFT's prefix of a module's name, in its view of a model and in its files.
 PEFT_PREFIX = "base_model.model."
 
@@ -164,7 +164,7 @@ def save_tokenizer(base: FrozenBase, *, folder: Path) -> None:
         base.tokenizer.save_pretrained(str(folder))
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    kept = {key: value for key, value in config.items() if key not in _TOKENIZER_PLACES}
+    kept = {key: value for key, value in config.items() if key not in TOKENIZER_PLACES}
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

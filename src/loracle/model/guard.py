@@ -69,7 +69,7 @@ def _require_as_stock(base: FrozenBase, *, lengths: tuple[int, int, int]) -> Non
     The first two are of one length and take turns before the third.
     """
     name = type(base.model).__name__
-    ids = probe_of(base, tokens=sum(lengths)).input_ids
+    ids = probe_ids(base, count=sum(lengths))
     stop, start, _ = accumulate(lengths)
     other, first, second = Probe(ids[:stop]), Probe(ids[stop:start]), Probe(ids[start:])
     with model_faults(f"{name}: cannot run on packed rows"), torch.inference_mode():
@@ -84,8 +84,8 @@ def _require_as_stock(base: FrozenBase, *, lengths: tuple[int, int, int]) -> Non
     _require_stock(packed, alone, base=base)
 
 
-def probe_of(base: FrozenBase, *, tokens: int) -> Probe:
-    """Returns a sequence of tokens that a text can have, drawn from the whole vocabulary."""
+def probe_ids(base: FrozenBase, *, count: int) -> tuple[int, ...]:
+    """Returns ids of tokens that a text can have, drawn from the whole vocabulary."""
     config = base.model.config.to_dict()
     fields = [*config.items()]
     fields += [item for part in config.values() if isinstance(part, dict) for item in part.items()]
@@ -94,7 +94,7 @@ def probe_of(base: FrozenBase, *, tokens: int) -> Probe:
     rows = base.model.get_input_embeddings().weight.shape[0]
     draw = torch.Generator().manual_seed(0)
     ids = [i for i in torch.randperm(rows, generator=draw).tolist() if str(i) not in special]
-    return Probe(tuple((ids * -(-tokens // len(ids)))[:tokens]))
+    return tuple((ids * -(-count // len(ids)))[:count])
 
 
 def _require_sealed(packed: Tensor, beside_other: Tensor, *, base: FrozenBase) -> None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from loracle.digest import Inputs, digest_of
 from loracle.errors import ModelError
+from loracle.model.adapters import TOKENIZER_PLACES
 from loracle.model.base import FrozenBase
 from loracle.records.files import read_json
 
@@ -25,8 +26,8 @@ _DEVICE = ("device", "torch_settings", "cuda")
 _PACKAGES = ("torch", "transformers", "peft", "tokenizers", "bitsandbytes")
 # Who wrote a file is in the versions.
 _WRITER = ("transformers_version",)
-# Options of a tokenizer that say where it was found; those that end with _file do too.
-_PLACES = ("name_or_path", "is_local", "local_files_only", "files_loaded", "added_tokens_decoder")
+# Options that are described apart, or say where the tokenizer was found, as those in _file do.
+_NOT_OPTIONS = (*TOKENIZER_PLACES, "added_tokens_decoder")
 _TOKENIZER_STATE = (
     "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "add_bos_token",
     "add_eos_token", "chat_template", "clean_up_tokenization_spaces", "split_special_tokens",
@@ -128,7 +129,7 @@ def described_tokenizer(tokenizer: PreTrainedTokenizerBase) -> Any:
     options = {
         name: value
         for name, value in tokenizer.init_kwargs.items()
-        if name not in _PLACES and not name.endswith("_file")
+        if name not in _NOT_OPTIONS and not name.endswith("_file")
     }
     added = {str(id_): _plain(token) for id_, token in tokenizer.added_tokens_decoder.items()}
     return {

@@ -68,20 +68,20 @@ def inventory_from_architecture(architecture: Mapping[str, Any]) -> Inventory:
     if computed is not None:
         return computed
     import torch
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from loracle.model.faults import model_faults
+
     model_type = _known_model_type(architecture)
-    # The errors with which configuration classes report an invalid field.
-    faults = (ValueError, TypeError, LookupError, AttributeError, AssertionError, RuntimeError)
-    try:
-        with torch.device("meta"):
-            config = AutoConfig.for_model(**architecture)
-            model = AutoModelForCausalLM.from_config(config)
-    except (*faults, ArithmeticError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ModelError(f"architecture '{model_type}': no causal model of it ({reason})") from None
+    what = f"architecture '{model_type}': no causal model of it"
+    with model_faults(what, reason=_in_one_line), torch.device("meta"):
+        config = AutoConfig.for_model(**architecture)
+        model = AutoModelForCausalLM.from_config(config)
     return inventory_of(model)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _known_model_type(architecture: Mapping[str, Any]) -> str:

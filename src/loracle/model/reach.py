@@ -6,16 +6,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loracle.data.packing import PackedRow, pack
 from loracle.errors import ModelError
 from loracle.model.adapters import Adapter, attach_adapter
 from loracle.model.base import FrozenBase, Probe
 from loracle.model.faults import model_faults
-from loracle.model.guard import probe_of
+from loracle.model.guard import probe_ids
 from loracle.model.layers.routing import Route
 from loracle.placement import ModulePlan
+from loracle.text import listed
 
 # assumed: enough tokens that a few experts of each layer are chosen
 _TOKENS = 32
@@ -47,7 +48,7 @@ def require_reached(base: FrozenBase, *, plan: ModulePlan) -> None:
     Raises:
         ModelError: Naming what text never reaches, or what gets no gradient.
     """
-    ids = probe_of(base, tokens=_TOKENS).input_ids
+    ids = probe_ids(base, count=_TOKENS)
     # Two sequences, each with a route: a layer that sees other rows than these is found out.
     halves = [Probe(ids[: _TOKENS // 2]), Probe(ids[_TOKENS // 2 :])]
     row = pack(halves, device=base.device)
@@ -67,10 +68,9 @@ def require_reached(base: FrozenBase, *, plan: ModulePlan) -> None:
 
 def _refuse(idle: Sequence[str], *, name: str, plan: ModulePlan, why: str) -> None:
     if idle:
-        more = f" and {len(idle) - 3} more" if len(idle) > 3 else ""
         raise ModelError(
-            f"{name}: {why} {', '.join(idle[:3])}{more}, which '{plan.placement}' trains; leave "
-            "them out of lora.placement"
+            f"{name}: {why} {listed(idle)}, which '{plan.placement}' trains; leave them out of "
+            "lora.placement"
         )
 
 
@@ -81,16 +81,17 @@ def _never_run(base: FrozenBase, row: PackedRow) -> list[str]:
         for name, module in base.model.named_modules()
         if any(True for _ in module.parameters(recurse=False))
     }
+    called: set[nn.Module] = set()
     hooks = [
-        module.register_forward_pre_hook(lambda module, _args: owners.pop(module, None) and None)
-        for module in tuple(owners)
+        module.register_forward_pre_hook(lambda module, _args: called.add(module))
+        for module in owners
     ]
     try:
         base.nll_from_logits(row)
     finally:
         for hook in hooks:
             hook.remove()
-    return list(owners.values())
+    return [name for module, name in owners.items() if module not in called]
 
 
 def _gradients(base: FrozenBase, row: PackedRow, *, adapter: Adapter) -> dict[str, Tensor | None]:

@@ -35,8 +35,8 @@ _LAYOUT = 1
 # assumed: hashing less than this takes about a second, negligible beside loading the file.
 _HASHED_ON_USE_BYTES = GIB
 
-CONVERSION_SOURCES = ("sources/gguf*.py",)
-_CONVERTERS = ("gguf", "transformers", "tokenizers", "safetensors", "torch")
+CONVERSION_SOURCES = ("sources/gguf*.py", "sources/misfits.py")
+_CONVERTERS = ("gguf", "numpy", "transformers", "tokenizers", "safetensors", "torch")
 
 # Manifests whose files this process has already hashed, by entry.
 _hashed: dict[Path, str] = {}

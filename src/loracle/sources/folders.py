@@ -35,10 +35,11 @@ DATA_PATTERNS = tuple(
     "*" + "".join(f"[{char}{char.upper()}]" if char.isalpha() else char for char in suffix)
     for suffix in DATA_SUFFIXES
 )
-# Which files are the training data.
+# Says which files are the training data, and how their cells are delimited.
 DATA_CARD = "README.md"
 # JSON that describes a data set and holds no records.
-DATA_IGNORED = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json", ".*")
+NOT_RECORDS = ("dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json")
+DATA_IGNORED = (*NOT_RECORDS, ".*")
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from loracle.errors import SourceError
 from loracle.records.files import plain_os_errors
 from loracle.screen import quiet_transformers
-from loracle.sources.gguf_keys import named, refused_file, unapplied_keys
+from loracle.sources.gguf_keys import refused_file, unapplied_keys
 from loracle.sources.gguf_tensors import apply_rope_factors, unread_tensors
 from loracle.sources.gguf_tokens import apply_tokenizer, unapplied_tokenizer, unknown_tokenizer
 from loracle.sources.misfits import misfits
+from loracle.text import listed
 
 _MAGIC = b"GGUF"
 
@@ -105,7 +106,7 @@ def _convert(gguf: Path, folder: Path) -> None:
         *unapplied_tokenizer(tokenizer, fields),
         *unread,
     ]
-    _refuse(named(unapplied), lost)
+    _refuse(listed(unapplied), lost)
     with plain_os_errors():
         model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

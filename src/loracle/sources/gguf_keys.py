@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
@@ -22,11 +22,8 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "feed_forward_length": ("intermediate_size", "n_inner"),
     "attention.head_count": ("num_attention_heads",),
     "attention.head_count_kv": ("num_key_value_heads",),
-    "attention.key_length": ("head_dim",),
-    "attention.value_length": ("head_dim",),
     "attention.layer_norm_rms_epsilon": ("rms_norm_eps", "norm_eps", "layer_norm_epsilon"),
     "attention.layer_norm_epsilon": ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"),
-    "attention.sliding_window": ("sliding_window",),
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
     "use_parallel_residual": ("use_parallel_residual",),
@@ -90,9 +87,9 @@ def _is_applied(key: str, value: Any, *, config: Any, fields: Mapping[str, Any])
     if key in ("rope.freq_base", "rope.freq_base_swa"):
         return _same(value, _rope_base(config, windowed=key.endswith("swa")))
     if key == "rope.dimension_count":
-        return _same(value, _head_dim(config) * _rotary_share(config))
+        return _same(value, head_dim(config) * _rotary_share(config))
     if key in ("attention.key_length", "attention.value_length"):
-        return _same(value, _head_dim(config))
+        return _same(value, head_dim(config))
     if key == "attention.sliding_window":
         window = getattr(config, "sliding_window", None)
         longest = fields.get(f"{fields['general.architecture']}.context_length", math.inf)
@@ -110,36 +107,31 @@ def _same(value: Any, stated: Any) -> bool:
     return isinstance(stated, int | float) and math.isclose(value, stated, rel_tol=1e-6)
 
 
-def _head_dim(config: Any) -> float:
+def head_dim(config: Any) -> int:
+    """Returns the size of an attention head, stated or derived."""
     stated = getattr(config, "head_dim", None)
-    derived: int = config.hidden_size // config.num_attention_heads
-    return float(stated or derived)
+    return int(stated or config.hidden_size // config.num_attention_heads)
 
 
 def _rotary_share(config: Any) -> float:
-    rope = next(_ropes(config), {})
+    ropes = _ropes(config)
+    rope = next((part for part in ropes.values() if isinstance(part, Mapping)), ropes)
     stated = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None)
     return float(stated or 1)
 
 
 def _rope_base(config: Any, *, windowed: bool) -> float | None:
-    ropes: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
+    ropes = _ropes(config)
     kind = "sliding_attention" if windowed else "full_attention"
     base: float | None = ropes.get(kind, ropes).get("rope_theta")
     return base
 
 
-def _ropes(config: Any) -> Iterator[Mapping[str, Any]]:
-    ropes: Mapping[str, Any] = getattr(config, "rope_parameters", None) or {}
-    parts = [part for part in ropes.values() if isinstance(part, Mapping)]
-    yield from parts or [ropes]
+def _ropes(config: Any) -> Mapping[str, Any]:
+    """Returns one rope, or several by the kind of attention."""
+    return getattr(config, "rope_parameters", None) or {}
 
 
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:40]}..."
-
-
-def named(keys: Sequence[str]) -> str:
-    """Returns the first of some names, and how many there are."""
-    return ", ".join(keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from loracle.sources.gguf_keys import head_dim
+
 _FACTORS = "rope_freqs.weight"
 # source: config.json of Llama 3.1 and 3.3, and of Llama 3.2; llama.cpp's converter turns these four
 # numbers into a divisor for each frequency
@@ -60,7 +62,7 @@ def _is_applied(config: Any, factors: Any) -> bool:
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     rope = config.rope_parameters
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dim = head_dim(config)
     plain = rope["rope_theta"] ** (-np.arange(0, dim, 2) / dim)
     kind = rope.get("rope_type", "default")
     if kind not in ("default", "llama3") or len(plain) != len(factors):

@@ -65,7 +65,7 @@ def apply_tokenizer(tokenizer: Any, fields: Mapping[str, Any]) -> None:
 
     With ``smollm`` and without its rule, a line break before a number becomes other tokens: on
     answers with numbered lists the untuned SmolLM2-135M gives 0.356 nats per character with it,
-    0.371 without (measured).
+    0.371 without (measured, 24 records).
     """
     from tokenizers.normalizers import NFC
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence

@@ -53,7 +53,11 @@ def resolve_local_data(source: PathSource, *, progress: Progress) -> ResolvedSou
     with _readable(name):
         if not path.exists():
             raise SourceError(f"{name}: no such file or folder")
-        files = folders.require_data_files(path, name=name) if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():
+            files = folders.require_data_files(path, name=name)
+            card = path / folders.DATA_CARD
+            files += [card] if card.is_file() else []
         return _pinned(source, files=files, progress=progress)
 
 

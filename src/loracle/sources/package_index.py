@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -56,7 +57,7 @@ def fetch_archive(source: PypiSource, *, scratch: Path) -> Path:
     with _warnings_to(seen.faults), _client(settings) as client:
         for link in _links(source, settings, client, seen):
             archive = scratch / str(link.filename)
-            fetch = _downloading(client, link, archive)
+            fetch = partial(_download, client, link, archive)
             digest = _attempt(fetch, retries=settings.retries, faults=seen.faults)
             if digest == source.sha256:
                 return archive
@@ -69,7 +70,7 @@ def _links(
 ) -> Iterator[Link]:
     """Yields the files of the version that are listed with the hash, or without any."""
     for finder in _finders(settings, client):
-        search = _searching(finder, source.project)
+        search = partial(_search, finder, source.project)
         packages = _attempt(search, retries=settings.retries, faults=seen.faults) or []
         seen.versions |= {str(package.version) for package in packages}
         links = [p.link for p in packages if _is_version(str(p.version), source.version)]
@@ -101,16 +102,13 @@ def _index_urls(settings: PipSettings) -> list[str]:
     return [settings.index_url or default, *settings.extra_index_urls]
 
 
-def _searching(finder: PackageFinder, project: str) -> Callable[[], list[Package]]:
-    def search() -> list[Package]:
-        try:
-            return list(finder.find_all_packages(project, allow_yanked=True))
-        except OSError as error:  # a local folder or page; the disk of the cache is not in play
-            raise ValueError(f"{finder.sources[0]['url']}: {error.strerror}") from error
-        except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape
-            raise ValueError(f"{finder.sources[0]['url']}: not a page of an index") from error
-
-    return search
+def _search(finder: PackageFinder, project: str) -> list[Package]:
+    try:
+        return list(finder.find_all_packages(project, allow_yanked=True))
+    except OSError as error:  # a local folder or page; the disk of the cache is not in play
+        raise ValueError(f"{finder.sources[0]['url']}: {error.strerror}") from error
+    except (AttributeError, KeyError, TypeError) as error:  # JSON of another shape
+        raise ValueError(f"{finder.sources[0]['url']}: not a page of an index") from error
 
 
 def _is_version(listed: str, version: str) -> bool:
@@ -127,22 +125,20 @@ def _listed_sha256(link: Link) -> str | None:
     return listed
 
 
-def _downloading(client: PyPIClient, link: Link, archive: Path) -> Callable[[], str]:
-    def download() -> str:
-        digest = hashlib.sha256()
-        # An archive is what it is: a server must not wrap it in a compression of its own.
-        plain = {"Accept-Encoding": "identity"}
-        with (
-            client.get_stream(link.url_without_fragment, headers=plain) as response,
-            archive.open("wb") as file,
-        ):
-            response.raise_for_status()
-            for chunk in response.iter_raw():
-                digest.update(chunk)
-                file.write(chunk)
-        return digest.hexdigest()
-
-    return download
+def _download(client: PyPIClient, link: Link, archive: Path) -> str:
+    """Writes the archive as the server has it, and returns its SHA-256 as hex."""
+    digest = hashlib.sha256()
+    # An archive is what it is: a server must not wrap it in a compression of its own.
+    plain = {"Accept-Encoding": "identity"}
+    with (
+        client.get_stream(link.url_without_fragment, headers=plain) as response,
+        archive.open("wb") as file,
+    ):
+        response.raise_for_status()
+        for chunk in response.iter_raw():
+            digest.update(chunk)
+            file.write(chunk)
+    return digest.hexdigest()
 
 
 def _attempt(call: Callable[[], T], *, retries: int, faults: list[str]) -> T | None:

@@ -13,13 +13,16 @@ from loracle.records.manifest import require_intact
 from loracle.records.names import MODULES, SCORES
 from loracle.records.study_folder import read_scores
 from loracle.runner.progress import Progress
+from loracle.sources.cache import CONVERSION_SOURCES
 from loracle.study.config import StudyConfig
 from loracle.study.plan import Scores
 from loracle.version import package_version
 
 # assumed: training batches over which module scores settle (LOG.md)
 SCORED_STEPS = 4
-SCORE_SOURCES = ("data/**/*.py", "model/**/*.py", "engine/**/*.py", "sources/gguf*.py")
+SCORE_SOURCES = (
+    "data/**/*.py", "model/**/*.py", "engine/**/*.py", "seeds.py", *CONVERSION_SOURCES,
+)  # fmt: skip
 _SCORERS = ("torch", "transformers", "tokenizers", "peft", "bitsandbytes", "gguf")
 
 
