@@ -94,17 +94,15 @@ def damaged_unfinished(only: str) -> Trial:
     return trial
 
 
+IN_A_RUN = (
+    "result.json", "examples.jsonl", "steps.jsonl", "adapter", "checkpoints", "config.yaml",
+    "status.json", "evals.jsonl", "manifest.json", "traceback.txt",
+)  # fmt: skip
+
+
 def in_the_way(ground: Ground, draw: random.Random, run: Path) -> Outcome:
     """A folder where a file belongs, a file where a folder does, or something foreign."""
-    names = (
-        "result.json",
-        "examples.jsonl",
-        "steps.jsonl",
-        "adapter",
-        "checkpoints",
-        "config.yaml",
-    )
-    name = draw.choice((*names, "status.json", "evals.jsonl", "manifest.json", "traceback.txt"))
+    name = draw.choice(IN_A_RUN)
     run.mkdir()
     path = run / name
     path.write_text("mine") if name in ("adapter", "checkpoints") else path.mkdir()
