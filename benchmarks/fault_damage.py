@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fault_ground import Ended, Ground
-from fault_outcomes import Outcome, Trial, judged, one_line, traceback_in
+from fault_outcomes import Outcome, Trial, judged, lost, one_line, traceback_in
 
 
 def harmed(path: Path, draw: random.Random) -> str:
@@ -67,7 +67,7 @@ def _named(ended: Ended, file: Path, what: str) -> Outcome:
         return Outcome("refused", what)
     if ended.code == "0":
         return Outcome("silent", f"{what}: reported")
-    return Outcome("lost", f"{what}: {ended.code}: {ended.err[-300:]}")
+    return lost(what, ended)
 
 
 def damaged_unfinished(only: str) -> Trial:
@@ -85,7 +85,7 @@ def damaged_unfinished(only: str) -> Trial:
         if ended.code == "0":
             return judged(ground, run, ended, what)
         if not one_line(ended) or file.name not in ended.err:
-            return Outcome("lost", f"{what}: {ended.code}: {ended.err[-300:]}")
+            return lost(what, ended)
         # Named: with the file put back it goes on as if nothing had happened.
         file.write_bytes(sound)
         out = judged(ground, run, ended, what)
@@ -94,23 +94,21 @@ def damaged_unfinished(only: str) -> Trial:
     return trial
 
 
+IN_A_RUN = (
+    "result.json", "examples.jsonl", "steps.jsonl", "adapter", "checkpoints", "config.yaml",
+    "status.json", "evals.jsonl", "manifest.json", "traceback.txt",
+)  # fmt: skip
+
+
 def in_the_way(ground: Ground, draw: random.Random, run: Path) -> Outcome:
     """A folder where a file belongs, a file where a folder does, or something foreign."""
-    names = (
-        "result.json",
-        "examples.jsonl",
-        "steps.jsonl",
-        "adapter",
-        "checkpoints",
-        "config.yaml",
-    )
-    name = draw.choice((*names, "status.json", "evals.jsonl", "manifest.json", "traceback.txt"))
+    name = draw.choice(IN_A_RUN)
     run.mkdir()
     path = run / name
     path.write_text("mine") if name in ("adapter", "checkpoints") else path.mkdir()
     ended = ground.again(run, resume=False)
     if ended.code != "0" and not one_line(ended):
-        return Outcome("lost", f"{name}: {ended.code}: {ended.err[-300:]}")
+        return lost(name, ended)
     if not path.exists():
         return Outcome("lost", f"{name}: removed, and was not ours")
     shutil.rmtree(path) if path.is_dir() else path.unlink()

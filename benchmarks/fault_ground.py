@@ -5,19 +5,19 @@ Model, data and the comparison of runs are those of the tests (``tests/`` on the
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import re
 import shutil
+import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runs_fixture import Place, build_place, facts, settings
+from runs_fixture import Place, build_place, facts, open_nursery, settings
 
 _LIMIT_S = 90.0
 _SHORT = settings(
@@ -161,11 +161,18 @@ class Ground:
         return path
 
 
+def signal_at(
+    at: str, *, nth: int = 1, delay_s: float = 0.0, number: int = signal.SIGKILL
+) -> dict[str, Any]:
+    """Returns the fault of a signal after the n-th call of ``module:function`` has begun."""
+    return {"kind": "signal", "at": at, "nth": nth, "delay_s": delay_s, "number": number}
+
+
 def open_ground(root: Path) -> Ground:
     """Builds the place under ``root`` and runs what trials compare with and start from."""
     shutil.rmtree(root, ignore_errors=True)
     place = build_place(root)
-    ground = Ground(place, _nursery(place))
+    ground = Ground(place, open_nursery(place, Path(__file__).with_name("fault_lives.py")))
     ground.study_file.write_text(_STUDY, encoding="utf-8")
     ground.finished = place.work / "finished"
     _must(ground.again(ground.finished))
@@ -176,23 +183,6 @@ def open_ground(root: Path) -> Ground:
     _must(ground.command("study", ground.study_file, "--out", ground.study))
     ground.of_study = ground.study_facts(ground.study)
     return ground
-
-
-def _nursery(place: Place) -> subprocess.Popen[str]:
-    here = Path(__file__).parent
-    environment = place.environment | {
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-    }
-    return subprocess.Popen(
-        [sys.executable, str(here / "fault_lives.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=place.work,
-        env=environment,
-    )
 
 
 def _must(ended: Ended) -> None:
@@ -206,7 +196,7 @@ def _count_writes(ground: Ground, run: Path) -> int:
     while high - low > 4:
         middle = (low + high) // 2
         shutil.rmtree(run, ignore_errors=True)
-        fault = {"kind": "disk", "folder": str(run), "nth": middle, "errno": 28}
+        fault = {"kind": "disk", "folder": str(run), "nth": middle, "errno": errno.ENOSPC}
         low, high = (
             (low, middle) if ground.again(run, faults=[fault]).code == "0" else (middle, high)
         )
@@ -217,10 +207,7 @@ def _stopped(ground: Ground, at: str) -> Path:
     """Returns a run that was killed where a function of the bundle begins, or soon after."""
     run = ground.place.work / f"stopped-{at.strip('_')}"
     delay_s = 0.25 if at == "_train" else 0.0
-    fault = {
-        "kind": "signal", "at": f"loracle.runner.bundle:{at}", "nth": 1, "delay_s": delay_s,
-        "number": 9,
-    }  # fmt: skip
+    fault = signal_at(f"loracle.runner.bundle:{at}", delay_s=delay_s)
     ended = ground.again(run, faults=[fault])
     assert ended.code == "-9", ended
     return run

@@ -1,9 +1,8 @@
-"""A warm process that forks: each life runs one command of ours under one fault.
+"""A warm process that forks, as `lives` of the tests: each life runs a command under faults.
 
-Importing PyTorch takes seconds and a fork takes none, so that hundreds of faults are cheap. Reads a
-list of lives per line as JSON (``argv``, ``out``, ``err``, ``limit_s``, ``cache``, ``faults``) that
-begin together; answers their exit codes, negative for a signal that ended one, or ``hang``. Faults
-are applied in the life alone:
+Reads a list of lives per line as JSON (``argv``, ``out``, ``err``, ``limit_s``, ``cache``,
+``faults``) that begin together; answers their exit codes, negative for a signal that ended one, or
+``hang``. Faults are applied in the life alone:
 
 ``{"kind": "signal", "at": "module:function", "nth": n, "delay_s": s, "number": k}``
     Sends the signal so long after the n-th call of the function has begun.
@@ -17,7 +16,6 @@ are applied in the life alone:
     No thread can be started.
 """
 
-import gc
 import importlib
 import json
 import os
@@ -29,17 +27,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-WARM = (
-    "loracle.cli.main",
-    "loracle.cli.study",
-    "loracle.runner.run_many",
-    "loracle.report.terminal.run",
-    "peft",
-    "sacrebleu.metrics",
-    "transformers.generation",
-    "transformers.models.llama.modeling_llama",
-    "transformers.tokenization_utils_tokenizers",
-)
+from lives import WARM, born, warm_up
+
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 
@@ -145,29 +134,11 @@ def wait(child: int, *, limit_s: float) -> str:
     return "hang"
 
 
-def born(life: dict) -> int:
-    child = os.fork()
-    if child == 0:
-        code = 70
-        try:
-            code = live(life)
-        finally:
-            os._exit(code)
-    return child
-
-
 def main() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-    for name in WARM:
-        importlib.import_module(name)
-    # A run collects garbage at every change of phase; what imports made never is any.
-    gc.collect()
-    gc.freeze()
+    warm_up(("loracle.cli.main", "loracle.cli.study", *WARM))
     for line in sys.stdin:
         lives = json.loads(line)
-        children = [born(life) for life in lives]
+        children = [born(life, live) for life in lives]
         ends = [
             wait(child, limit_s=life["limit_s"])
             for child, life in zip(children, lives, strict=True)

@@ -44,10 +44,15 @@ def traceback_in(ended: Ended) -> bool:
     return "Traceback (most recent" in seen or "panicked at" in seen or "Fatal" in seen
 
 
+def lost(what: str, ended: Ended) -> Outcome:
+    """Returns the outcome of a command that ended badly, with the end of what it said."""
+    return Outcome("lost", f"{what}: {ended.code}: {ended.err[-300:]}")
+
+
 def judged(ground: Ground, run: Path, first: Ended, what: str) -> Outcome:
     """Starts the run again, unless it is done, and compares what it comes to."""
     if traceback_in(first) or first.code == "hang":
-        return Outcome("lost", f"{what}: {first.code}: {first.err[-300:]}")
+        return lost(what, first)
     if first.code == "0":
         return _same(ground, run, what)
     again = ground.again(run)

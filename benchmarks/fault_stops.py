@@ -8,8 +8,8 @@ import signal
 from pathlib import Path
 
 from fault_damage import files_below
-from fault_ground import Ended, Ground
-from fault_outcomes import Outcome, Trial, judged, one_line, traceback_in
+from fault_ground import Ended, Ground, signal_at
+from fault_outcomes import Outcome, Trial, judged, lost, one_line, traceback_in
 
 # Function whose call begins a phase, and the seconds within which the end comes.
 PHASES = {
@@ -24,18 +24,17 @@ PHASES = {
 
 
 def ended_in(phase: str, *, number: int) -> Trial:
-    """A signal at a random moment of a phase, up to three times in a row."""
+    """A signal at a random moment of a phase, once or twice in a row."""
     at, within = PHASES[phase]
 
     def trial(ground: Ground, draw: random.Random, run: Path) -> Outcome:
         said = []
         for _ in range(draw.randint(1, 2)):
-            fault = {
-                "kind": "signal", "at": at, "nth": draw.randint(1, 2) if phase == "validate" else 1,
-                "delay_s": draw.uniform(0, within), "number": number,
-            }  # fmt: skip
+            nth = draw.randint(1, 2) if phase == "validate" else 1
+            delay_s = draw.uniform(0, within)
+            fault = signal_at(at, nth=nth, delay_s=delay_s, number=number)
             ended = ground.again(run, faults=[fault])
-            said.append(f"{fault['delay_s']:.3f} s: {ended.code}")
+            said.append(f"{delay_s:.3f} s: {ended.code}")
             if ended.code == "0":
                 break
             if number != signal.SIGKILL and not (one_line(ended) or ended.code == f"-{number}"):
@@ -53,7 +52,7 @@ def disk(code: int) -> Trial:
         fault = {"kind": "disk", "folder": str(run), "nth": nth, "errno": code}
         ended = ground.again(run, faults=[fault])
         if ended.code != "0" and not one_line(ended):
-            return Outcome("lost", f"write {nth}: {ended.code}: {ended.err[-300:]}")
+            return lost(f"write {nth}", ended)
         return judged(ground, run, ended, f"write {nth}: {ended.code}")
 
     return trial
@@ -70,7 +69,7 @@ def limited(name: str, low: int, high: int) -> Trial:
         more = draw.randint(low, high)
         ended = ground.again(run, faults=[{"kind": "limit", "name": name, "more": more}])
         if ended.code not in ("0", *ABORTED) and not one_line(ended):
-            return Outcome("lost", f"{name} +{more}: {ended.code}: {ended.err[-300:]}")
+            return lost(f"{name} +{more}", ended)
         return judged(ground, run, ended, f"{name} +{more}: {ended.code}")
 
     return trial
@@ -94,7 +93,7 @@ def stream_lost(ground: Ground, draw: random.Random, run: Path) -> Outcome:
     what = ", ".join(f"{fault['number']} {fault['is']}" for fault in faults)
     # The work is done whatever becomes of the output; that it got lost may be told by the code.
     if ended.code not in ("0", "1") or not (run / "result.json").exists():
-        return Outcome("lost", f"{what}: {ended.code}: {ended.err[-300:]}")
+        return lost(what, ended)
     return judged(ground, run, Ended("0", ended.out, ended.err), what)
 
 
@@ -123,13 +122,13 @@ def study_killed(ground: Ground, draw: random.Random, run: Path) -> Outcome:
     """A study is killed in a run, between them or in what follows, and started again."""
     at, most = draw.choice(_STUDY_MOMENTS)
     nth, delay_s = draw.randint(1, most), draw.uniform(0, 0.05)
-    fault = {"kind": "signal", "at": at, "nth": nth, "delay_s": delay_s, "number": signal.SIGKILL}
+    fault = signal_at(at, nth=nth, delay_s=delay_s)
     words = ("study", ground.study_file, "--out", run)
     ended = ground.live([ground.life(words, name=run.name, faults=[fault])])[0]
     what = f"{at} {nth}: {ended.code}"
     again = ground.command(*words)
     if again.code != "0" or traceback_in(again):
-        return Outcome("lost", f"{what}: {again.code}: {again.err[-300:]}")
+        return lost(what, again)
     return Outcome("survived" if ground.study_facts(run) == ground.of_study else "silent", what)
 
 
@@ -137,16 +136,13 @@ def report_killed(ground: Ground, draw: random.Random, run: Path) -> Outcome:
     """The report is killed while it is written, and written again."""
     # Under its own name, which the page tells.
     study = Path(shutil.copytree(ground.study, run / ground.study.name))
-    fault = {
-        "kind": "signal", "at": "loracle.report.write:write_durably", "nth": draw.randint(1, 30),
-        "delay_s": 0.0, "number": signal.SIGKILL,
-    }  # fmt: skip
+    fault = signal_at("loracle.report.write:write_durably", nth=draw.randint(1, 30))
     words = ("report", study)
     ended = ground.live([ground.life(words, name=run.name, faults=[fault])])[0]
     what = f"file {fault['nth']}: {ended.code}"
     again = ground.command(*words)
     if again.code != "0" or traceback_in(again):
-        return Outcome("lost", f"{what}: {again.code}: {again.err[-300:]}")
+        return lost(what, again)
     same = all(
         (study / path.relative_to(ground.study)).read_bytes() == path.read_bytes()
         for path in files_below(ground.study / "report")

@@ -24,6 +24,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -161,25 +162,34 @@ def run_runs(given: str, *, standalone_mode: bool) -> int:
     return int(any(outcome.error for outcome in outcomes))
 
 
-def main() -> None:
+def warm_up(names: Iterable[str]) -> None:
+    """Imports modules and sets them aside, so that a life neither imports nor collects them."""
     import torch
 
     torch.set_num_threads(1)
-    for name in WARM:
+    for name in names:
         importlib.import_module(name)
-    # A run collects garbage at every change of phase: 1.6 s for a tiny one, else 5.2 (measured).
+    # A run collects garbage at every change of phase: 1.6 s for a tiny one, else 5.2 (LOG.md).
     gc.collect()
     gc.freeze()
+
+
+def born(life: dict, live: Callable[[dict], int]) -> int:
+    """Forks a life and returns its process id; the life ends with what ``live`` returns."""
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            code = live(life)
+        finally:
+            os._exit(code)
+    return child
+
+
+def main() -> None:
+    warm_up(WARM)
     for line in sys.stdin:
-        life = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            code = 70
-            try:
-                code = live(life)
-            finally:
-                os._exit(code)
-        _, status = os.waitpid(child, 0)
+        _, status = os.waitpid(born(json.loads(line), live), 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
 

@@ -202,19 +202,29 @@ def copied(run: Path, to: Path) -> Path:
     return Path(shutil.copytree(run, to))
 
 
+def open_nursery(place: Place, script: Path) -> subprocess.Popen[str]:
+    """Starts a process that reads lives and forks them; it finds the modules that this one does."""
+    environment = place.environment | {
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(sys.path),
+    }
+    return subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=place.work,
+        env=environment,
+    )
+
+
 class Nursery:
     """The process that forks lives; see ``lives``."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("lives.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=place.work,
-            env=place.environment | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        )
+        self._process = open_nursery(place, Path(__file__).with_name("lives.py"))
 
     def live(self, argv: Sequence[object], *, folder: Path, **end: float | str) -> Outcome:
         """Runs one command to its end, or to the end that is asked for."""

@@ -123,12 +123,12 @@ def means_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) and _NO_MEMORY.search(str(error)) is not None
 
 
+# assumed: enough to know an error by; the rest is in its traceback
+_LONGEST = 400
+
+
 def in_one_line(error: BaseException) -> str:
     """Returns class and text of an exception, without line breaks, and not longer than a screen."""
     text = " ".join(str(error).split())
     text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-# assumed: enough to know an error by; the rest is in its traceback
-_LONGEST = 400

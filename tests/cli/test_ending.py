@@ -2,13 +2,12 @@
 
 import errno
 import io
-import os
 import subprocess
 import sys
 
 import pytest
 
-from loracle.cli.ending import run, show_tracebacks
+from loracle.cli.ending import run
 from loracle.cli.streams import Output
 from loracle.errors import RunFailed
 
@@ -127,10 +126,3 @@ def test_a_closed_standard_stream_never_takes_a_record(tmp_path):
     command = f"{sys.executable} - >&- 2>&-"
     done = subprocess.run(command, shell=True, input=code, text=True, check=False)
     assert done.returncode == 0
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    yield
-    show_tracebacks(False)
-    assert os.devnull

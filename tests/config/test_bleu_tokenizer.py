@@ -1,6 +1,7 @@
 """BLEU takes words as the language of the references needs, and says which tokenizer it used."""
 
 import dataclasses
+from typing import get_args
 
 import pytest
 from sacrebleu.metrics import BLEU
@@ -122,6 +123,12 @@ def test_english_is_scored_as_before():
     assert dataclasses.astuple(score_answers(answers, references=[ENGLISH], tokenizer=chosen)) == (
         dataclasses.astuple(found)
     )
+
+
+def test_the_names_are_sacrebleu_s():
+    """All but ``spm``, an older name of flores101."""
+    assert {*get_args(bleu.Tokenizer), "spm"} == {*BLEU.TOKENIZERS, "auto"}
+    assert bleu.DEFAULT == BLEU.TOKENIZER_DEFAULT
 
 
 def test_a_name_of_no_tokenizer_is_refused():

@@ -141,13 +141,13 @@ def compared(arm, difference):
 def test_the_noise_floor_is_a_band_only_where_it_was_measured_above_zero():
     effects = [compared("a", 0.01)]
     for floor, drawn in ((0.003, True), (0.0, False), (None, False)):
-        figure = forest_figure(effects, reference="ref", noise_floor=floor)
+        figure = forest_figure(effects, reference="ref", noise_floor=floor, coverage=0.95)
         assert ('"rect"' in json.dumps(figure.spec)) == drawn
     assert "was not measured" in figure.caption
 
 
 def test_without_a_comparison_there_is_no_forest():
-    figure = forest_figure([], reference="ref", noise_floor=None)
+    figure = forest_figure([], reference="ref", noise_floor=None, coverage=0.95)
     assert "none compares" in figure.absent
 
 
@@ -158,22 +158,28 @@ def point(arm, cost, difference):
 
 def test_equal_costs_are_a_sentence_and_not_a_panel():
     points = [point("a", 100_000.0, 0.0), point("b", 101_000.0, 0.1)]
-    figure = tradeoff_figure("t", points, title="trainable parameters", label="x", reference="a")
+    figure = tradeoff_figure(
+        "t", points, coverage=0.95, title="trainable parameters", label="x", reference="a"
+    )
     assert "nearly the same trainable parameters (100,000 to 101,000)" in figure.absent
 
 
 def test_costs_far_apart_are_on_a_logarithmic_axis():
     points = [point("a", 1e5, 0.0), point("b", 1e8, 0.1)]
-    figure = tradeoff_figure("t", points, title="trainable parameters", label="x", reference="a")
+    figure = tradeoff_figure(
+        "t", points, coverage=0.95, title="trainable parameters", label="x", reference="a"
+    )
     assert '"log"' in json.dumps(figure.spec)
     near = [point("a", 1.0, 0.0), point("b", 2.0, 0.1)]
-    figure = tradeoff_figure("t", near, title="step time", label="x", reference="a")
+    figure = tradeoff_figure("t", near, coverage=0.95, title="step time", label="x", reference="a")
     assert '"log"' not in json.dumps(figure.spec)
 
 
 def test_labels_of_twelve_equal_arms_do_not_overlap():
     points = [point(f"arm-{n}", 1.0 + n, 0.0) for n in range(12)]
-    figure = tradeoff_figure("t", points, title="step time", label="x, s", reference="arm-0")
+    figure = tradeoff_figure(
+        "t", points, coverage=0.95, title="step time", label="x, s", reference="arm-0"
+    )
     ends = [row for row in rows_of(figure.spec, "end") if row["end"]]
     y_scale = figure.spec["layer"][0]["encoding"]["y"]["scale"]["domain"]
     per_px = (y_scale[1] - y_scale[0]) / figure.spec["height"]

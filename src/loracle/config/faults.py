@@ -109,8 +109,8 @@ def _siblings(location: Sequence[str | int], *, root: type[BaseModel]) -> Iterab
         annotation = section.model_fields[part].annotation
         if getattr(annotation, "__origin__", None) is dict:
             next(parts)  # the entry's name in the file
-        parts_of_union = getattr(annotation, "__args__", ())
-        options = [annotation, *(getattr(part, "__origin__", part) for part in parts_of_union)]
+        branches = getattr(annotation, "__args__", ())
+        options = [annotation, *(getattr(branch, "__origin__", branch) for branch in branches)]
         section = next(o for o in options if isinstance(o, type) and issubclass(o, BaseModel))
     return section.model_fields  # type: ignore[no-any-return]
 

@@ -95,7 +95,9 @@ def load_value(text: str, *, origin: str) -> Any:
     if word.startswith(("[", "{", '"', "'")) or "\n" in word:
         return load_yaml(text, origin=origin)
     _require_text(word, key="", origin=origin)
-    node = yaml.ScalarNode(_TAG + _kind_of(word), word)
+    loader = _Loader("")
+    tag = loader.resolve(yaml.ScalarNode, word, (True, False))  # type: ignore[no-untyped-call]
+    node = yaml.ScalarNode(tag, word)
     try:
         return _value_of(node)
     except yaml.MarkedYAMLError as error:
@@ -111,12 +113,6 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
         below = [value for _, value in node.value] if pairs else node.value
         known[id(node)] = 1 + sum(_size(value, known) for value in below)
     return known[id(node)]
-
-
-def _kind_of(word: str) -> str:
-    """Returns the core schema's kind of a plain scalar."""
-    kinds = (kind for kind, form in _SCALARS.items() if form.fullmatch(word))
-    return next(kinds, "str")
 
 
 def _value_of(node: yaml.ScalarNode) -> Any:

@@ -134,3 +134,16 @@ def test_a_stricter_level_needs_a_larger_effect():
     found = both(0.0)
     assert found.smallest_effect_at(0.05 / 8) > found.smallest_effect_at(0.05)
     assert math.isfinite(found.smallest_effect_at(1e-6))
+
+
+@pytest.mark.parametrize(("seeds", "variance"), [(1, 1.0), (3, 0.0), (3, 1.0)])
+def test_every_difference_knows_the_coverage_asked_for(seeds, variance):
+    found = difference_of(
+        0.5,
+        seed_variance=variance,
+        example_variance=variance,
+        num_seeds=seeds,
+        num_examples=9,
+        coverage=0.8,
+    )
+    assert found.coverage == 0.8

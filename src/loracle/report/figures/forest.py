@@ -23,7 +23,7 @@ def forest_figure(
     *,
     reference: str,
     noise_floor: float | None,
-    coverage: float = 0.95,
+    coverage: float,
     note: str = "",
 ) -> Figure:
     """Returns the forest plot of the loss, a row per comparison; ``note`` ends the caption."""

@@ -47,7 +47,7 @@ def tradeoff_figure(
     title: str,
     label: str,
     reference: str,
-    coverage: float = 0.95,
+    coverage: float,
     spans: str = "lowest to highest run",
 ) -> Figure:
     """Returns the panel of one cost, or the sentence why there is nothing to trade.

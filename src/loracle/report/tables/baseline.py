@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from typing import Any
 
@@ -13,6 +13,7 @@ from loracle.config.bleu import DEFAULT
 from loracle.records.find_runs import without_seed
 from loracle.records.result import RunResult
 from loracle.records.study_folder import StudyRecord
+from loracle.report.text.limits import data_warnings
 from loracle.report.text.markdown import markdown_code, markdown_paragraph
 from loracle.report.text.numbers import NOT_MEASURED, interval_words
 from loracle.text import plural
@@ -47,10 +48,7 @@ def baseline_table(study: StudyRecord) -> str:
         "",
         markdown_paragraph(_measured_on(results, coverage=study.coverage)),
         "",
-        *(
-            markdown_paragraph(f"Warning: {line}.") + "\n"
-            for line in dict.fromkeys(_warnings(results))
-        ),
+        *(markdown_paragraph(f"Warning: {line}.") + "\n" for line in data_warnings(study)),
         f"Signature: {markdown_code(without_seed(results[0].signature))}",
     ]
     return "\n".join(lines)
@@ -110,11 +108,6 @@ def _measured_on(results: Sequence[RunResult], *, coverage: float) -> str:
         f"({tuned.num_targets:,} tokens), BLEU and chrF on {tuned.num_answers or 0:,} greedy "
         f"answers{by}. {first.device}, {first.finished_at[:10]}."
     )
-
-
-def _warnings(results: Sequence[RunResult]) -> Iterator[str]:
-    for result in results:
-        yield from result.data_warnings
 
 
 def _means_and_intervals(num_seeds: int, *, coverage: float) -> str:

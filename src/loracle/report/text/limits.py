@@ -36,9 +36,13 @@ def limits(
     ]
 
 
+def data_warnings(study: StudyRecord) -> list[str]:
+    """Returns what the runs say of records that were left out or cut, each line once."""
+    return list(dict.fromkeys(line for run in study.runs for line in run.result.data_warnings))
+
+
 def _limits_of_data(study: StudyRecord) -> Iterator[str]:
-    lines = (line for run in study.runs for line in run.result.data_warnings)
-    for line in dict.fromkeys(lines):
+    for line in data_warnings(study):
         yield f"The results speak of the records that were used alone: {line}."
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from loracle.text import one_line
+from loracle.text import inert
 
 # With a backslash each of these is only itself; an underscore inside a word is so without one. What
 # starts a link is below, since brackets are plain elsewhere, as in intervals.
@@ -22,8 +22,7 @@ _LINKS = re.compile(
 
 def markdown_text(text: str) -> str:
     """Returns text as one line of a cell or of a sentence."""
-    plain = " ".join(one_line(text).split())
-    return _LINKS.sub(r"\\\g<0>", _MARKS.sub(r"\\\g<0>", plain))
+    return _LINKS.sub(r"\\\g<0>", _MARKS.sub(r"\\\g<0>", _plain(text)))
 
 
 def markdown_paragraph(text: str) -> str:
@@ -36,11 +35,15 @@ def markdown_paragraph(text: str) -> str:
 
 def markdown_code(text: str) -> str:
     """Returns text as code in a line."""
-    plain = " ".join(one_line(text).split())
+    plain = _plain(text)
     runs = [len(run) for run in re.findall("`+", plain)]
     fence = "`" * next(n for n in range(1, len(runs) + 2) if n not in runs)
     edge = " " if plain.startswith("`") or plain.endswith("`") else ""
     return f"{fence}{edge}{plain}{edge}{fence}"
+
+
+def _plain(text: str) -> str:
+    return " ".join(inert(text).split())
 
 
 def markdown_table(
