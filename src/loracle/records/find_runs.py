@@ -109,21 +109,26 @@ def _started_at(path: Path) -> tuple[int, str]:
 
 
 def read_results(root: Path) -> list[RunResult]:
-    """Returns the results of the finished runs in a folder, by seed.
+    """Returns the results of the finished runs in a folder, by seed, as `comparable_results`."""
+    return sorted(comparable_results(root).values(), key=lambda result: result.seed)
+
+
+def comparable_results(root: Path) -> dict[Path, RunResult]:
+    """Returns the results of the finished runs in a folder, by run in the order of the names.
 
     Raises:
         RunFolderError: If there is none, or they are not one configuration in one environment.
     """
-    results = [read_result(path) for path in completed_runs(root)]
+    results = {path: read_result(path) for path in completed_runs(root)}
     if not results:
         raise RunFolderError(f"{root}: no finished run in it")
-    families = {without_seed(result.signature) for result in results}
+    families = {without_seed(result.signature) for result in results.values()}
     if len(families) > 1:
         raise RunFolderError(
             f"{root}: its runs differ in more than the seed and do not belong in one table "
             f"({'; '.join(_unlike(sorted(families)[:2]))})"
         )
-    return sorted(results, key=lambda result: result.seed)
+    return results
 
 
 def without_seed(signature: str) -> str:
