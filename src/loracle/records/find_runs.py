@@ -51,8 +51,8 @@ def completed_runs(root: Path) -> Iterator[Path]:
             yield path
 
 
-def sound_results(root: Path) -> Iterator[tuple[Path, RunResult]]:
-    """Yields folder and result of the completed runs under ``root`` whose records are sound.
+def sound_results(root: Path, *, signature: str) -> Iterator[tuple[Path, RunResult]]:
+    """Yields folder and result of the completed runs of a signature whose records are sound.
 
     For a run that looks at others beside it: a damaged one is no reason to fail, and a report of it
     says what is wrong.
@@ -60,7 +60,9 @@ def sound_results(root: Path) -> Iterator[tuple[Path, RunResult]]:
     for path in _runs(root):
         if _status(path) == "completed":
             with suppress(RunFolderError):
-                yield path, read_result(path)
+                # Few have it, and only those are worth hashing.
+                if read_result(path, verify=False).signature == signature:
+                    yield path, read_result(path)
 
 
 def unverified(root: Path) -> str | None:
