@@ -81,7 +81,7 @@ def find_temporary_folder(fallback: Callable[[], Path]) -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        # Who needs one and cannot have it says so in a line. RuntimeError: no home either.
+        # Code that needs one reports that there is none. RuntimeError: there is no home either.
         with suppress(OSError, RuntimeError):
             folder = fallback()
             folder.mkdir(parents=True, exist_ok=True)

@@ -260,7 +260,7 @@ class RunResult:
     adapter_sha256: str
     """Of the file of the trained weights."""
     data_warnings: list[str] = field(default_factory=list)
-    """What the result does not speak of: a sentence on records left out, if they are many."""
+    """A sentence on the records that were left out, if they are many."""
 
 
 def read_result(folder: Path, *, verify: bool = True) -> RunResult:

@@ -140,7 +140,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         try:
             self.status = read_status(self.path)
         except RunFolderError as error:
-            # Of a finished run the manifest would have told.
+            # That of a finished run was checked against the manifest above.
             self.notices.append(f"{error}; taken as unfinished")
             self.status = {"status": "running"}
         self._status_before = self.status

@@ -255,7 +255,7 @@ def drop_damaged(path: Path) -> dict[str, str]:
     try:
         faults = faults_of(path)
     except RunFolderError as error:
-        # Then nothing vouches for any of them.
+        # Then none of them can be verified.
         said = {MANIFEST: str(error)}
         doubtful = {CLOCK, PREDICTED, MANIFEST}
     else:

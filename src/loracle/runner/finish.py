@@ -112,7 +112,7 @@ def _save(run: ActiveRun) -> Path:
     is_full = run.prepared.plan.is_full
     folder = saved_weights(run.folder.path, is_full=is_full).parent
     with disk_faults(folder), plain_os_errors():
-        # PEFT says of a file in its place something else.
+        # If a file has that name, this says so; PEFT's own message does not.
         folder.mkdir(parents=True, exist_ok=True)
         if is_full:
             return save_whole(run.shared.base, folder=folder)

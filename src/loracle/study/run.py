@@ -199,7 +199,7 @@ def keep_plan(plan: StudyPlan, *, out: Path, progress: Progress | None = None) -
         (progress or Progress()).notice(line)
     if (out / STUDY).is_file():
         before = {} if STUDY in damaged else read_yaml(out / STUDY)
-        # What a kill or a flip left of it says nothing; runs compare their own configurations.
+        # Empty if damaged: then only the runs' own configurations are compared.
         if before:
             _require_same_study(before, study, out=out)
     elif out.is_dir() and _foreign(out):
