@@ -9,13 +9,13 @@ from loracle.engine import out_of_memory
 from loracle.engine.evaluate import score_examples
 from loracle.engine.out_of_memory import (
     PassBudget,
-    is_out_of_memory,
     largest_pass,
     memory_faults,
 )
 from loracle.engine.train import train_bundle
 from loracle.errors import OutOfMemory
 from loracle.model.base import FrozenBase
+from loracle.model.faults import is_out_of_memory
 from runs_fixture import load, settings
 from tiny_engine import attach, examples_of, tiny_base, tiny_plan, tiny_run
 

@@ -12,6 +12,7 @@ from loracle.records.find_runs import (
     read_results,
     sound_results,
 )
+from loracle.records.result import read_result
 from loracle.records.run_folder import RunFolder
 from runs_fixture import copied
 
@@ -87,10 +88,12 @@ def test_completed_runs_are_found_at_any_depth_but_not_inside_runs(tmp_path):
 def test_a_damaged_run_is_named_by_a_report_and_passed_over_by_its_neighbours(finished, tmp_path):
     sound, damaged = (copied(finished, tmp_path / name) for name in ("a", "b"))
     (damaged / "evals.jsonl").write_bytes(b"")
-    assert [path for path, _ in sound_results(tmp_path)] == [sound]
+    signature = read_result(finished).signature
+    assert [path for path, _ in sound_results(tmp_path, signature=signature)] == [sound]
+    assert not [*sound_results(tmp_path, signature=f"{signature}|other:1")]
     with pytest.raises(RunFolderError, match=r"b/evals\.jsonl: is not what was written"):
         read_results(tmp_path)
     (damaged / "status.json").write_text('{"status": "compleued"}')
-    assert [path for path, _ in sound_results(tmp_path)] == [sound]
+    assert [path for path, _ in sound_results(tmp_path, signature=signature)] == [sound]
     with pytest.raises(RunFolderError, match=r"b/status\.json: is not what was written"):
         list(completed_runs(tmp_path))

@@ -256,14 +256,14 @@ def test_nan_never_reaches_a_file(tmp_path, config):
             run.write_jsonl(
                 "examples.jsonl", [{"nll_sum_nats": 1.0}, {"nll_sum_nats": float("inf")}]
             )
-        assert run.steps() == run.read_jsonl("examples.jsonl") == []
+        assert run.steps() == read_jsonl(run.path / "examples.jsonl") == []
 
 
 def test_files_are_utf8_indented_and_in_the_given_order(tmp_path, config):
     with RunFolder.create(tmp_path / "a", config=config) as run:
         run.write_json("data.json", {"z": "日本", "a": None})
         run.write_jsonl("examples.jsonl", [{"instruction": "Größe?\nJa"}, {"instruction": "b"}])
-        assert run.read_jsonl("examples.jsonl")[0] == {"instruction": "Größe?\nJa"}
+        assert read_jsonl(run.path / "examples.jsonl")[0] == {"instruction": "Größe?\nJa"}
         text = (run.path / "data.json").read_bytes().decode()
     assert text == '{\n  "z": "日本",\n  "a": null\n}\n'
 

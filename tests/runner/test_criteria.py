@@ -4,6 +4,7 @@ import random
 from dataclasses import asdict, replace
 
 import pytest
+from scipy.stats import ttest_1samp
 
 from loracle.engine.evaluate import ExampleScore
 from loracle.engine.measure import Parameters
@@ -28,6 +29,15 @@ def scored(change: float, *, count: int = 50, noise: float = 0.1, seed: int = 0)
         for score, n in zip(before, tokens, strict=True)
     ]
     return before, after
+
+
+def test_the_interval_over_examples_of_one_length_is_that_of_students_t():
+    before, after = ([replace(s, num_targets=10) for s in scores] for scores in scored(-0.1))
+    each = [(a.nll_sum_nats - b.nll_sum_nats) / 10 for b, a in zip(before, after, strict=True)]
+    expected = ttest_1samp(each, 0).confidence_interval(0.95)
+    found = change(before, after)
+    assert found.nats_per_token == pytest.approx(sum(each) / len(each))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_a_small_fall_on_the_same_examples_is_convergence_whatever_the_batches_held():

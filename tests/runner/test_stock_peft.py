@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 from loracle.model.adapters import attach_adapter, save_adapter, save_tokenizer
 from loracle.model.identity import described_tokenizer
 from loracle.records.result import read_result
-from loracle.records.run_folder import recorded_config
+from loracle.records.run_state import recorded_config
 from loracle.runner.adapter_card import adapter_card
 from loracle.screen import quiet_transformers
 from loracle.sources import ResolvedSource

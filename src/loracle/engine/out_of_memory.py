@@ -20,16 +20,6 @@ from loracle.engine.device import release_free_memory
 from loracle.errors import OutOfMemory
 from loracle.model.faults import is_out_of_memory
 
-__all__ = [
-    "Halved",
-    "PassBudget",
-    "free_memory",
-    "is_out_of_memory",
-    "largest_pass",
-    "memory_faults",
-    "say_nothing",
-]
-
 T = TypeVar("T")
 
 # assumed: a thread's stack and thread-local data, and what a pass keeps beside its tensors

@@ -69,7 +69,10 @@ def has_limited_address_space() -> bool:
 
 
 def load_in_one_thread() -> None:
-    """Has Transformers load weights in one thread: each takes 72 MiB of address space."""
+    """Has Transformers load weights in one thread.
+
+    assumed: each takes 72 MiB of address space, 8 for its stack and 64 for glibc's arena.
+    """
     os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
 
 
@@ -78,7 +81,7 @@ def find_temporary_folder(fallback: Callable[[], Path]) -> None:
     try:
         tempfile.gettempdir()
     except FileNotFoundError:
-        # Who needs one and cannot have it says so in a line. RuntimeError: no home either.
+        # Code that needs one reports that there is none. RuntimeError: there is no home either.
         with suppress(OSError, RuntimeError):
             folder = fallback()
             folder.mkdir(parents=True, exist_ok=True)

@@ -51,8 +51,8 @@ def completed_runs(root: Path) -> Iterator[Path]:
             yield path
 
 
-def sound_results(root: Path) -> Iterator[tuple[Path, RunResult]]:
-    """Yields folder and result of the completed runs under ``root`` whose records are sound.
+def sound_results(root: Path, *, signature: str) -> Iterator[tuple[Path, RunResult]]:
+    """Yields folder and result of the completed runs of a signature whose records are sound.
 
     For a run that looks at others beside it: a damaged one is no reason to fail, and a report of it
     says what is wrong.
@@ -60,7 +60,9 @@ def sound_results(root: Path) -> Iterator[tuple[Path, RunResult]]:
     for path in _runs(root):
         if _status(path) == "completed":
             with suppress(RunFolderError):
-                yield path, read_result(path)
+                # Few have it, and only those are worth hashing.
+                if read_result(path, verify=False).signature == signature:
+                    yield path, read_result(path)
 
 
 def unverified(root: Path) -> str | None:
@@ -109,21 +111,26 @@ def _started_at(path: Path) -> tuple[int, str]:
 
 
 def read_results(root: Path) -> list[RunResult]:
-    """Returns the results of the finished runs in a folder, by seed.
+    """Returns the results of the finished runs in a folder, by seed, as `comparable_results`."""
+    return sorted(comparable_results(root).values(), key=lambda result: result.seed)
+
+
+def comparable_results(root: Path) -> dict[Path, RunResult]:
+    """Returns the results of the finished runs in a folder, by run in the order of the names.
 
     Raises:
         RunFolderError: If there is none, or they are not one configuration in one environment.
     """
-    results = [read_result(path) for path in completed_runs(root)]
+    results = {path: read_result(path) for path in completed_runs(root)}
     if not results:
         raise RunFolderError(f"{root}: no finished run in it")
-    families = {without_seed(result.signature) for result in results}
+    families = {without_seed(result.signature) for result in results.values()}
     if len(families) > 1:
         raise RunFolderError(
             f"{root}: its runs differ in more than the seed and do not belong in one table "
             f"({'; '.join(_unlike(sorted(families)[:2]))})"
         )
-    return sorted(results, key=lambda result: result.seed)
+    return results
 
 
 def without_seed(signature: str) -> str:

@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from loracle.errors import RunFolderError
-from loracle.records.files import is_unsupported
+from loracle.records.files import disk_faults, is_unsupported
 from loracle.records.names import LOCK
 
 
-def acquire(path: Path) -> int:
-    """Returns the descriptor that holds the folder's lock; closing it releases the lock."""
+@contextmanager
+def acquired(path: Path) -> Iterator[int]:
+    """Yields the descriptor that holds the folder's lock; closed, and so released, on an error.
+
+    Raises:
+        RunFolderError: If another process holds it, or the folder cannot be written.
+    """
+    with disk_faults(path):
+        descriptor = _acquire(path)
+    try:
+        yield descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _acquire(path: Path) -> int:
     descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,9 +8,8 @@ from loracle.config.files import read_yaml
 from loracle.placement.inventory import Inventory, LinearModule
 from loracle.placement.plan import ModulePlan, most_common_rank
 from loracle.records.files import from_json, read_json
-from loracle.records.find_runs import completed_runs, read_results
+from loracle.records.find_runs import comparable_results
 from loracle.records.names import CONFIG, MODULES
-from loracle.records.result import read_result
 from loracle.records.study_folder import ArmRecord, RunRecord, StudyRecord
 
 
@@ -22,9 +21,9 @@ def study_of_runs(root: Path) -> StudyRecord:
     Raises:
         RunFolderError: If there is none, or they differ in more than the seed.
     """
-    read_results(root)
-    folders = list(completed_runs(root))
-    plan = ModulePlan.from_json(read_json(folders[0] / MODULES))
+    results = comparable_results(root)
+    first = next(iter(results))
+    plan = ModulePlan.from_json(read_json(first / MODULES))
     runs = [
         RunRecord(
             id=folder.name,
@@ -35,8 +34,7 @@ def study_of_runs(root: Path) -> StudyRecord:
             path=folder,
             result=result,
         )
-        for folder in folders
-        for result in [read_result(folder)]
+        for folder, result in results.items()
     ]
     runs.sort(key=lambda run: run.seed)
     rank, alpha = most_common_rank(plan)
@@ -57,7 +55,7 @@ def study_of_runs(root: Path) -> StudyRecord:
             "reference": arm.name,
             "budget": "equal-rank",
             "seeds": [run.seed for run in runs],
-            "config": read_yaml(folders[0] / CONFIG),
+            "config": read_yaml(first / CONFIG),
         },
         arms=(arm,),
         runs=tuple(runs),

@@ -10,11 +10,10 @@ A folder without a manifest is of an older version: its records are read, and sa
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
+from loracle.digest import digest_of
 from loracle.errors import RunFolderError
 from loracle.records.files import read_json, write_durably, write_json
 from loracle.records.names import MANIFEST
@@ -42,7 +41,7 @@ class Manifest:
         Raises:
             RunFolderError: If they cannot be written.
         """
-        new = {name: digest_of(content) for name, content in contents.items()}
+        new = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
         pending = {name: [digest, *self._before(name)] for name, digest in new.items()}
         self._write(self._valid | pending)
         for name, content in contents.items():
@@ -74,7 +73,7 @@ class Manifest:
         self._write(self._valid)
 
     def _write(self, valid: Valid) -> None:
-        data = {"schema": _SCHEMA, "files": valid, "sha256": _own_digest(valid)}
+        data = {"schema": _SCHEMA, "files": valid, "sha256": digest_of(valid)}
         write_json(self._folder / MANIFEST, data, indent=1)
 
     def _before(self, name: str) -> list[str | None]:
@@ -125,7 +124,7 @@ def read_manifest(folder: Path) -> Valid | None:
         return None
     data = read_json(path)
     files = data.get("files")
-    if not isinstance(files, dict) or data.get("sha256") != _own_digest(files):
+    if not isinstance(files, dict) or data.get("sha256") != digest_of(files):
         raise RunFolderError(
             f"{path}: is not what was written; restore it, or remove it to read the folder "
             "without verification"
@@ -147,13 +146,10 @@ def faults_of(
         RunFolderError: If the manifest itself is damaged.
     """
     valid = read_manifest(folder) or {}
-    faults = {}
-    for name in valid if names is None else (name for name in names if name in valid):
-        if name.rpartition("/")[0] == below:
-            digest = file_digest(folder / name)
-            if digest not in valid[name]:
-                faults[name] = _fault(digest)
-    return faults
+    listed = valid if names is None else [name for name in names if name in valid]
+    meant = [name for name in listed if name.rpartition("/")[0] == below]
+    digests = {name: file_digest(folder / name) for name in meant}
+    return {name: _fault(digests[name]) for name in meant if digests[name] not in valid[name]}
 
 
 def require_intact(
@@ -173,11 +169,6 @@ def is_verified(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
-def digest_of(content: bytes) -> str:
-    """Returns the SHA-256 of a content, in hex."""
-    return hashlib.sha256(content).hexdigest()
-
-
 def file_digest(path: Path) -> str | None:
     """Returns the SHA-256 of a file, in hex; None if there is none.
 
@@ -195,7 +186,3 @@ def file_digest(path: Path) -> str | None:
 
 def _fault(digest: str | None) -> str:
     return "is missing" if digest is None else f"is not what was written (see {MANIFEST})"
-
-
-def _own_digest(files: Any) -> str:
-    return digest_of(json.dumps(files, sort_keys=True).encode())

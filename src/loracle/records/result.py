@@ -15,6 +15,7 @@ from loracle.errors import RunFolderError
 from loracle.records.files import from_json, read_json
 from loracle.records.manifest import require_intact
 from loracle.records.names import RESULT
+from loracle.records.run_state import REMEDY
 
 SCHEMA = 1
 """Rises when a key changes its meaning or goes; a key that only comes along gets a default."""
@@ -259,7 +260,7 @@ class RunResult:
     adapter_sha256: str
     """Of the file of the trained weights."""
     data_warnings: list[str] = field(default_factory=list)
-    """What the result does not speak of: a sentence on records left out, if they are many."""
+    """A sentence on the records that were left out, if they are many."""
 
 
 def read_result(folder: Path, *, verify: bool = True) -> RunResult:
@@ -273,7 +274,7 @@ def read_result(folder: Path, *, verify: bool = True) -> RunResult:
             of another type, or a record is not what its manifest says.
     """
     if verify:
-        require_intact(folder, remedy="restore it, or remove the run's folder and run it again")
+        require_intact(folder, remedy=REMEDY)
     path = folder / RESULT
     return parse_result(read_json(path), origin=f"{path}")
 

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from loracle.config.files import dump_yaml
@@ -29,10 +29,9 @@ from loracle.records.files import (
     read_json,
     read_jsonl,
     strict_json,
-    to_json,
     write_durably,
 )
-from loracle.records.lock import acquire
+from loracle.records.lock import acquired
 from loracle.records.manifest import Manifest, faults_of, read_manifest
 from loracle.records.names import (
     ADAPTER,
@@ -44,13 +43,11 @@ from loracle.records.names import (
     EVALS,
     MEMORY,
     MODULES,
-    RESULT,
     RUN_RECORDS,
     STATUS,
     STEPS,
     TRACEBACK,
 )
-from loracle.records.result import RunResult
 from loracle.records.rows import content_of, drop_partial_line, read_steps
 from loracle.records.run_state import (
     Status,
@@ -72,7 +69,7 @@ _STATUS_FIELDS = ("phase", "step", "max_steps", "error")
 _PREPARING = "prepare"
 
 
-class RunFolder:
+class RunFolder(AbstractContextManager["RunFolder"]):
     """One run's folder, held by one process at a time.
 
     The kernel releases the lock if the process dies. A completed run can be read and never written.
@@ -86,14 +83,14 @@ class RunFolder:
         notices: What was found damaged when it was reopened, and is made again.
     """
 
-    def __init__(self, path: Path, *, config: Config, status: dict[str, Any], lock: int) -> None:
+    def __init__(self, path: Path, *, config: Config, lock: int) -> None:
         self.path = path
         self.config = config
-        self.status = status
-        self.failed_before = status.get("status") == "failed"
+        self.status: dict[str, Any] = {}
+        self.failed_before = False
         self.has_begun = False
-        self._status_before = status
         self.notices: list[str] = []
+        self._status_before = self.status
         self._lock: int | None = lock
         self._manifest = Manifest(path)
 
@@ -107,16 +104,12 @@ class RunFolder:
         with disk_faults(path):
             path.mkdir(parents=True, exist_ok=True)
             require_vacant(path)
-            lock = acquire(path)
-        try:
+        with acquired(path) as lock:
             # Again under the lock: another process may have created a run meanwhile.
             require_vacant(path)
-            run = cls(path, config=config, status={}, lock=lock)
+            run = cls(path, config=config, lock=lock)
             run.write_yaml(CONFIG, config.model_dump(mode="json"))
             run.set_status("running", max_steps=config.train.max_steps)
-        except BaseException:
-            os.close(lock)
-            raise
         return run
 
     @classmethod
@@ -133,18 +126,13 @@ class RunFolder:
         """
         if not (path / CONFIG).is_file():
             raise no_run(path)
-        with disk_faults(path):
-            lock = acquire(path)
-        try:
+        with acquired(path) as lock:
             # Under the lock: another process may have written meanwhile.
             require_inputs(path)
             recorded = recorded_config(path)
             require_same(recorded, config, path=path)
-            run = cls(path, config=config or recorded, status={}, lock=lock)
+            run = cls(path, config=config or recorded, lock=lock)
             run._continue(recorded)
-        except BaseException:
-            os.close(lock)
-            raise
         return run
 
     def _continue(self, recorded: Config) -> None:
@@ -152,7 +140,7 @@ class RunFolder:
         try:
             self.status = read_status(self.path)
         except RunFolderError as error:
-            # Of a finished run the manifest would have told.
+            # That of a finished run was checked against the manifest above.
             self.notices.append(f"{error}; taken as unfinished")
             self.status = {"status": "running"}
         self._status_before = self.status
@@ -198,15 +186,7 @@ class RunFolder:
             os.close(self._lock)
             self._lock = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def set_status(self, status: Status, **fields: Any) -> None:
@@ -251,10 +231,6 @@ class RunFolder:
         """Replaces a JSON file, as `loracle.records.files.write_json` does."""
         self._replace(name, json_bytes(data, origin=name))
 
-    def write_result(self, result: RunResult) -> None:
-        """Replaces ``result.json``."""
-        self.write_json(RESULT, to_json(result))
-
     def write_yaml(self, name: str, data: Mapping[str, Any]) -> None:
         """Replaces a YAML file."""
         self._replace(name, dump_yaml(data).encode())
@@ -295,15 +271,11 @@ class RunFolder:
 
     def evals(self) -> list[dict[str, Any]]:
         """Returns the complete rows of ``evals.jsonl``; none if there is no such file."""
-        return self.read_jsonl(EVALS)
+        return read_jsonl(self.path / EVALS)
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Returns the object in a JSON file."""
         return read_json(self.path / name)
-
-    def read_jsonl(self, name: str) -> list[dict[str, Any]]:
-        """Returns the rows of a file of JSON lines; none if there is no such file."""
-        return read_jsonl(self.path / name)
 
     def _replace(self, name: str, content: bytes) -> None:
         self._require_open(name)

@@ -198,7 +198,7 @@ def _study(path: Path) -> StudyRecord:
         unfinished=tuple(_unfinished(path, run) for run in plan["runs"] if run["id"] not in done),
         search=tuple(_completed(path, plan.get("search", ()))),
         inventory=from_json(Inventory, plan["inventory"], origin=f"{origin}: inventory"),
-        scores=read_scores(path),
+        scores=_scores(path),
         clock=_clock(path),
     )
 
@@ -215,11 +215,6 @@ def _as_written(path: Path) -> Iterator[None]:
 def is_study(path: Path) -> bool:
     """Returns whether a folder holds a study, if only a damaged one."""
     return (path / STUDY).is_file() or (path / PLAN).is_file()
-
-
-def read_scores(path: Path) -> dict[str, Mapping[str, float]]:
-    """Returns ``scores.json``'s score name -> module name -> score; empty without the file."""
-    return dict(read_json(path / SCORES)["scores"]) if (path / SCORES).is_file() else {}
 
 
 def write_plan(
@@ -260,7 +255,7 @@ def drop_damaged(path: Path) -> dict[str, str]:
     try:
         faults = faults_of(path)
     except RunFolderError as error:
-        # Then nothing vouches for any of them.
+        # Then none of them can be verified.
         said = {MANIFEST: str(error)}
         doubtful = {CLOCK, PREDICTED, MANIFEST}
     else:
@@ -271,6 +266,11 @@ def drop_damaged(path: Path) -> dict[str, str]:
             (path / name).unlink(missing_ok=True)
     forget(path, doubtful)
     return said
+
+
+def _scores(path: Path) -> dict[str, Mapping[str, float]]:
+    """Returns ``scores.json``'s score name -> module name -> score; empty without the file."""
+    return dict(read_json(path / SCORES)["scores"]) if (path / SCORES).is_file() else {}
 
 
 def _clock(path: Path) -> StudyClock | None:

@@ -83,7 +83,7 @@ def run_bundle(
         if not isinstance(error, Exception) or isinstance(error, LoracleError):
             _leave(runs, error)
             raise
-        # Of a step that all of them shared, or of what they begin with: the next bundle may do.
+        # It concerns these runs alone; the next bundle may succeed.
         fail_all(runs, error)
         opened = opened or [as_failure(error, run.folder) for run in prepared]
     finally:

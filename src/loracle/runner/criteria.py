@@ -231,6 +231,6 @@ def repeats_of(run: Path, *, signature: str) -> list[Repeat]:
             losses=tuple(row["loss_nats_per_token"] for row in read_jsonl(path / STEPS)),
             final_loss_nats_per_token=result.quality.tuned.loss_nats_per_token,
         )
-        for path, result in sound_results(run.parent)
-        if path != run and result.signature == signature
+        for path, result in sound_results(run.parent, signature=signature)
+        if path != run
     ]

@@ -47,7 +47,7 @@ def as_failure(error: Exception, folder: RunFolder) -> LoracleError:
 def record_failure(folder: RunFolder, error: LoracleError) -> None:
     """Leaves the reason of a failed run in its folder, without the folder's path."""
     reason = str(error).replace(str(folder.path), folder.path.name)
-    # A disk that is full cannot take the news of it.
+    # A full disk cannot hold this either.
     with suppress(RunFolderError):
         folder.set_status("failed", error=reason)
 

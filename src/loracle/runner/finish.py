@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from loracle.engine.answers import Answer, TextScore, score_answers
 from loracle.engine.evaluate import ExampleScore
@@ -19,6 +20,7 @@ from loracle.records.names import (
     EXAMPLES,
     MEMORY,
     MODEL,
+    RESULT,
 )
 from loracle.records.result import Audit
 from loracle.records.signature import signature
@@ -36,14 +38,17 @@ def recorded_scores(run: ActiveRun, *, step: int, model: str) -> list[ExampleSco
     """Returns the scores of each example of a validation that was done."""
     row = recorded_eval(run.folder, step=step, model=model)
     assert row is not None, f"no validation of {model} at step {step}"
+    return _scores(run, row)
+
+
+def _scores(run: ActiveRun, row: Mapping[str, Any]) -> list[ExampleScore]:
     pairs = zip(run.shared.scored, row["nll_sum_nats"], strict=True)
     return [ExampleScore(example.num_targets, nll) for example, nll in pairs]
 
 
 def recorded_validations(run: ActiveRun) -> dict[int, list[ExampleScore]]:
     """Returns the scores of every validation of the tuned model, by step."""
-    steps = dict.fromkeys(row["step"] for row in run.folder.evals() if row["model"] == "tuned")
-    return {step: recorded_scores(run, step=step, model="tuned") for step in steps}
+    return {row["step"]: _scores(run, row) for row in run.folder.evals() if row["model"] == "tuned"}
 
 
 def recorded_answers(run: ActiveRun) -> dict[str, list[Answer]]:
@@ -108,7 +113,7 @@ def _save(run: ActiveRun) -> Path:
     is_full = run.prepared.plan.is_full
     folder = saved_weights(run.folder.path, is_full=is_full).parent
     with disk_faults(folder), plain_os_errors():
-        # PEFT says of a file in its place something else.
+        # If a file has that name, this says so; PEFT's own message does not.
         folder.mkdir(parents=True, exist_ok=True)
         if is_full:
             return save_whole(run.shared.base, folder=folder)
@@ -136,7 +141,8 @@ def finish_run(run: ActiveRun, *, latency: Mapping[str, Latency | None], audit: 
         environment=run.environment,
     )
     base_scores = recorded_scores(run, step=0, model="base")
-    tuned_scores = recorded_scores(run, step=run.state.step, model="tuned")
+    validations = recorded_validations(run)
+    tuned_scores = validations[run.state.step]
     answers = recorded_answers(run)
     weights = saved_weights(folder.path, is_full=prepared.plan.is_full)
     result = build_result(
@@ -159,7 +165,7 @@ def finish_run(run: ActiveRun, *, latency: Mapping[str, Latency | None], audit: 
             latency=latency,
             audit=audit,
             adapter_sha256=sha256_file(weights),
-            validations=recorded_validations(run),
+            validations=validations,
         ),
         repeats=repeats_of(folder.path, signature=line),
     )
@@ -170,7 +176,7 @@ def finish_run(run: ActiveRun, *, latency: Mapping[str, Latency | None], audit: 
     if not prepared.plan.is_full:
         card = adapter_card(result, config=run.config, plan=prepared.plan, base=shared.model)
         write_durably(folder.path / ADAPTER / ADAPTER_CARD, card.encode())
-    folder.write_result(result)
+    folder.write_json(RESULT, to_json(result))
     for name in (ANSWERS, MEMORY):
         (folder.path / name).unlink(missing_ok=True)
     run.tracker.summarize(to_json(result))

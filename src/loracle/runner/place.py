@@ -7,7 +7,7 @@ in which the command was given, or to the home. That folder is recorded too, see
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -25,14 +25,17 @@ _SOURCES = ("model", "data.source")
 
 def portable_config(config: Config) -> Config:
     """Returns the config with local sources spelled without this machine's folders."""
-    data = config.data.model_copy(update={"source": portable(config.data.source)})
-    return config.model_copy(update={"model": portable(config.model), "data": data})
+    return _respelled(config, portable)
 
 
 def absolute_config(config: Config) -> Config:
     """Returns the config with local sources that mean the same from every folder."""
-    data = config.data.model_copy(update={"source": absolute(config.data.source)})
-    return config.model_copy(update={"model": absolute(config.model), "data": data})
+    return _respelled(config, absolute)
+
+
+def _respelled(config: Config, spell: Callable[[str], str]) -> Config:
+    data = config.data.model_copy(update={"source": spell(config.data.source)})
+    return config.model_copy(update={"model": spell(config.model), "data": data})
 
 
 def recorded_start(folder: Path) -> str:
@@ -53,7 +56,7 @@ def place_of(folder: Path) -> Iterator[None]:
     Where nothing is recorded, as in a new folder, they start where they do already; also where
     none of them is found, as from a record that was copied without them.
     """
-    start = _recorded_start(folder)
+    start = _start_of(folder)
     if start is None or _is_only_here(_relative_sources(folder), start):
         yield
         return
@@ -69,7 +72,7 @@ def _is_only_here(paths: Sequence[str], start: Path) -> bool:
     return here and not at_start
 
 
-def _recorded_start(folder: Path) -> Path | None:
+def _start_of(folder: Path) -> Path | None:
     """Returns the folder at which a record's relative sources start; None if it names none."""
     run, study = folder / ENVIRONMENT, folder / STUDY
     if run.is_file():

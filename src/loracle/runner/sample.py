@@ -128,7 +128,9 @@ def _base_here(base: FrozenBase, *, model: ResolvedSource) -> dict[str, Any]:
 
 def _require_recorded(saved: Path, *, run: Path) -> None:
     """Raises unless the trained weights are those of the run's result, if it has one."""
-    if (run / RESULT).is_file() and sha256_file(saved) != read_result(run).adapter_sha256:
+    if (run / RESULT).is_file() and sha256_file(saved) != read_result(
+        run, verify=False
+    ).adapter_sha256:
         raise RunFolderError(
             f"{saved}: is not what the run recorded (adapter_sha256 in {RESULT}); {_REMEDY}"
         )

@@ -34,7 +34,7 @@ class StopRequest:
         # Python only lets the main thread install handlers; elsewhere signals stay the caller's.
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                # ``nohup`` has it ignored, and means that.
+                # Under ``nohup`` it is ignored, and stays so.
                 if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
         return self

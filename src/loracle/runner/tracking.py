@@ -111,7 +111,7 @@ def open_tracker(
     if chosen == "disabled":
         return run.tracker(None, mode="disabled")
     if not can_start_threads():
-        # Its service would abort with pages of its own, or wait for ever.
+        # Its service would abort with a long traceback, or never return.
         notice("W&B: needs more processes than are allowed; this run is recorded locally only")
         return run.tracker(None, mode="disabled")
     try:

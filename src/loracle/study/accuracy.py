@@ -23,6 +23,7 @@ from loracle.forecast.predict import GRANULE
 from loracle.forecast.trace import Trace, synthetic_examples, trace_step
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
+from loracle.records.names import ENVIRONMENT, MODULES
 from loracle.records.predictions import ArmAccuracy, keep_accuracy, kept_accuracy
 from loracle.records.run_state import recorded_config
 from loracle.records.study_folder import RunRecord, StudyRecord
@@ -67,14 +68,14 @@ class _Job:
 
     @classmethod
     def of(cls, run: RunRecord, architecture: Mapping[str, Any]) -> _Job:
-        plan = ModulePlan.from_json(read_json(run.path / "modules.json"))
+        plan = ModulePlan.from_json(read_json(run.path / MODULES))
         return cls(run, recorded_config(run.path), plan, architecture)
 
 
 def _trace(job: _Job) -> _Traced:
     import torch
 
-    environment = read_json(job.run.path / "environment.json")
+    environment = read_json(job.run.path / ENVIRONMENT)
     dtype: torch.dtype = getattr(torch, environment["device"]["dtype"])
     on_gpu = job.run.result.efficiency.peak_memory_gib.kind_of_training == "cuda_allocated"
     device = Device("", 0, has_bf16=dtype == torch.bfloat16, is_gpu=on_gpu)
@@ -118,7 +119,7 @@ def _shares(total: int, count: int) -> list[int]:
 
 
 def _accuracy(run: RunRecord, traced: _Traced) -> ArmAccuracy:
-    environment = read_json(run.path / "environment.json")
+    environment = read_json(run.path / ENVIRONMENT)
     memory = run.result.efficiency.peak_memory_gib
     recorded = environment["device"]
     device = Device(recorded["name"], 0, has_bf16=True)

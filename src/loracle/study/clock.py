@@ -83,7 +83,7 @@ def _is_needed(plan: StudyPlan, *, out: Path, arms: Sequence[PlannedArm]) -> boo
     kept = read_json(out / CLOCK)
     if any(arm.name not in kept["step_time_s"] for arm in arms):
         return True
-    first = out / "runs" / plan.runs[0].id / "environment.json"
+    first = run_folder(out, plan.runs[0].id) / ENVIRONMENT
     return first.is_file() and bool(environment_differences(read_json(first), kept["environment"]))
 
 

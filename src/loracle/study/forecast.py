@@ -21,6 +21,7 @@ from loracle.forecast.predict import Prediction
 from loracle.forecast.target import Target, target_of
 from loracle.placement import Inventory, resolve_placement
 from loracle.records.files import read_json
+from loracle.records.names import ENVIRONMENT, RESULT, run_folder
 from loracle.seeds import stream_seed
 from loracle.study.config import StrategicConfig
 from loracle.study.file import load_study
@@ -242,10 +243,10 @@ def estimate_time(plan: StudyPlan, *, out: Path) -> TimeEstimate:
 
 def _elapsed_s(run: PlannedRun, *, out: Path) -> float | None:
     """Returns the seconds from start to result of a finished run; None if it is not finished."""
-    folder = out / "runs" / run.id
-    if not (folder / "result.json").is_file():
+    folder = run_folder(out, run.id)
+    if not (folder / RESULT).is_file():
         return None
-    started_at = read_json(folder / "environment.json")["captured_at"]
-    finished_at = read_json(folder / "result.json")["finished_at"]
+    started_at = read_json(folder / ENVIRONMENT)["captured_at"]
+    finished_at = read_json(folder / RESULT)["finished_at"]
     elapsed = datetime.fromisoformat(finished_at) - datetime.fromisoformat(started_at)
     return elapsed.total_seconds()

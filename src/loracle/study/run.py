@@ -23,7 +23,16 @@ from loracle.errors import RunFolderError
 from loracle.placement import Inventory
 from loracle.records.files import read_json
 from loracle.records.manifest import require_intact
-from loracle.records.names import MANIFEST, REPORT, RESULT, STUDY, STUDY_RECORDS, run_folder
+from loracle.records.names import (
+    ENVIRONMENT,
+    MANIFEST,
+    REPORT,
+    RESULT,
+    STUDY,
+    STUDY_RECORDS,
+    run_folder,
+)
+from loracle.records.run_state import REMEDY
 from loracle.records.signature import environment_differences
 from loracle.records.study_folder import drop_damaged, write_plan
 from loracle.runner.place import PATHS_FROM, portable_config, recorded_start
@@ -190,7 +199,7 @@ def keep_plan(plan: StudyPlan, *, out: Path, progress: Progress | None = None) -
         (progress or Progress()).notice(line)
     if (out / STUDY).is_file():
         before = {} if STUDY in damaged else read_yaml(out / STUDY)
-        # What a kill or a flip left of it says nothing; runs compare their own configurations.
+        # Empty if damaged: then only the runs' own configurations are compared.
         if before:
             _require_same_study(before, study, out=out)
     elif out.is_dir() and _foreign(out):
@@ -236,9 +245,9 @@ def require_one_environment(specs: Sequence[RunSpec]) -> None:
     from loracle.engine.device import choose_device, choose_dtype, dtype_name, faster_fp32
     from loracle.engine.environment import capture_environment
 
-    finished = [spec for spec in specs if (spec.out / "result.json").is_file()]
+    finished = [spec for spec in specs if (spec.out / RESULT).is_file()]
     for spec in finished:
-        require_intact(spec.out, remedy="restore it, or remove the run's folder and run it again")
+        require_intact(spec.out, remedy=REMEDY)
     if not finished or len(finished) == len(specs):
         return
     config = specs[0].config
@@ -250,7 +259,7 @@ def require_one_environment(specs: Sequence[RunSpec]) -> None:
             device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
         )
     for spec in finished:
-        changed = environment_differences(read_json(spec.out / "environment.json"), here)
+        changed = environment_differences(read_json(spec.out / ENVIRONMENT), here)
         if changed:
             raise RunFolderError(
                 f"{spec.out.name}: was measured in another environment "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from loracle.config.run import Config
 from loracle.digest import Inputs, code_digest, key_of
@@ -11,7 +12,6 @@ from loracle.errors import RunFolderError
 from loracle.records.files import read_json
 from loracle.records.manifest import require_intact
 from loracle.records.names import MODULES, SCORES
-from loracle.records.study_folder import read_scores
 from loracle.runner.progress import Progress
 from loracle.sources.cache import CONVERSION_SOURCES
 from loracle.study.config import StudyConfig
@@ -38,10 +38,10 @@ def module_scores(
         RunFolderError: If those in the folder, by which its runs got their modules, were computed
             from other inputs than the study's.
     """
-    scores = _kept_scores(out, progress=progress)
+    record = _kept(out, progress=progress)
+    scores, kept = record.get("scores", {}), record.get("key")
     key = scores_key(study, base=base, progress=progress)
     if all(kind in scores for kind in kinds):
-        kept = read_json(out / SCORES).get("key")
         if kept is None:
             progress.notice(f"{SCORES}: records not what it was computed from; not verified")
         if kept in (None, key):
@@ -55,11 +55,11 @@ def module_scores(
     return _score(study, base=base, kinds=kinds, progress=progress), key
 
 
-def _kept_scores(out: Path, *, progress: Progress) -> Scores:
-    """Returns the scores in a study's folder; none if they are not what was written."""
+def _kept(out: Path, *, progress: Progress) -> dict[str, Any]:
+    """Returns the scores in a study's folder, as recorded; empty if they are damaged."""
     try:
         require_intact(out, names=[SCORES], remedy="the modules are scored again")
-        return read_scores(out)
+        return read_json(out / SCORES) if (out / SCORES).is_file() else {}
     except RunFolderError as damage:
         progress.notice(str(damage))
         return {}
