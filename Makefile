@@ -43,7 +43,7 @@ fix: $(VENV)/.ready-dev         ## what check would ask for, where a tool can do
 bench: $(VENV)/.ready-bench     ## ours and the peers side by side, on this machine; stop and go on as you like
 	$(BIN)/python benchmarks/peers.py
 
-faults: $(VENV)/.ready-dev      ## hundreds of kills, full disks, flipped bits, limits; half an hour of one core
+faults: $(VENV)/.ready-dev      ## hundreds of kills, full disks, flipped bits, limits; some 25 minutes of one core
 	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py
 
 clean:                          ## never results

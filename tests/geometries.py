@@ -110,3 +110,23 @@ UNUSUAL = {
     "recurrent_gemma": {"model_type": "recurrent_gemma"} | _TINY | {"num_key_value_heads": 1},
 }
 """Flat blocks, state-space mixers, experts, routers: where names and structure mislead."""
+
+LATENT = _TINY | {
+    "model_type": "deepseek_v2",
+    "initializer_range": 0.2,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": None,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 12,
+    "head_dim": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+}
+"""Keys and values of all tokens so far are computed again at each, from what is cached."""

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 import loracle.engine.decode
-from geometries import UNUSUAL
+from geometries import LATENT, UNUSUAL
 from loracle.config.run import PlacementConfig
 from loracle.engine.answers import Answer, answer_prompts, answer_with_adapters
 from loracle.engine.decode import (
@@ -40,34 +40,6 @@ NEW = 12
 NEVER_SAID = 63
 PROMPTS = [example.input_ids[: example.num_prompt] for example in examples_of(9, longest=25)]
 ADAPTERS = (None, "everything", "attention", "head")
-
-
-LATENT = {
-    "model_type": "deepseek_v2",
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "moe_intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "n_routed_experts": 4,
-    "n_shared_experts": 1,
-    "num_experts_per_tok": 2,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    "q_lora_rank": None,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-    "head_dim": 4,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-"""Keys and values of all tokens so far are computed again at each, from what is cached."""
 
 
 def inclined_to_stop(model: torch.nn.Module, *, by: float = 2.5) -> torch.nn.Module:

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from geometries import TINY
+from geometries import LATENT
 from loracle.errors import ModelError
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import inventory_of
@@ -14,25 +14,6 @@ from loracle.model.layers.routing import Route
 from loracle.model.reach import require_reached
 from loracle.placement import ModulePlan, resolve_placement
 from tiny_engine import FAMILIES, base_of, tiny_base
-
-DEEPSEEK = TINY["llama"] | {
-    "model_type": "deepseek_v2",
-    "initializer_range": 0.2,
-    "num_key_value_heads": 4,
-    "n_routed_experts": 4,
-    "moe_intermediate_size": 16,
-    "first_k_dense_replace": 1,
-    "q_lora_rank": None,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 4,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 12,
-    "head_dim": 4,
-    "num_experts_per_tok": 2,
-    "n_group": 1,
-    "topk_group": 1,
-    "n_shared_experts": 1,
-}
 
 
 def plan_of(base: FrozenBase, placement: str = "all-linear") -> ModulePlan:
@@ -92,7 +73,7 @@ def test_a_layer_that_sees_some_of_the_rows_is_named():
 def test_what_peft_cannot_adapt_is_one_line():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**DEEPSEEK))
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**LATENT))
     base = base_of(model)
     with pytest.raises(ModelError, match=r"^DeepseekV2ForCausalLM: PEFT cannot adapt") as caught:
         require_reached(base, plan=plan_of(base))
