@@ -11,7 +11,7 @@ from loracle.report.text.latex import escape, escape_number, macro_name, macros_
 # Commands and braces that escape itself may write.
 OURS = re.compile(
     r"\\[&%$#_{}]|\\(textbackslash|textasciitilde|textasciicircum|textless|textgreater|textbar"
-    r"|textquotedbl)\{\}|\$(\\times|\\pm|\\alpha|\\beta|-)\$|~"
+    r"|textquotedbl)\{\}|\$(\\times|\\pm|\\alpha|\\beta|-)\$|~|^\{[*\[]\}"
 )
 
 
@@ -22,6 +22,8 @@ OURS = re.compile(
         ("a\\b{c}", r"a\textbackslash{}b\{c\}"),
         ("p < 0.05", r"p \textless{} 0.05"),
         ("two\nlines", "two lines"),
+        ("*bold", "{*}bold"),
+        ("[1]", "{[}1]"),
         ("\u4f60", "U+4F60"),
     ],
 )

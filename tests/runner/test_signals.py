@@ -19,6 +19,14 @@ def handlers() -> list[object]:
     return [signal.getsignal(number) for number in HANDLED]
 
 
+@pytest.fixture(autouse=True)
+def hangups_are_not_ignored():
+    """The suite itself may run under ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", HANDLED)
 def test_the_first_signal_is_noted_and_raised_where_asked(number):
     with StopRequest() as stop:
