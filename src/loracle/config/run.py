@@ -225,6 +225,9 @@ class Config(Section):
     """nf4: linear layers except the head in 4 bits; another model, so another stratum."""
     device: Annotated[str, AfterValidator(_device)]
     """auto, cpu, cuda or cuda:N."""
+    # Not written when absent, so that runs older than this key keep their digest.
+    deterministic: bool | None = Field(default=None, exclude_if=lambda wanted: wanted is None)
+    """true: a repeated run ends with the same bits; null: true, unless known to cost much."""
     data: DataConfig
     """Records, split and tokens."""
     lora: LoraConfig

@@ -93,7 +93,8 @@ def twice(action: Callable[[], None], *, undo: Callable[[], None], where: str) -
     """
     for is_last in (False, True):
         try:
-            return action()
+            action()
+            break
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -101,8 +102,8 @@ def twice(action: Callable[[], None], *, undo: Callable[[], None], where: str) -
         free_memory()
         if is_last:
             raise OutOfMemory(
-                f"{where}: the update of the trained weights needs more memory than there is; lower "
-                "lora.rank, adapt fewer modules, or train fewer runs together"
+                f"{where}: the update of the trained weights needs more memory than there is; "
+                "lower lora.rank, adapt fewer modules, or train fewer runs together"
             )
 
 

@@ -50,7 +50,7 @@ class TrainState:
     def drop_partial_moments(self) -> None:
         """Drops the moments of parameters for which not all could be allocated."""
         for parameter, moments in list(self.optimizer.state.items()):
-            if not _MOMENTS <= moments.keys():
+            if not moments.keys() >= _MOMENTS:
                 del self.optimizer.state[parameter]
 
     def route(self, *, slots: Sequence[int], lengths: Sequence[int], start: int) -> Route:
@@ -95,12 +95,15 @@ def new_run(
 def capture_state(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns the tensors and the plain data from which ``restore_state`` continues exactly.
 
+    A run that has taken all steps needs no moments any more, which are two thirds of its tensors.
     Random streams, schedule and position in the data are functions of seed and step, so the step
     is all that is kept of them.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in run.adapter.parameters.items():
         tensors[f"adapter/{name}"] = parameter.detach()
+        if run.is_done:
+            continue
         for key, value in run.optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = value
     return tensors, {"step": run.step, "scaler": run.scaler.state_dict()}
