@@ -63,7 +63,7 @@ def test_merged_weights_that_do_not_fit_are_none(monkeypatch, layers_that_fit):
     monkeypatch.setattr(RoutedLinear, "get_delta_weight", full)
     result = measure_latency(base, PROMPT, adapter="default", new_tokens=2, trials=1)
     assert result["merged"] is None
-    assert result["unmerged"].ms_per_token > 0
+    assert result["unmerged"] is not None
     assert base.weights_digest() == digest
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from loracle.engine import out_of_memory
+from loracle.engine import latency, out_of_memory
 from loracle.engine.evaluate import score_examples
 from loracle.engine.out_of_memory import (
     PassBudget,
@@ -16,6 +16,7 @@ from loracle.engine.train import train_bundle
 from loracle.errors import OutOfMemory
 from loracle.model.base import FrozenBase
 from loracle.model.faults import is_out_of_memory
+from loracle.runner import audit
 from runs_fixture import load, settings
 from tiny_engine import attach, examples_of, tiny_base, tiny_plan, tiny_run
 
@@ -248,6 +249,32 @@ def test_a_run_that_cannot_fit_fails_and_says_why(place, tmp_path, monkeypatch):
     assert "OutOfMemory: " in outcome.err
     assert "by itself needs more memory than there is" in outcome.err
     assert load(tmp_path / "run" / "status.json")["status"] == "failed"
+
+
+def no_room(*_args, **_kwargs):
+    raise NO_ROOM
+
+
+def test_latency_that_does_not_fit_is_not_measured_and_the_run_is_completed(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(latency, "_decode_s", no_room)
+    outcome = place.baseline("--out", tmp_path / "run", *SHORT, measure__latency_trials=1)
+    assert outcome.code == 0, outcome.err
+    assert "latency: out of memory, not measured; lower measure.latency_new_tokens" in outcome.err
+    measured = load(tmp_path / "run" / "result.json")["efficiency"]["latency_ms_per_token"]
+    assert measured == {"base": None, "unmerged": None, "merged": None}
+
+
+def test_an_audit_that_does_not_fit_says_what_helps_and_goes_on_later(place, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "stock_nll_sums", no_room)
+        outcome = place.baseline("--out", tmp_path / "run", *SHORT)
+    assert outcome.code == 1
+    assert "run: audit: out of memory; it scores one example at a time" in outcome.err
+    assert "--resume, which keeps the training" in outcome.err
+    outcome = place.baseline("--out", tmp_path / "run", *SHORT, "--resume")
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_base_that_does_not_fit_is_told_from_a_step_that_does_not(place, tmp_path, monkeypatch):

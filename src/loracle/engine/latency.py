@@ -139,8 +139,10 @@ def generating_merged(base: FrozenBase, *, adapter: str) -> Iterator[None]:
         with base.generating(()):
             yield
     finally:
+        # All merged ones go before the first frozen one comes back.
         for own, parameter in frozen:
             own.weight = parameter
+        for _, parameter in frozen:
             parameter.data = parameter.data.to(base.device)
 
 

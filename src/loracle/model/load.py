@@ -55,7 +55,8 @@ def load_base(
     kept_dtype = torch.float32 if trains else dtype
     with _load_faults(path), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = _whole_model(path, dtype=kept_dtype, **packing, **straight_to(device))
+        placing = straight_to(device, packed=quantization is not None)
+        model = _whole_model(path, dtype=kept_dtype, **packing, **placing)
     ends = getattr(model.generation_config, "eos_token_id", None)
     # Otherwise Transformers would fill unset options with the model's penalties and sampling.
     model.generation_config = GenerationConfig(eos_token_id=ends)
@@ -75,13 +76,13 @@ def load_base(
     return checked(base)
 
 
-def straight_to(device: torch.device) -> dict[str, Any]:
+def straight_to(device: torch.device, *, packed: bool = False) -> dict[str, Any]:
     """Returns the option with which Transformers puts each tensor on the device as it reads it.
 
     Without it the whole model is made on the host first, in anonymous memory wherever its file has
-    another dtype. Packed weights cannot be moved everywhere and need it too.
+    another dtype. Packed weights, which cannot be moved everywhere, need it on the host too.
     """
-    return {"device_map": {"": device}}
+    return {"device_map": {"": device}} if packed or device.type != "cpu" else {}
 
 
 def _whole_model(path: Path, **options: Any) -> PreTrainedModel:
