@@ -103,11 +103,13 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
 
 
 # What allocators of the CPU, of a GPU and of the loader say; most have no exception class.
-# source: PyTorch's c10 and ATen, oneDNN, cuBLAS, cuDNN, glibc, Arrow, as of 2026
+# source: PyTorch's c10 and ATen, oneDNN, cuBLAS, cuDNN, CUDA's driver, glibc, Arrow, as of 2026.
+# A handle of cuBLAS or cuDNN that cannot be made lacks the memory of its workspace.
 _NO_MEMORY = re.compile(
     r"can't allocate memory|cannot allocate memory|could not create a (primitive|memory)|"
-    r"out of memory|not enough memory|std::bad_alloc|unable to mmap|_ALLOC_FAILED|"
-    r"failed to map segment|malloc of size|realloc of size",
+    r"out[ _]of[ _]memory|not enough memory|std::bad_alloc|unable to mmap|_ALLOC_FAILED|"
+    r"(CUBLAS|CUDNN|CUSOLVER|CUSPARSE)_STATUS_NOT_INITIALIZED|cudaErrorMemoryAllocation|"
+    r"unable to find an engine to execute|failed to map segment|malloc of size|realloc of size",
     re.IGNORECASE,
 )
 

@@ -101,6 +101,7 @@ OTHERS = {
     "dtype": "float32",
     "device": "cpu",
     "quantization": "nf4",
+    "deterministic": "true",
     "train.gradient_checkpointing": "true",
     "data.source": "path:y",
     "data.columns.instruction": "a",
@@ -145,6 +146,7 @@ def test_every_other_field_is():
     kept = {change.key for change in SAME_RUN}
     unwritten = {
         "quantization": None,
+        "deterministic": None,
         "train.gradient_checkpointing": False,
         "eval.bleu_tokenize": "auto",
     }
@@ -173,5 +175,5 @@ def test_the_difference_says_what_was_and_what_is():
 
 def test_flatten_joins_keys_with_dots():
     assert flatten({"a": {"b": {"c": 1}}, "d": [1, 2]}) == {"a.b.c": 1, "d": [1, 2]}
-    not_there = {"checkpoint", "tracking", "quantization"}
+    not_there = {"checkpoint", "tracking", "quantization", "deterministic"}
     assert set(identity(BASE)) == set(Config.model_fields) - not_there

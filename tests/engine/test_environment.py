@@ -221,6 +221,19 @@ def test_a_signature_says_what_the_result_is_a_result_of():
     )
 
 
+def test_a_signature_says_whether_a_gpu_repeats_and_older_ones_still_compare():
+    """Without the item: a CPU, where operations repeat anyway, or a GPU where they do not."""
+    off = known(torch_settings={"num_threads": 2, "deterministic_algorithms": False})
+    on = known(torch_settings={"num_threads": 2, "deterministic_algorithms": True})
+    assert sign(off) == sign(known())
+    assert sign(on) == sign(off).replace("|threads:2|", "|threads:2|deterministic:yes|")
+    assert environment_differences(off, on) == [
+        "torch_settings.deterministic_algorithms: False -> True"
+    ]
+    asked = load_config("demo", overrides=["deterministic=true"])
+    assert sign(on, config=asked) == sign(on)
+
+
 def test_a_signature_tells_a_dirty_and_an_unknown_commit():
     dirty = known(loracle={"version": "0.1.0", "commit": "abc1234def", "dirty": True})
     assert sign(dirty).endswith("|commit:abc1234+dirty")

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from loracle.engine import out_of_memory
+from loracle.engine import latency, out_of_memory
 from loracle.engine.evaluate import score_examples
 from loracle.engine.out_of_memory import (
     PassBudget,
@@ -16,6 +16,7 @@ from loracle.engine.train import train_bundle
 from loracle.errors import OutOfMemory
 from loracle.model.base import FrozenBase
 from loracle.model.faults import is_out_of_memory
+from loracle.runner import audit
 from runs_fixture import load, settings
 from tiny_engine import attach, examples_of, tiny_base, tiny_plan, tiny_run
 
@@ -78,6 +79,39 @@ def test_other_errors_are_not_taken_for_it(monkeypatch):
         trained(micro_batch_tokens=1000)
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_INITIALIZED",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+        "CUDA driver error: out of memory",
+        "Triton Error [CUDA]: out of memory",
+        "CUDA_ERROR_OUT_OF_MEMORY: out of memory",
+        "cudaErrorMemoryAllocation",
+        "NVML_ERROR_OUT_OF_MEMORY",
+        "GET was unable to find an engine to execute this computation",
+        "std::bad_alloc",
+    ],
+)
+def test_what_drivers_and_libraries_say_counts(message):
+    for kind in (RuntimeError, torch.AcceleratorError):
+        assert is_out_of_memory(kind(message))
+
+
+def test_other_errors_of_a_gpu_do_not_count():
+    for message in (
+        "CUDA error: device-side assert triggered",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle)`",
+        "CUDA error: an illegal memory access was encountered",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED",
+    ):
+        assert not is_out_of_memory(RuntimeError(message))
+
+
 def test_what_counts_as_out_of_memory():
     with pytest.raises(RuntimeError) as result:
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -110,6 +144,60 @@ def test_halving_starts_from_the_largest_pass_there_was():
     assert budget.fit(attempt, lengths=lengths, undo=lambda: None, where="here") == "done"
     assert seen == [10_000, 20, 10]
     assert [largest_pass(lengths, budget=tokens) for tokens in seen] == [40, 20, 10]
+
+
+def full_for(monkeypatch, *, target, name, failures):
+    """Makes the first calls of a function raise."""
+    real, calls = getattr(target, name), []
+
+    def limited(*args, **kwargs):
+        calls.append(name)
+        if len(calls) <= failures:
+            raise NO_ROOM
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(target, name, limited)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [
+        (torch, "zeros_like"),
+        (torch.nn.utils, "clip_grads_with_norm_"),
+        (torch.optim.AdamW, "step"),
+        (torch.amp.GradScaler, "unscale_"),
+    ],
+)
+def test_an_update_that_does_not_fit_is_tried_again_and_changes_no_bit(monkeypatch, target, name):
+    wanted_losses, expected = trained(micro_batch_tokens=1000)
+    calls = full_for(monkeypatch, target=target, name=name, failures=1)
+    losses, tensors = trained(micro_batch_tokens=1000)
+    assert len(calls) > 1
+    assert losses == wanted_losses
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_moments_of_which_one_did_not_fit_are_made_anew(monkeypatch):
+    wanted_losses, expected = trained(micro_batch_tokens=1000)
+    real, calls = torch.zeros_like, []
+
+    def every_second(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 4:
+            raise NO_ROOM
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "zeros_like", every_second)
+    losses, tensors = trained(micro_batch_tokens=1000)
+    assert losses == wanted_losses
+    assert all(torch.equal(tensors[name], expected[name]) for name in expected)
+
+
+def test_an_update_that_never_fits_is_an_error_that_says_what_helps(monkeypatch):
+    full_for(monkeypatch, target=torch.optim.AdamW, name="step", failures=9)
+    with pytest.raises(OutOfMemory, match=r"^step 1: the update of the trained weights .*rank"):
+        trained(micro_batch_tokens=1000)
 
 
 def test_scores_do_not_depend_on_memory(monkeypatch):
@@ -161,6 +249,32 @@ def test_a_run_that_cannot_fit_fails_and_says_why(place, tmp_path, monkeypatch):
     assert "OutOfMemory: " in outcome.err
     assert "by itself needs more memory than there is" in outcome.err
     assert load(tmp_path / "run" / "status.json")["status"] == "failed"
+
+
+def no_room(*_args, **_kwargs):
+    raise NO_ROOM
+
+
+def test_latency_that_does_not_fit_is_not_measured_and_the_run_is_completed(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(latency, "_decode_s", no_room)
+    outcome = place.baseline("--out", tmp_path / "run", *SHORT, measure__latency_trials=1)
+    assert outcome.code == 0, outcome.err
+    assert "latency: out of memory, not measured; lower measure.latency_new_tokens" in outcome.err
+    measured = load(tmp_path / "run" / "result.json")["efficiency"]["latency_ms_per_token"]
+    assert measured == {"base": None, "unmerged": None, "merged": None}
+
+
+def test_an_audit_that_does_not_fit_says_what_helps_and_goes_on_later(place, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(audit, "stock_nll_sums", no_room)
+        outcome = place.baseline("--out", tmp_path / "run", *SHORT)
+    assert outcome.code == 1
+    assert "run: audit: out of memory; it scores one example at a time" in outcome.err
+    assert "--resume, which keeps the training" in outcome.err
+    outcome = place.baseline("--out", tmp_path / "run", *SHORT, "--resume")
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_base_that_does_not_fit_is_told_from_a_step_that_does_not(place, tmp_path, monkeypatch):

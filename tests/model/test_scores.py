@@ -74,6 +74,23 @@ def test_gradient_energy_is_that_of_stock_peft(family):
     assert max(energies.values()) > 3 * min(energies.values()) > 0
 
 
+@pytest.mark.parametrize("score", ["gradient-energy", "feature-norm", "weight-gradient"])
+def test_scores_are_copied_from_the_device_together(score, monkeypatch):
+    """Each copy waits for a GPU; indexing by a condition waits too, to know how many rows."""
+    base, waits = tiny_base(), []
+    for name in ("item", "tolist", "nonzero", "__bool__"):
+        real = getattr(Tensor, name)
+
+        def counted(self, *args, real=real, name=name):
+            waits.append(name)
+            return real(self, *args)
+
+        monkeypatch.setattr(Tensor, name, counted)
+    scores_of(base, score)
+    assert waits.count("tolist") <= 2
+    assert set(waits) == {"tolist"}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weight_gradient_is_that_of_stock_transformers(family):
     modules = candidates(family)

@@ -17,6 +17,7 @@ from loracle.model.base import FrozenBase
 from loracle.model.load import load_base
 from loracle.records.files import to_json
 from loracle.records.result import Audit
+from loracle.runner import audit
 from loracle.runner.audit import (
     audit_run,
     count_trainable,
@@ -178,6 +179,33 @@ def test_a_saved_adapter_of_another_scale_is_caught(run):
     assert fault.startswith("the saved adapter gives ")
 
 
+def test_a_saved_adapter_whose_layers_are_swapped_is_caught(run):
+    path = run.saved / "adapter_model.safetensors"
+    tensors = load_file(path)
+    ours, theirs = f"base_model.model.{DOWN}.", f"base_model.model.{DOWN.replace('1', '2')}."
+    swapped = {name.replace(ours, "x.").replace(theirs, ours).replace("x.", theirs): value
+               for name, value in tensors.items()}  # fmt: skip
+    assert swapped.keys() == tensors.keys()
+    save_file({name: value.clone() for name, value in swapped.items()}, path)
+    exact, fault = run.audit().faults
+    assert exact == "the saved tensors are not the adapter's"
+    assert fault.startswith("the saved adapter gives ")
+
+
+def test_the_stock_model_does_not_hold_the_weights_a_second_time(run, monkeypatch):
+    seen = []
+    real = audit.PeftModel.from_pretrained
+
+    def watched(model, *args):
+        seen.extend(parameter.data_ptr() for parameter in model.parameters())
+        return real(model, *args)
+
+    monkeypatch.setattr(audit.PeftModel, "from_pretrained", watched)
+    assert run.audit().faults == []
+    assert set(seen) <= {tensor.data_ptr() for tensor in run.base.held_tensors()}
+    assert len(seen) == 30
+
+
 def test_recorded_scores_that_are_not_the_models_are_caught(run):
     run.scores[0] = replace(run.scores[0], nll_sum_nats=run.scores[0].nll_sum_nats + 0.1)
     (fault,) = run.audit().faults
@@ -189,7 +217,8 @@ def test_several_faults_are_all_reported_in_one_line(run):
     run.base.model.model.norm.weight.requires_grad_(True)
     run.base.model.model.norm.weight.data.add_(1)
     audit = run.audit()
-    assert len(audit.faults) == 4
+    # The stock model reads the base's tensors, so its loss shows the change too.
+    assert len(audit.faults) == 5
     with pytest.raises(AuditError, match=r"^audit: lora_B moved in .*; frozen weights .*; \d+ tr"):
         require_sound(audit)
     assert to_json(audit)["faults"] == audit.faults

@@ -84,6 +84,51 @@ def test_the_newest_are_kept_and_the_newest_is_loaded(tmp_path):
     assert_equal(load_latest(folder, notice=no_notice), snapshot(80))
 
 
+def test_the_files_of_one_that_is_not_kept_are_written_over_and_none_is_removed(tmp_path):
+    """A synced folder keeps what is removed in a bin; earlier contents of a file do not count."""
+
+    def files():
+        return {path.stat().st_ino for path in tmp_path.rglob("*") if path.is_file()}
+
+    for step in (20, 40):
+        save_checkpoint(tmp_path, snapshot(step), keep=2)
+    before = files()
+    for step in (60, 80, 100):
+        save_checkpoint(tmp_path, snapshot(step), keep=2)
+        assert files() == before
+        assert_equal(load_latest(tmp_path, notice=no_notice), snapshot(step))
+    assert steps(tmp_path) == ["step-00000080", "step-00000100"]
+
+
+def test_while_files_are_written_over_the_other_checkpoint_is_there(tmp_path, monkeypatch):
+    for step in (20, 40):
+        save_checkpoint(tmp_path, snapshot(step), keep=2)
+    seen = []
+    real = durable.write_synced
+
+    def watched(path, content):
+        seen.append(load_latest(tmp_path, notice=lambda text: None))
+        real(path, content)
+
+    monkeypatch.setattr(checkpoint, "write_synced", watched)
+    save_checkpoint(tmp_path, snapshot(60), keep=2)
+    assert [found.step for found in seen] == [40, 40, 40]
+
+
+def test_a_smaller_checkpoint_leaves_nothing_of_the_larger_one_it_was_written_over(tmp_path):
+    large = snapshot(20)
+    save_checkpoint(tmp_path, Snapshot(20, large.tensors, large.state, {"a.jsonl": b"x"}), keep=2)
+    save_checkpoint(tmp_path, snapshot(40), keep=2)
+    small = Snapshot(60, {"a": torch.zeros(2)})
+    path = save_checkpoint(tmp_path, small, keep=2)
+    assert sorted(file.name for file in path.iterdir()) == [
+        "manifest.json",
+        "state.json",
+        "state.safetensors",
+    ]
+    assert_equal(load_latest(tmp_path, notice=no_notice), small)
+
+
 def test_no_checkpoint_is_none(tmp_path):
     assert load_latest(tmp_path / "absent", notice=no_notice) is None
     assert load_latest(tmp_path, notice=no_notice) is None

@@ -10,7 +10,8 @@ from loracle.config.files import load_config
 from loracle.data import Example, Record
 from loracle.engine.answers import Answer, TextScore
 from loracle.engine.evaluate import ExampleScore
-from loracle.engine.measure import Latency, MemoryMeter
+from loracle.engine.latency import Latency
+from loracle.engine.measure import MemoryMeter
 from loracle.placement import ModulePlan, PlannedModule
 from loracle.records.files import to_json
 from loracle.records.result import Audit, ByAdapterState, PeakMemory, RunResult, StepTime, Trunk

@@ -1,7 +1,8 @@
 """The configuration of a run: strict, frozen, every fault reported at once.
 
 The models below have no defaults: ``configs/base_config.yaml`` is the one table of them. A config
-file holds only differences from it, ``--set a.b=c`` only differences from the file.
+file holds only differences from it, ``--set a.b=c`` only differences from the file. A field with
+``exclude_if`` is not written at that value, so that runs older than the field keep their digest.
 """
 
 from __future__ import annotations
@@ -90,7 +91,6 @@ class PlacementConfig(Section):
     """
     layers: Annotated[list[Natural], Field(min_length=1)] | None = None
     """Layer indices, from 0; null or absent for every layer."""
-    # Not written when absent, so that runs older than this key keep their digest.
     ranks: Annotated[dict[str, Positive], Field(min_length=1)] | None = Field(
         default=None, exclude_if=lambda ranks: ranks is None
     )
@@ -138,7 +138,6 @@ class TrainConfig(Section):
     """L2 norm to which a run's gradient is clipped; null for no clipping."""
     micro_batch_tokens: Positive
     """Most tokens per forward pass; affects memory only."""
-    # Not written when off, so that runs older than this key keep their digest.
     gradient_checkpointing: bool = Field(default=False, exclude_if=lambda on: not on)
     """Recomputes activations for the gradient, not stored; affects memory and time only."""
     trunk: Literal["auto", "off"]
@@ -160,7 +159,6 @@ class EvalConfig(Section):
     """Number of prompts decoded together."""
     max_new_tokens: Positive
     """Most tokens per answer."""
-    # Not written when auto, so that runs older than this key keep their digest.
     bleu_tokenize: Tokenizer = Field(default="auto", exclude_if=lambda name: name == "auto")
     """sacreBLEU's tokenizer of BLEU; auto: by the script of the references."""
 
@@ -220,11 +218,12 @@ class Config(Section):
     """Seed of the random streams for order, init, dropout and sampling."""
     dtype: Dtype
     """dtype of the frozen base; auto: the best one the device supports."""
-    # Not written when absent, so that runs older than this key keep their digest.
     quantization: Literal["nf4"] | None = Field(default=None, exclude_if=lambda kind: kind is None)
     """nf4: linear layers except the head in 4 bits; another model, so another stratum."""
     device: Annotated[str, AfterValidator(_device)]
     """auto, cpu, cuda or cuda:N."""
+    deterministic: bool | None = Field(default=None, exclude_if=lambda wanted: wanted is None)
+    """true: a repeated run ends with the same bits; null: true, unless known to cost much."""
     data: DataConfig
     """Records, split and tokens."""
     lora: LoraConfig

@@ -1,4 +1,4 @@
-"""Measures the costs of a run: parameters, step times, memory per phase, latency.
+"""Measures the costs of a run: parameters, step times, memory per phase.
 
 Clocks count optimizer steps only. Memory peaks are reset at the start of each phase. What was not
 measured is None, never 0.
@@ -9,8 +9,7 @@ from __future__ import annotations
 import gc
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,8 @@ from typing import Any
 
 import psutil
 import torch
-from torch import Tensor, nn
 
-from loracle.engine.decode import greedy
-from loracle.engine.device import release_free_memory, synchronize
-from loracle.engine.evaluate import Progress
-from loracle.model.base import FrozenBase
-from loracle.model.layers.lora import RoutedLinear
-from loracle.model.layers.routing import Route
+from loracle.engine.device import release_free_memory
 from loracle.text import GIB
 
 
@@ -187,104 +180,3 @@ def _peak_resident_set_bytes() -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
     return max(int(line.split()[1]) * 1024, psutil.Process().memory_info().rss)
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Median decoding times of one answer at a time."""
-
-    first_token_ms: float
-    """Time from the prompt to the first token."""
-    ms_per_token: float
-    """Time of each further token."""
-
-
-def measure_latency(
-    base: FrozenBase,
-    prompt: Sequence[int],
-    *,
-    adapter: str,
-    new_tokens: int,
-    trials: int,
-    progress: Progress = lambda _: None,
-) -> dict[str, Latency | None]:
-    """Returns the latency of ``base``, ``unmerged`` and ``merged`` on one prompt, batch of 1.
-
-    After one warm-up the variants take turns, so that drift of the machine affects all alike.
-    ``merged`` is None if the merged weights do not fit beside the frozen ones, or for a base in 4
-    bits. EOS is suppressed, so each trial decodes exactly ``new_tokens``.
-    """
-    variants: dict[str, Callable[[], Any]] = {
-        "base": lambda: base.generating(()),
-        "unmerged": lambda: base.generating((Route(adapter),)),
-    }
-    merged = merged_weights(base, adapter=adapter)
-    if merged is not None:
-        variants["merged"] = lambda: _generating_merged(base, merged)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
-    for trial in range(trials + 1):
-        for name, lend in variants.items():
-            with lend():
-                pair = (_decode_s(base, prompt, 1), _decode_s(base, prompt, new_tokens))
-            progress(1)
-            if trial:
-                times[name].append(pair)
-    return {
-        name: _latency(times[name], new_tokens) if name in times else None
-        for name in ("base", "unmerged", "merged")
-    }
-
-
-def _latency(pairs: Sequence[tuple[float, float]], new_tokens: int) -> Latency:
-    return Latency(
-        first_token_ms=1e3 * statistics.median(first for first, _ in pairs),
-        ms_per_token=1e3
-        * statistics.median((total - first) / (new_tokens - 1) for first, total in pairs),
-    )
-
-
-def _decode_s(base: FrozenBase, prompt: Sequence[int], new_tokens: int) -> float:
-    ids = torch.as_tensor(prompt, dtype=torch.int64, device=base.device)[None]
-    config = greedy(base, max_new_tokens=new_tokens, min_new_tokens=new_tokens)
-    synchronize(base.device)
-    started_at = time.perf_counter()
-    base.model.generate(
-        input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
-    )
-    synchronize(base.device)
-    return time.perf_counter() - started_at
-
-
-def merged_weights(base: FrozenBase, *, adapter: str) -> dict[str, Tensor] | None:
-    """Returns W + scale * B A of every adapted layer, in the base's dtype; None if out of memory.
-
-    Stored beside the frozen weights, because subtracting the update again would not restore their
-    bits. None for a base in 4 bits: packing the merged weights again would give another model.
-    """
-    if base.quantization is not None:
-        return None
-    merged: dict[str, Tensor] = {}
-    try:
-        for name, layer in base.model.named_modules():
-            if isinstance(layer, RoutedLinear) and adapter in layer.lora_A:
-                weight = layer.get_base_layer().weight.detach()
-                merged[name] = (weight.float() + layer.get_delta_weight(adapter)).to(weight.dtype)
-    except torch.OutOfMemoryError:
-        return None
-    return merged
-
-
-@contextmanager
-def _generating_merged(base: FrozenBase, merged: dict[str, Tensor]) -> Iterator[None]:
-    """Lends the model with the merged weights in place of the frozen ones."""
-    frozen: dict[str, nn.Parameter] = {}
-    for name, weight in merged.items():
-        layer = base.model.get_submodule(name).get_base_layer()
-        # A new parameter rather than new data in it, because a tied embedding shares it.
-        frozen[name], layer.weight = layer.weight, nn.Parameter(weight, requires_grad=False)
-    try:
-        with base.generating(()):
-            yield
-    finally:
-        for name, parameter in frozen.items():
-            base.model.get_submodule(name).get_base_layer().weight = parameter

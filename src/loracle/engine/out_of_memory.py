@@ -80,6 +80,33 @@ class PassBudget:
             self._halved(before, half)
 
 
+def twice(action: Callable[[], None], *, undo: Callable[[], None], where: str) -> None:
+    """Does what has no smaller form; where memory runs out, once more in memory that was freed.
+
+    Args:
+        action: The work; it changes nothing that ``undo`` does not put back.
+        undo: Removes what a failed attempt left behind.
+        where: Start of the error message.
+
+    Raises:
+        OutOfMemory: If it does not fit then either.
+    """
+    for is_last in (False, True):
+        try:
+            action()
+            break
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+        undo()
+        free_memory()
+        if is_last:
+            raise OutOfMemory(
+                f"{where}: the update of the trained weights needs more memory than there is; "
+                "lower lora.rank, adapt fewer modules, or train fewer runs together"
+            )
+
+
 def largest_pass(lengths: Sequence[int], *, budget: int) -> int:
     """Returns the tokens of the largest pass into which the sequences are divided."""
     return max(

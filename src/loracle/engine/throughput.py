@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from loracle.engine.device import synchronize
+from loracle.model.faults import is_out_of_memory
 
 # assumed: beyond nine tenths of the best rate, more tokens are not worth their memory
 _SATURATED_FRAC = 0.9
@@ -41,7 +42,9 @@ def token_rates(
     for count in counts:
         try:
             rates.append((count, count / _fastest_s(weight, count=count, repeats=repeats)))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             break
     return rates
 

@@ -12,12 +12,13 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from loracle.engine.device import synchronize
 from loracle.engine.gradients import Gradient, fault_of, gradients_of
-from loracle.engine.out_of_memory import Halved, PassBudget, say_nothing
+from loracle.engine.out_of_memory import Halved, PassBudget, say_nothing, twice
 from loracle.engine.schedule import learning_rate
 from loracle.engine.train_state import TrainState
 from loracle.errors import NonFiniteError
@@ -148,16 +149,30 @@ def _update(gradient: Gradient) -> None:
     rate = learning_rate(run.step, train=run.train)
     for group in run.optimizer.param_groups:
         group["lr"] = rate
-    run.scaler.unscale_(run.optimizer)
+    for part in (_unscale, _clip, _apply):
+        where = f"step {run.step + 1}"
+        twice(partial(part, gradient), undo=run.drop_partial_moments, where=where)
+    run.scaler.update()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+
+
+# What each of these allocates it allocates first: after a failure nothing has been changed.
+def _unscale(gradient: Gradient) -> None:
+    gradient.run.scaler.unscale_(gradient.run.optimizer)
+
+
+def _clip(gradient: Gradient) -> None:
+    run = gradient.run
     if run.train.max_grad_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(
             list(run.adapter.parameters.values()), run.train.max_grad_norm, gradient.norm
         )
+
+
+def _apply(gradient: Gradient) -> None:
     with computing("optimizer"):
-        run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.optimizer.zero_grad(set_to_none=True)
-    run.step += 1
+        gradient.run.scaler.step(gradient.run.optimizer)
 
 
 def _record(gradient: Gradient, *, elapsed: float) -> StepRecord:

@@ -17,6 +17,9 @@ from loracle.model.base import FrozenBase
 from loracle.model.layers.dropout import DropoutStream, threshold_of
 from loracle.model.layers.routing import Route
 
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}
+"""AdamW's state of one parameter."""
+
 
 @dataclass
 class TrainState:
@@ -43,6 +46,12 @@ class TrainState:
     def is_active(self) -> bool:
         """True while steps are left and it has not failed."""
         return not self.is_done and self.failure is None
+
+    def drop_partial_moments(self) -> None:
+        """Drops the moments of parameters for which not all could be allocated."""
+        for parameter, moments in list(self.optimizer.state.items()):
+            if not moments.keys() >= _MOMENTS:
+                del self.optimizer.state[parameter]
 
     def route(self, *, slots: Sequence[int], lengths: Sequence[int], start: int) -> Route:
         """Returns the route of these sequences of the run's batch, from ``start`` in the row."""
@@ -86,12 +95,15 @@ def new_run(
 def capture_state(run: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns the tensors and the plain data from which ``restore_state`` continues exactly.
 
+    A run that has taken all steps needs no moments any more, which are two thirds of its tensors.
     Random streams, schedule and position in the data are functions of seed and step, so the step
     is all that is kept of them.
     """
     tensors: dict[str, Tensor] = {}
     for name, parameter in run.adapter.parameters.items():
         tensors[f"adapter/{name}"] = parameter.detach()
+        if run.is_done:
+            continue
         for key, value in run.optimizer.state[parameter].items():
             tensors[f"optimizer/{key}/{name}"] = value
     return tensors, {"step": run.step, "scaler": run.scaler.state_dict()}
@@ -102,7 +114,7 @@ def restore_state(run: TrainState, *, tensors: dict[str, Tensor], state: dict[st
     for name, parameter in run.adapter.parameters.items():
         with torch.no_grad():
             parameter.copy_(tensors[f"adapter/{name}"])
-        moments = (f"optimizer/{key}/{name}" for key in ("step", "exp_avg", "exp_avg_sq"))
+        moments = (f"optimizer/{key}/{name}" for key in sorted(_MOMENTS))
         run.optimizer.state[parameter] = {
             key.split("/")[1]: tensors[key].to(parameter.device, copy=True)
             for key in moments

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loracle.data import end_ids_of
@@ -169,10 +170,21 @@ class FrozenBase:
         """Switches the model to ordinary batched attention, for decoding with a cache."""
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         try:
-            with self.router.following(routes), self.precision(), torch.inference_mode():
+            with (
+                self.router.following(routes),
+                self.precision(),
+                plan_free_attention(self.device),
+                torch.inference_mode(),
+            ):
                 yield self.model
         finally:
             self.model.set_attn_implementation(PACKED)
+
+    def release(self) -> None:
+        """Frees every tensor of the model, which cannot be used any more."""
+        for tensor in (*self.model.parameters(), *self.model.buffers()):
+            tensor.data = tensor.data.new_empty(0)
+            tensor.grad = None
 
     def frozen_weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yields every weight and buffer of the base, by its name without adapters."""
@@ -199,6 +211,18 @@ class FrozenBase:
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def plan_free_attention(device: torch.device) -> AbstractContextManager[None]:
+    """Returns a context in which a GPU's attention is never cuDNN's, on Hopper the default.
+
+    cuDNN builds a plan for each shape that it has not seen, and decoding has a new one per token.
+    Source: torchtune#1652 (H100) and FunASR#3705 (B200) report 20 ms to 1 s for a plan.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+    return sdpa_kernel(others)
 
 
 @dataclass(frozen=True)

@@ -51,16 +51,12 @@ def load_base(
     assert not (trains and quantization), "packed weights cannot train"
     register_packed_attention()
     require_plain_folder(path, name=path.name)
-    # Weights are packed on their final device, because packed ones cannot be moved everywhere.
-    packing = (
-        {"quantization_config": four_bit_config(dtype), "device_map": {"": device}}
-        if quantization
-        else {}
-    )
+    packing = {"quantization_config": four_bit_config(dtype)} if quantization else {}
+    kept_dtype = torch.float32 if trains else dtype
     with _load_faults(path), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = _whole_model(path, dtype=torch.float32 if trains else dtype, **packing)
-        model = model if quantization else model.to(device)
+        placing = straight_to(device, packed=quantization is not None)
+        model = _whole_model(path, dtype=kept_dtype, **packing, **placing)
     ends = getattr(model.generation_config, "eos_token_id", None)
     # Otherwise Transformers would fill unset options with the model's penalties and sampling.
     model.generation_config = GenerationConfig(eos_token_id=ends)
@@ -78,6 +74,15 @@ def load_base(
         end_ids=end_ids_of(tokenizer, named=ends),
     )
     return checked(base)
+
+
+def straight_to(device: torch.device, *, packed: bool = False) -> dict[str, Any]:
+    """Returns the option with which Transformers puts each tensor on the device as it reads it.
+
+    Without it the whole model is made on the host first, in anonymous memory wherever its file has
+    another dtype. Packed weights, which cannot be moved everywhere, need it on the host too.
+    """
+    return {"device_map": {"": device}} if packed or device.type != "cpu" else {}
 
 
 def _whole_model(path: Path, **options: Any) -> PreTrainedModel:

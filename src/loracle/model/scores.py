@@ -138,8 +138,9 @@ def _gradient_energies(
         num_targets = sum(example.num_targets for example in batch)
         for name, grad_b in _gradients_of_b(work, batch, projections=projections).items():
             energies[name] = energies[name] + (grad_b / num_targets).double().square().sum()
+    measured = _on_host(energies)
     return {
-        module.name: energies[module.name].item()
+        module.name: measured[module.name]
         / (len(starts) * rank * (module.in_features + module.out_features))
         for module in work.modules
     }
@@ -180,8 +181,9 @@ def _weight_gradients(work: _Work, examples: Sequence[Example]) -> dict[str, flo
     for row in work.rows(examples):
         _backward(work, row, see=partial(see, row.lengths))
     num_targets = sum(example.num_targets for example in examples)
+    measured = _on_host(sums)
     return {
-        module.name: sums[module.name].item()
+        module.name: measured[module.name]
         / (num_targets * (module.in_features + module.out_features))
         for module in work.modules
     }
@@ -201,18 +203,25 @@ def _feature_norms(work: _Work, examples: Sequence[Example]) -> dict[str, float]
         features = out if bias is None else out - as_float(bias)
         expected = as_float(x).norm(dim=1) * random[module.name]
         ratios = features.norm(dim=1) / expected
-        # The ratio is undefined for an input of zeros.
+        # The ratio is undefined for an input of zeros. Choosing rows would wait for a GPU.
         defined = expected != 0
-        sums[module.name] = sums[module.name] + ratios[defined].double().sum()
+        ratios = torch.where(defined, ratios, torch.zeros_like(ratios))
+        sums[module.name] = sums[module.name] + ratios.double().sum()
         counts[module.name] = counts[module.name] + defined.sum()
 
     with torch.no_grad(), _watching(work, see):
         for row in work.rows(examples):
             work.base.token_nll(row, routes=())
-    for name, count in counts.items():
+    seen = _on_host(counts)
+    for name, count in seen.items():
         if not count:
             raise ModelError(f"score 'feature-norm': {name} is never computed, so it has none")
-    return {name: (counts[name] / sums[name]).item() for name in sums}
+    return _on_host({name: counts[name] / sums[name] for name in sums})
+
+
+def _on_host(values: dict[str, Tensor]) -> dict[str, float]:
+    """Returns the values of all layers, copied together, because each copy waits for a GPU."""
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True))
 
 
 def _backward(work: _Work, row: PackedRow, *, see: Watcher) -> None:

@@ -44,6 +44,7 @@ def signature(
         ),
         "device": environment["device"]["name"],
         "threads": environment["torch_settings"]["num_threads"],
+        **_determinism(environment["torch_settings"]),
         **{name: packages[name] for name in ("torch", "transformers", "peft")},
         "loracle": environment["loracle"]["version"],
         "commit": _commit(environment["loracle"]),
@@ -55,7 +56,7 @@ def _settings_digest(config: Config) -> str:
     """Returns 12 hex digits of the settings without an item of their own in the signature."""
     data = config.data.model_copy(update={"source": ""})
     own = {"model": "", "data": data, "seed": 0, "dtype": "auto", "device": "auto"}
-    return config_digest(config.model_copy(update=own))
+    return config_digest(config.model_copy(update={**own, "deterministic": None}))
 
 
 def environment_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -77,6 +78,15 @@ def _compared(environment: Mapping[str, Any]) -> dict[str, Any]:
     if "loracle.engine" in values:
         values = {key: value for key, value in values.items() if key not in _IMPLIED_BY_ENGINE}
     return values
+
+
+def _determinism(torch_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the item of a run on a GPU whose operations repeat.
+
+    A run without it is one on a CPU, where they do without a switch, or on a GPU where they do not;
+    so are all older ones.
+    """
+    return {"deterministic": "yes"} if torch_settings.get("deterministic_algorithms") else {}
 
 
 def _commit(loracle: Mapping[str, Any]) -> str:

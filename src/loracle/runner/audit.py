@@ -16,8 +16,9 @@ from loracle.data import Example
 from loracle.engine.evaluate import ExampleScore
 from loracle.errors import AuditError
 from loracle.model.adapters import PEFT_PREFIX, Adapter
-from loracle.model.base import FrozenBase
-from loracle.model.layers.four_bit import four_bit_config
+from loracle.model.base import FrozenBase, plan_free_attention
+from loracle.model.load import straight_to
+from loracle.model.stock import stock_over
 from loracle.model.whole import moved_weights, stored_weights
 from loracle.records.names import ADAPTER_WEIGHTS
 from loracle.records.result import Audit
@@ -45,6 +46,8 @@ def audit_run(
 ) -> Audit:
     """Returns the audit of a finished run, of an adapter or of full fine-tuning.
 
+    After full fine-tuning ``base`` cannot be used any more.
+
     Args:
         base: The base it trained on.
         trained: Its adapter in memory, or all weights.
@@ -57,13 +60,6 @@ def audit_run(
         progress: Called after each example.
     """
     plan = trained.plan
-    reloaded = stock_nll_sums(
-        None if plan.is_full else saved,
-        model_folder=saved if plan.is_full else model_folder,
-        examples=examples,
-        like=base,
-        progress=progress,
-    )
     tokens = sum(score.num_targets for score in scores)
     recorded = math.fsum(score.nll_sum_nats for score in scores) / tokens
     if plan.is_full:
@@ -71,13 +67,24 @@ def audit_run(
     else:
         lora_b = [trained.parameters[f"{module.name}.lora_B"] for module in plan.modules]
         updated = sum(bool(torch.isfinite(b).all() and b.any()) for b in lora_b)
+    trainable, exact = count_trainable(base, adapter=trained.name), _saved_exactly(trained, saved)
+    if plan.is_full:
+        # Not two models at a time: the trained one is on the disk, and nothing else uses it.
+        base.release()
+    reloaded = stock_nll_sums(
+        None if plan.is_full else saved,
+        model_folder=saved if plan.is_full else model_folder,
+        examples=examples,
+        like=base,
+        progress=progress,
+    )
     return Audit(
         updated_modules=updated,
         planned_modules=len(trained.parameters if plan.is_full else plan.modules),
         frozen_weights_unchanged=None if plan.is_full else digest_after == digest_before,
-        trainable_params=count_trainable(base, adapter=trained.name),
+        trainable_params=trainable,
         planned_params=plan.trainable_params,
-        saved_tensors_exact=_saved_exactly(trained, saved),
+        saved_tensors_exact=exact,
         reloaded_loss_nats_per_token=math.fsum(reloaded) / tokens,
         recorded_loss_nats_per_token=recorded,
         reloaded_examples=len(reloaded),
@@ -134,14 +141,18 @@ def stock_nll_sums(
 ) -> list[float]:
     """Returns each example's NLL in nats through unmodified Transformers and PEFT.
 
-    A fresh base, the adapter from its file, stock attention, PEFT's own forward, one example at a
-    time; only the token ids are ours. Without ``saved``, the adapter's folder, the whole model was
-    trained. ``like`` gives dtype and device.
+    Modules built anew from the folder's configuration, stock attention, the adapter from its file,
+    PEFT's own forward, one example at a time; token ids are ours, and the tensors of ``like``,
+    because two bases need not fit on the device: their digest shows that they are as they were
+    loaded. Without ``saved``, the adapter's folder, the whole model was trained and is read from
+    its own; ``like`` then gives dtype and device only.
     """
     with quiet_transformers():
-        model = _stock_model(model_folder, like=like)
-        if saved is not None:
-            model = PeftModel.from_pretrained(model, str(saved))
+        if saved is None:
+            model = _whole_model(model_folder, like=like)
+        else:
+            stock = stock_over(like, folder=model_folder)
+            model = PeftModel.from_pretrained(stock, str(saved))
     model.eval()
     for module in model.modules():
         # In evaluation bitsandbytes rounds the block scales to bf16 on a CPU, for speed.
@@ -150,7 +161,7 @@ def stock_nll_sums(
     sums = []
     for example in examples:
         ids = torch.as_tensor(example.input_ids, dtype=torch.int64, device=like.device)[None]
-        with torch.inference_mode(), like.precision():
+        with torch.inference_mode(), like.precision(), plan_free_attention(like.device):
             logits = model(input_ids=ids).logits[0, :-1].float()
         nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         sums.append(nll[max(example.num_prompt, 1) - 1 :].double().sum().item())
@@ -158,15 +169,13 @@ def stock_nll_sums(
     return sums
 
 
-def _stock_model(folder: Path, *, like: FrozenBase) -> PreTrainedModel:
-    """Returns the model as Transformers loads it, in 4 bits if ``like`` is."""
-    dtype = torch.float32 if like.trains else like.dtype
-    packing = (
-        {"quantization_config": four_bit_config(dtype), "device_map": {"": like.device}}
-        if like.quantization
-        else {}
-    )
+def _whole_model(folder: Path, *, like: FrozenBase) -> PreTrainedModel:
+    """Returns the model that full fine-tuning saved, as Transformers loads it."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, **packing
+        folder,
+        dtype=torch.float32,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **straight_to(like.device),
     )
-    return model if packing else model.to(like.device)
+    return model

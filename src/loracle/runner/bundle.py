@@ -101,7 +101,8 @@ def run_bundle(
 def _leave(runs: Sequence[ActiveRun], error: BaseException) -> None:
     """Closes the runs that something ended from outside; an interrupted one can go on later."""
     for run in open_only(runs):
-        if isinstance(error, Interrupted):
+        # One that has taken all steps saved its state with the last of them.
+        if isinstance(error, Interrupted) and not run.state.is_done:
             _checkpoint(run)
         run.tracker.finish(1)
 

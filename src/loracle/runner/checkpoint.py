@@ -8,7 +8,10 @@
                               manifest.json       sizes and SHA-256 of the others, written last
     checkpoints/step-00000060.4242.tmp/           half-written; ignored, removed by the next save
 
-A checkpoint gets its name when all of it is on the disk, and an older one is removed after that.
+A checkpoint gets its name when all of it is on the disk. The files of one that is not kept any more
+are written over rather than removed, as long as another complete one is there: a synced folder
+(Colab's Drive) keeps what is removed in a bin that counts, and earlier contents of a file do not.
+Source: Google Drive API v3, files, quotaBytesUsed.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,8 +60,8 @@ class _Damaged(Exception):
 def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     """Writes a checkpoint and returns its folder once it is on the disk.
 
-    Only then are the others removed, but for the ``keep`` - 1 newest undamaged ones before it. A
-    later step's goes too: it is damaged, or of a past that this run has left.
+    The ``keep`` - 1 newest undamaged ones before it stay. A later step's goes: it is damaged, or of
+    a past that this run has left. With ``keep`` = 1 the others go only when it is there.
 
     Raises:
         RunFolderError: If it cannot be written; what was there before is untouched.
@@ -67,6 +70,8 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
     temporary = folder / f"{final.name}.{os.getpid()}.tmp"
     with disk_faults(final):
         folder.mkdir(parents=True, exist_ok=True)
+        kept = _kept_beside(final, keep=keep)
+        _recycle(folder, into=temporary, final=final, kept=kept)
         try:
             _write(temporary, snapshot)
         except OSError:
@@ -79,7 +84,7 @@ def save_checkpoint(folder: Path, snapshot: Snapshot, *, keep: int) -> Path:
             final.rename(old)
         temporary.rename(final)
         sync_folder(folder)
-        _prune(folder, newest=final, keep=keep)
+        _prune(folder, kept=[final, *kept])
     return final
 
 
@@ -108,8 +113,7 @@ def sound_steps(folder: Path) -> list[int]:
 
 
 def _write(path: Path, snapshot: Snapshot) -> None:
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir()
+    path.mkdir(exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in snapshot.tensors.items()}
     state = {"step": snapshot.step, "state": snapshot.state}
     contents = {
@@ -117,6 +121,9 @@ def _write(path: Path, snapshot: Snapshot) -> None:
         _STATE: strict_json(state, origin=_STATE).encode(),
         **snapshot.records,
     }
+    for left in path.iterdir():
+        if left.name not in (*contents, _MANIFEST):
+            left.unlink()
     for name, content in contents.items():
         write_synced(path / name, content)
     manifest = {name: _fingerprint(content) for name, content in contents.items()}
@@ -128,14 +135,31 @@ def _fingerprint(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _prune(folder: Path, *, newest: Path, keep: int) -> None:
-    kept_paths = [newest]
+def _kept_beside(final: Path, *, keep: int) -> list[Path]:
+    """Returns the checkpoints that stay when ``final`` is there."""
+    kept: list[Path] = []
+    for path in _newest_first(final.parent):
+        earlier = _order(path) < _order(final) and not path.name.endswith(".old")
+        if len(kept) < keep - 1 and earlier and _is_undamaged(path):
+            kept.append(path)
+    return kept
+
+
+def _recycle(folder: Path, *, into: Path, final: Path, kept: Sequence[Path]) -> None:
+    """Takes the name of a folder that is not needed any more, whose files are then written over."""
+    unused = sorted(folder.glob("step-*.tmp"))
+    if kept:
+        # Oldest first; not one of this very step, which is replaced only by its successor.
+        saved = reversed(_newest_first(folder))
+        same = (final, final.with_name(f"{final.name}.old"))
+        unused += [path for path in saved if path not in (*kept, *same)]
+    if unused and not into.exists():
+        unused[0].rename(into)
+
+
+def _prune(folder: Path, *, kept: Sequence[Path]) -> None:
     for path in _newest_first(folder):
-        earlier = _order(path) < _order(newest) and not path.name.endswith(".old")
-        if len(kept_paths) < keep and earlier and _is_undamaged(path):
-            kept_paths.append(path)
-    for path in _newest_first(folder):
-        if path not in kept_paths:
+        if path not in kept:
             _remove(path)
     for path in folder.glob("step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)

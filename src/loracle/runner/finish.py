@@ -8,7 +8,8 @@ from typing import Any
 
 from loracle.engine.answers import Answer, TextScore, score_answers
 from loracle.engine.evaluate import ExampleScore
-from loracle.engine.measure import Latency
+from loracle.engine.latency import Latency
+from loracle.engine.out_of_memory import free_memory, memory_faults
 from loracle.model.adapters import save_adapter, save_tokenizer
 from loracle.model.whole import WEIGHTS, save_whole
 from loracle.records.files import disk_faults, plain_os_errors, to_json, write_durably
@@ -32,6 +33,11 @@ from loracle.runner.evaluation import recorded_eval
 from loracle.runner.probe import latency_of
 from loracle.runner.result import Measured, build_result, example_rows
 from loracle.sources.cache import sha256_file
+
+_ONE_AT_A_TIME = (
+    "it scores one example at a time on the base; free memory that other programs hold and go on "
+    "with --resume, which keeps the training, or lower data.max_tokens"
+)
 
 
 def recorded_scores(run: ActiveRun, *, step: int, model: str) -> list[ExampleScore]:
@@ -85,8 +91,15 @@ def audit_weights(run: ActiveRun, *, digest_after: str) -> Audit:
     shared = run.shared
     scores = recorded_scores(run, step=run.state.step, model="tuned")
     saved = _save(run)
+    if run.prepared.plan.is_full:
+        # The audit reads the model anew in the memory of these.
+        run.state.optimizer.state.clear()
     examples = shared.scored[: run.config.audit.reload_examples]
-    with shared.progress.phase(f"{run.label}audit", total=len(examples)) as advance:
+    free_memory()
+    with (
+        shared.progress.phase(f"{run.label}audit", total=len(examples)) as advance,
+        memory_faults(f"{run.prepared.name}: audit", remedy=_ONE_AT_A_TIME),
+    ):
         return audit_run(
             shared.base,
             trained=run.state.adapter,

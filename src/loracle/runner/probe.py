@@ -21,13 +21,15 @@ from loracle.data import Example
 from loracle.data.packing import batches_by_tokens
 from loracle.engine.answers import answer_prompts
 from loracle.engine.evaluate import score_examples
-from loracle.engine.measure import Latency, MemoryMeter, measure_latency
-from loracle.engine.out_of_memory import Halved, memory_faults, say_nothing
+from loracle.engine.latency import Latency, measure_latency
+from loracle.engine.measure import MemoryMeter
+from loracle.engine.out_of_memory import Halved, free_memory, memory_faults, say_nothing
 from loracle.engine.step_memory import StepTensors
 from loracle.engine.throughput import token_rates
 from loracle.engine.train import StepRecord, train_bundle
 from loracle.engine.train_state import TrainState
 from loracle.model.adapters import save_adapter
+from loracle.model.faults import is_out_of_memory
 from loracle.placement import ModulePlan
 from loracle.runner.bundle_size import BundleChoice, StepMemory, choose_bundle_size
 from loracle.runner.prepare import PreparedRun, fill_trunk
@@ -116,10 +118,35 @@ def score_one_batch(shared: SharedBase, *, adapter: str) -> None:
 
 
 def latency_of(shared: SharedBase, *, adapter: str) -> dict[str, Latency | None]:
-    """Returns the latency of the three variants on the validation prompt of median length."""
+    """Returns the latency of the three variants on the validation prompt of median length.
+
+    None is a variant that was not measured, by request or for lack of memory, which is said.
+    """
     measure = shared.config.measure
+    unmeasured: dict[str, Latency | None] = dict.fromkeys(("base", "unmerged", "merged"))
     if not measure.latency_trials:
-        return dict.fromkeys(("base", "unmerged", "merged"))
+        return unmeasured
+    try:
+        found = _measured_latency(shared, adapter=adapter)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        found = unmeasured
+    if found["unmerged"] is None:
+        free_memory()
+        shared.progress.notice(
+            "latency: out of memory, not measured; lower measure.latency_new_tokens, or free "
+            "memory that other programs hold"
+        )
+    elif found["merged"] is None and shared.base.quantization is None:
+        shared.progress.notice(
+            "latency: not measured merged; there is no room on the host for the frozen weights"
+        )
+    return found
+
+
+def _measured_latency(shared: SharedBase, *, adapter: str) -> dict[str, Latency | None]:
+    measure = shared.config.measure
     by_length = sorted(shared.data.validation, key=lambda example: example.num_prompt)
     median = by_length[len(by_length) // 2]
     with shared.progress.phase("latency", total=3 * (measure.latency_trials + 1)) as advance:

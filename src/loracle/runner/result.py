@@ -11,7 +11,8 @@ from loracle.config.run import Config
 from loracle.data import Example
 from loracle.engine.answers import Answer, TextScore
 from loracle.engine.evaluate import ExampleScore, likelihood
-from loracle.engine.measure import Latency, MemoryMeter, Parameters, step_clock
+from loracle.engine.latency import Latency
+from loracle.engine.measure import MemoryMeter, Parameters, step_clock
 from loracle.placement import ModulePlan
 from loracle.records.result import (
     SCHEMA,

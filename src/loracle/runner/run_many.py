@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from loracle.config.run import Config, flatten
+from loracle.engine.determinism import determinism
 from loracle.engine.device import (
     choose_device,
     choose_dtype,
@@ -41,7 +42,9 @@ from loracle.runner.untuned import ensure_untuned
 _ALONE = BundleChoice(1, "full fine-tuning trains alone")
 
 # Keys and sections of the configuration that runs on one base must agree on.
-_SHARED = ("model", "dtype", "quantization", "device", "data", "eval", "measure")
+_SHARED = (
+    "model", "dtype", "quantization", "device", "deterministic", "data", "eval", "measure",
+)  # fmt: skip
 
 Ended = Callable[[Sequence[RunOutcome]], None]
 """Called with the outcomes of runs as they end."""
@@ -83,7 +86,12 @@ def run_many(
             config = next(folder.config for folder in folders if not folder.is_finished)
             device = choose_device(config.device)
             dtype = choose_dtype(config.dtype, device=device)
-            with recording(folders, outcomes), faster_fp32(device, dtype), imports_set_aside():
+            with (
+                recording(folders, outcomes),
+                faster_fp32(device, dtype),
+                determinism(device, requested=config.deterministic),
+                imports_set_aside(),
+            ):
                 _run(
                     specs,
                     folders=folders,

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from loracle.config.bleu import Choice, choose_tokenizer
 from loracle.config.run import Config, TrainConfig
 from loracle.data import Example, PreparedData, prepare_data
@@ -165,7 +163,7 @@ class SharedBase:
         frozen = self.base
         self.trunk = None
         # Not two models at a time: the old one's memory goes first.
-        frozen.model.to_empty(device=torch.device("meta"))
+        frozen.release()
         self.loading = MemoryMeter(frozen.device)
         with self.loading.phase("load"):
             self.base = load_base(

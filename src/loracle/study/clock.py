@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from loracle.config.run import Config
+from loracle.engine.determinism import determinism
 from loracle.engine.device import choose_device, choose_dtype, faster_fp32, keep_large_blocks
 from loracle.engine.out_of_memory import memory_faults
 from loracle.engine.train import StepRecord
@@ -55,7 +56,11 @@ def keep_clock(plan: StudyPlan, *, out: Path, progress: Progress | None = None) 
     keep_large_blocks()
     device = choose_device(plan.base.device)
     dtype = choose_dtype(plan.base.dtype, device=device)
-    with StopRequest() as stop, faster_fp32(device, dtype):
+    with (
+        StopRequest() as stop,
+        faster_fp32(device, dtype),
+        determinism(device, requested=plan.base.deterministic),
+    ):
         shared = open_shared_base(plan.base, progress=progress, stop=stop)
         folders = [run_folder(out, run.id) for run in plan.runs]
         begun = [folder for folder in folders if (folder / ENVIRONMENT).is_file()]

@@ -242,6 +242,7 @@ def require_one_environment(specs: Sequence[RunSpec]) -> None:
     Raises:
         RunFolderError: Naming the differences, if one was not.
     """
+    from loracle.engine.determinism import determinism
     from loracle.engine.device import choose_device, choose_dtype, dtype_name, faster_fp32
     from loracle.engine.environment import capture_environment
 
@@ -253,8 +254,8 @@ def require_one_environment(specs: Sequence[RunSpec]) -> None:
     config = specs[0].config
     device = choose_device(config.device)
     dtype = choose_dtype(config.dtype, device=device)
-    # The fp32 precision of products is part of the environment, as it is for the runs.
-    with faster_fp32(device, dtype):
+    # How products are made is part of the environment, as it is for the runs.
+    with faster_fp32(device, dtype), determinism(device, requested=config.deterministic):
         here = capture_environment(
             device=str(device), dtype=dtype_name(dtype), quantization=config.quantization
         )

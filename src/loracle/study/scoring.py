@@ -70,12 +70,15 @@ def scores_key(study: StudyConfig, *, base: Config, progress: Progress) -> str:
 
     A pinned model's revision stands for its weights, configuration and tokenizer.
     """
+    from loracle.engine.determinism import determinism
     from loracle.engine.device import choose_device, choose_dtype, dtype_name
     from loracle.engine.environment import torch_settings
     from loracle.sources import resolve_data, resolve_model
 
     device = choose_device(base.device)
     data = resolve_data(base.data.source, progress=progress.notice)
+    with determinism(device, requested=base.deterministic):
+        settings = torch_settings()
     inputs = Inputs(
         weights=resolve_model(base.model, progress=progress.notice).revision,
         config=None,
@@ -83,7 +86,7 @@ def scores_key(study: StudyConfig, *, base: Config, progress: Progress) -> str:
         tokenizer=None,
         dtype=dtype_name(choose_dtype(base.dtype, device=device)),
         quantization=base.quantization,
-        device={"type": device.type, **torch_settings()},
+        device={"type": device.type, **settings},
         versions={name: package_version(name) for name in _SCORERS},
         code=code_digest(SCORE_SOURCES),
         asked={
@@ -100,13 +103,16 @@ def scores_key(study: StudyConfig, *, base: Config, progress: Progress) -> str:
 
 
 def _score(study: StudyConfig, *, base: Config, kinds: Sequence[str], progress: Progress) -> Scores:
+    from loracle.engine.determinism import determinism
+    from loracle.engine.device import choose_device
     from loracle.engine.schedule import DataOrder
     from loracle.model.scores import score_modules
     from loracle.runner.shared_base import open_shared_base
     from loracle.runner.signals import StopRequest
 
     scores: dict[str, Mapping[str, float]] = {}
-    with StopRequest() as stop:
+    switched = determinism(choose_device(base.device), requested=base.deterministic)
+    with StopRequest() as stop, switched:
         shared = open_shared_base(base, progress=progress, stop=stop)
         order = DataOrder(shared.data.train, batch_size=base.train.batch_size, seed=study.seeds[0])
         examples = [example for step in range(SCORED_STEPS) for example in order.batch(step)]

@@ -1,6 +1,7 @@
 """A base in 4 bits computes with its unpacked weights, trains, and is never changed."""
 
 import importlib.util
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from loracle.errors import ModelError
 from loracle.model.adapters import attach_adapter
 from loracle.model.inventory import inventory_of
 from loracle.model.layers.four_bit import (
+    FUSED_ROWS,
     PackedWeight,
     four_bit_config,
     num_numbers,
@@ -122,6 +124,35 @@ def test_its_products_are_bitsandbytes_own(folder):
         with base.generating(()) as model:
             candidate = model(input_ids=ids).logits
     torch.testing.assert_close(candidate, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 3])
+def test_the_product_of_packed_weights_is_that_of_unpacked_ones(folder, dtype, rows):
+    layer = packed_base(folder, dtype).model.get_submodule("model.layers.1.mlp.down_proj")
+    weight = weight_of(layer)
+    x = torch.randn(rows, 64, generator=torch.Generator().manual_seed(rows)).to(dtype)
+    bias = torch.linspace(-1, 1, 32).to(dtype)
+    with torch.inference_mode():
+        fused = weight.product(x, bias)
+        unpacked = torch.nn.functional.linear(x, weight.whole(dtype), bias)
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(fused, unpacked, rtol=4 * step, atol=4 * step)
+
+
+def test_only_a_few_decoded_tokens_on_a_gpu_are_multiplied_by_packed_weights(folder):
+    weight = weight_of(packed_base(folder).model.get_submodule("model.layers.1.mlp.down_proj"))
+
+    def fused(rows, *, features=64, device="cuda"):
+        shape = (rows, features)
+        x = SimpleNamespace(shape=shape, numel=lambda: rows * features, device=torch.device(device))
+        return weight.is_fused(x)
+
+    assert not fused(1), "a score"
+    with torch.inference_mode():
+        assert [fused(rows) for rows in (0, 1, FUSED_ROWS, FUSED_ROWS + 1)] == [0, 1, 1, 0]
+        assert not fused(1, device="cpu")
+        assert not fused(1, features=48), "bitsandbytes would warn and unpack"
 
 
 def test_without_bitsandbytes_it_says_what_to_install(folder, monkeypatch):
