@@ -19,6 +19,8 @@ from loracle.forecast.devices import Device
 from loracle.forecast.lengths import lengths_of
 from loracle.forecast.op_costs import Rates
 from loracle.forecast.predict import Prediction, predict_run, trace_run
+from loracle.forecast.small_model import require_usable
+from loracle.model.faults import model_faults
 from loracle.placement import ModulePlan
 
 _Item = TypeVar("_Item")
@@ -91,14 +93,16 @@ def _predict(
 ) -> Prediction:
     plan, config = case
     lengths = lengths_of(config)
-    traces = trace_run(
-        config,
-        plan=plan,
-        architecture=architecture,
-        device=device,
-        lengths=lengths,
-        only_times=only_times,
-    )
+    require_usable(architecture, config=config, lengths=lengths, is_full=plan.is_full)
+    with model_faults(f"{config.model}: cannot be planned, though it may run"):
+        traces = trace_run(
+            config,
+            plan=plan,
+            architecture=architecture,
+            device=device,
+            lengths=lengths,
+            only_times=only_times,
+        )
     return predict_run(traces, device=device, lengths=lengths, rates=rates)
 
 
