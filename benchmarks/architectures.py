@@ -1,9 +1,11 @@
-"""python benchmarks/architectures.py FILE [--only TYPE ...]: every causal architecture, planned and tried.
+"""What plans and runs say of every causal architecture of Transformers.
 
-For each model type that Transformers builds causal models of, a small random model of its default
-configuration: what a run says of it before training (its checks of a base and of all-linear), and
-what `loracle plan` says, on a CPU, a T4 and an H100. No outcome may be a fault, and a plan is refused
-where the run is. Rows go to FILE as they are made; a second call goes on where the first stopped.
+    python benchmarks/architectures.py FILE [--only TYPE ...] [--most-s SECONDS]
+
+For each model type, a small random model of its default configuration: what a run says of it before
+training (its checks of a base and of all-linear), and what ``loracle plan`` says, on a CPU, a T4
+and an H100. No outcome may be a fault, and a plan is refused where the run is. Rows go to FILE as
+they are made, and a second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import json
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -59,21 +62,15 @@ def main() -> int:
     if given.file.exists():
         table = json.loads(given.file.read_text(encoding="utf-8"))
     signal.signal(signal.SIGALRM, _too_long)
-    until = _now() + given.most_s
+    until = time.monotonic() + given.most_s
     for model_type in given.only or MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        if (model_type in table["rows"] and not given.only) or _now() > until:
+        if (model_type in table["rows"] and not given.only) or time.monotonic() > until:
             continue
         table["rows"][model_type] = row = row_of(model_type)
         print(model_type, row, file=sys.stderr, flush=True)
         given.file.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(summary(table["rows"]))
     return 0
-
-
-def _now() -> float:
-    import time
-
-    return time.monotonic()
 
 
 def _too_long(*_: object) -> None:
@@ -88,7 +85,7 @@ def row_of(model_type: str) -> dict[str, str]:
             default = AutoConfig.for_model(model_type).to_json_string(use_diff=False)
             architecture = {**json.loads(default), "model_type": model_type}
             small = json.loads(json.dumps(small_model.small_architecture(architecture)))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - of whatever kind, it is a row
         return {"default": f"not tried: its default configuration is none ({_words(error)})"}
     config = load_config(overrides=[f"model={model_type}", *_SETTINGS])
     row = {"run": _outcome(lambda: _run(small, config))}
@@ -103,7 +100,7 @@ def _outcome(work: Callable[[], str]) -> str:
         return work()
     except UsageError as error:
         return f"{'not planned' if 'cannot be planned' in str(error) else 'refused'}: {error}"
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - of whatever kind, it is a row
         return f"fault: {_words(error)}"
     finally:
         signal.alarm(0)

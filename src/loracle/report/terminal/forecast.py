@@ -83,8 +83,7 @@ def _footing(report: PlanReport) -> list[str]:
         "Parts are those of training at its peak; train, eval, answers, measure (audit and merged "
         "latency): the peak of each phase"
         + (f", {runtime:.2f} GiB of the device's runtime included." if runtime else "."),
-        f"The largest peak is that of {name} in {_PHASES[largest.largest_phase]}: "
-        f"{largest.peak_gib:.2f} GiB.",
+        f"The largest peak: {largest.peak_gib:.2f} GiB, {name}, {_PHASES[largest.largest_phase]}.",
         "Memory is that of a pass that fills its budget, traced from the code that runs, plus "
         "what the device keeps for itself."
         if report.target.device.is_gpu
@@ -131,10 +130,9 @@ def _share_lines(report: PlanReport) -> list[str]:
         num_examples=report.lengths.num_validation(report.arms.config),
         num_validations=report.arms.config.num_validations,
     )
-    return [
-        f"A run of {name}: training {times.training_s / times.run_s:.0%} of the time, answers "
-        f"{times.answers_s / times.run_s:.0%}, {shares.words()}."
-    ]
+    training, answers = times.training_s / times.run_s, times.answers_s / times.run_s
+    words = f"A run of {name}: training {training:.0%} of the time, answers {answers:.0%}"
+    return [f"{words}, {shares.words()}."]
 
 
 def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
