@@ -11,7 +11,7 @@ def test_most_of_a_run_on_alpaca_is_validation():
     shares = shares_of_tokens(config, num_scored=10_400)
     assert shares.frac == pytest.approx(104_000 / (104_000 + 3 * 8000))
     assert shares.words() == (
-        "validation: 81% of the time (10 times 10,400 examples); eval.max_examples=600 would make "
+        "validation: 81% of the time (10 x 10,400 examples); eval.max_examples=600 would make "
         "it 20%"
     )
 

@@ -56,7 +56,7 @@ class Shares:
     def words(self) -> str:
         """Returns the share in one line, and the setting that would lower it."""
         said = (
-            f"validation: {self.frac:.0%} of the time ({self.num_validations} times "
+            f"validation: {self.frac:.0%} of the time ({self.num_validations} x "
             f"{self.num_examples:,} examples)"
         )
         count = self.suggested_examples()
