@@ -2,8 +2,8 @@
 
     python benchmarks/gpu_plan.py [--wheels DIR] [--geometry llama-2-7b] [--steps 6]
 
-For each base (16 bits, NF4) and placement: a step as ``loracle plan`` predicts it, and as
-``max_memory_allocated`` and the clock measure it. The device's speed is measured first, as
+For each way to train (16 bits or NF4, with checkpointing, four runs at once) and placement: a step
+as ``max_memory_allocated`` and the clock measure it. The device's speed is measured first, as
 ``loracle doctor --calibrate`` does. Writes ``results/gpu/plan-<date>-<device>.json``. Without a GPU
 it runs at ``--geometry tiny`` and measures no memory.
 """
@@ -15,6 +15,7 @@ import gc
 import statistics
 import sys
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from loracle.config.run import Config
 from loracle.engine.decode import Answering
 from loracle.engine.device import choose_device, choose_dtype, dtype_name, synchronize
 from loracle.engine.train import train_bundle
+from loracle.errors import OutOfMemory
 from loracle.forecast.calibration import calibrate
 from loracle.forecast.devices import this_device
 from loracle.forecast.op_costs import Rates
@@ -45,6 +47,24 @@ PLACEMENTS = (
     "all-linear", "attention", "attention-qv", "feed-forward", "output-projections",
     "first-third", "last-third",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a step keeps its base and activations, and for how many runs at once."""
+
+    packing: str | None = None
+    checkpointing: bool = False
+    runs: int = 1
+
+
+WAYS = {
+    "16 bits": Way(),
+    "16 bits, checkpointing": Way(checkpointing=True),
+    "nf4": Way("nf4"),
+    "nf4, checkpointing": Way("nf4", checkpointing=True),
+    "16 bits, 4 runs": Way(runs=4),
+}
 BATCHES = {"8 x 204 tokens": [(54, 150)] * 8, "8 x 127 tokens": [(65, 62)] * 8}
 _NEW_TOKENS = 32
 
@@ -56,7 +76,7 @@ def main() -> int:
     parser.add_argument(
         "--steps", type=int, default=6, help="steps of each, the first two not timed"
     )
-    parser.add_argument("--packings", nargs="+", default=["none", "nf4"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--placements", nargs="+", default=list(PLACEMENTS))
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
     given = parser.parse_args()
@@ -65,7 +85,7 @@ def main() -> int:
     report = measure(
         given.geometry,
         steps=given.steps,
-        packings=[None if name == "none" else name for name in given.packings],
+        ways=given.ways,
         placements=given.placements,
     )
     path = dated("plan", report["device"], folder=str(given.out))
@@ -74,19 +94,17 @@ def main() -> int:
     return 0
 
 
-def measure(
-    geometry: str, *, steps: int, packings: list[str | None], placements: list[str]
-) -> dict[str, Any]:
+def measure(geometry: str, *, steps: int, ways: list[str], placements: list[str]) -> dict[str, Any]:
     """Returns the rows, and the device and software they were measured on."""
     device = choose_device("auto")
     dtype = choose_dtype("auto", device=device)
     speed = calibrate(say=lambda what: print(f"measuring {what}", file=sys.stderr))
     rates = speed.rates(overlaps=device.type == "cuda")
     rows = []
-    for packing in packings:
+    for way in ways:
         for placement in placements:
             for batch in BATCHES:
-                row = _row(geometry, device, dtype, packing, placement, batch, steps, rates)
+                row = _row(geometry, device, dtype, way, placement, batch, steps, rates)
                 print(row, file=sys.stderr)
                 rows.append(row)
     return {
@@ -105,34 +123,39 @@ def _row(
     geometry: str,
     device: torch.device,
     dtype: torch.dtype,
-    packing: str | None,
+    named: str,
     placement: str,
     batch: str,
     steps: int,
     rates: Rates,
 ) -> dict[str, Any]:
-    architecture = GEOMETRIES[geometry]
-    quantization = f"quantization={packing or 'null'}"
-    config = load_config(overrides=[f"lora.placement={placement}", quantization])
+    architecture, way = GEOMETRIES[geometry], WAYS[named]
+    settings = {
+        "lora.placement": placement,
+        "quantization": way.packing or "null",
+        "train.gradient_checkpointing": str(way.checkpointing).lower(),
+    }
+    config = load_config(overrides=[f"{key}={value}" for key, value in settings.items()])
     plan = plan_from(architecture, config)
     predicted = predicted_step(
         architecture, config=config, device=this_device(), dtype=dtype, lengths=BATCHES[batch]
     )
+    weights = predicted.parts["weights"]
     row: dict[str, Any] = {
-        "packing": packing,
+        "way": named,
         "placement": placement,
         "batch": batch,
         "trainable_params": plan.trainable_params,
-        "predicted_gib": predicted.peak / GIB,
-        "predicted_step_s": predicted.work.seconds(rates),
+        "predicted_gib": (weights + way.runs * (predicted.peak - weights)) / GIB,
+        "predicted_step_s": way.runs * predicted.work.seconds(rates),
     }
-    base = _base(geometry, device, dtype, packing=packing)
     try:
-        return row | _measured(base, plan=plan, config=config, batch=batch, steps=steps)
-    except torch.OutOfMemoryError:
+        base = _base(geometry, device, dtype, packing=way.packing)
+        return row | _measured(base, plan=plan, config=config, batch=batch, steps=steps, way=way)
+    except (torch.OutOfMemoryError, OutOfMemory):
         return row | {"measured_gib": None, "measured_step_s": None, "latency_ms_per_token": None}
     finally:
-        del base
+        base = None
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -166,15 +189,23 @@ def pack_in_place(base: FrozenBase) -> None:
 
 
 def _measured(
-    base: FrozenBase, *, plan: ModulePlan, config: Config, batch: str, steps: int
+    base: FrozenBase, *, plan: ModulePlan, config: Config, batch: str, steps: int, way: Way
 ) -> dict[str, Any]:
     train = config.train.model_copy(update={"max_steps": steps})
     config = config.model_copy(update={"train": train})
-    run = start_run(base, config=config, plan=plan, examples=synthetic_examples(BATCHES[batch]))
+    examples = synthetic_examples(BATCHES[batch])
+    names = ["default", *map(str, range(1, way.runs))]
+    runs = [
+        start_run(base, config=config, plan=plan, examples=examples, name=name) for name in names
+    ]
+    trained = train_bundle(
+        base,
+        runs,
+        micro_batch_tokens=way.runs * train.micro_batch_tokens,
+        checkpointing=way.checkpointing,
+    )
     times, peak = [], None
-    for step, (record,) in enumerate(
-        train_bundle(base, [run], micro_batch_tokens=train.micro_batch_tokens)
-    ):
+    for step, (record, *_) in enumerate(trained):
         assert record is not None
         if step >= 2:  # the optimizer has its state, and kernels are chosen
             times.append(record.step_time_s)

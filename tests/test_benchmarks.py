@@ -584,10 +584,9 @@ def test_predictions_are_measured_against_on_a_cpu_too(monkeypatch):
     monkeypatch.setitem(calibration._SIZES, "cpu", size)
     monkeypatch.setattr(calibration, "_ADDED", 1 << 16)
     monkeypatch.setattr(gpu_plan, "BATCHES", {"2 x 12 tokens": [(5, 7)] * 2})
-    found = gpu_plan.measure(
-        "tiny", steps=4, packings=[None, "nf4"], placements=["all-linear", "last-third"]
-    )
-    assert len(found["rows"]) == 4
+    ways = ["16 bits", "nf4, checkpointing", "16 bits, 4 runs"]
+    found = gpu_plan.measure("tiny", steps=4, ways=ways, placements=["last-third"])
+    assert len(found["rows"]) == 3
     for row in found["rows"]:
         assert row["predicted_gib"] > 0
         assert row["predicted_step_s"] > 0

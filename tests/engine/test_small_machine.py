@@ -5,6 +5,7 @@ import tempfile
 import threading
 
 import pytest
+import torch
 
 from loracle.engine import small_machine
 from loracle.engine.small_machine import (
@@ -64,11 +65,13 @@ def test_an_ordinary_machine_is_left_as_it_is(monkeypatch, tmp_path):
     assert os.environ["RAYON_NUM_THREADS"] == "1"
 
 
-@pytest.mark.parametrize("fault", ["threads", "semaphores"])
+@pytest.mark.parametrize("fault", ["threads", "semaphores", "accelerator"])
 def test_forecasts_do_without_processes(monkeypatch, fault):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
     if fault == "threads":
         monkeypatch.setattr(cases, "can_start_threads", lambda: False)
+    elif fault == "accelerator":
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     else:
 
         def no_semaphores(*_given, **_settings):

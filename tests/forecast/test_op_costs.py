@@ -1,11 +1,24 @@
 """The arithmetic of operations is their closed form, and views and allocations cost nothing."""
 
+import importlib
+import pkgutil
+from contextlib import suppress
+
 import pytest
 import torch
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
+from geometries import TINY
+from loracle.config.files import load_config
+from loracle.forecast.devices import DEVICES
+from loracle.forecast.meta_base import model_without_weights
 from loracle.forecast.op_costs import Operation, Rates, Work
 from loracle.forecast.shape_cache import CachedShapes
+from loracle.forecast.trace import synthetic_examples, trace_step
+from loracle.model import layers
+from loracle.model.inventory import inventory_from_architecture
 from loracle.model.live_bytes import LiveBytes
+from loracle.placement import resolve_placement
 
 X, W = torch.ones(8, 16), torch.ones(4, 16)
 
@@ -104,3 +117,80 @@ def test_what_depends_on_numbers_is_left_alone():
     with CachedShapes():
         assert len(real[real > 0]) == 2
         assert torch.equal(real + 1, torch.tensor([2.0, 1.0, 3.0]))
+
+
+@pytest.fixture
+def operators():
+    """Operators of ours, as the kernels register them: one writes into an input, one multiplies."""
+    library = torch.library.Library("loracle", "FRAGMENT")
+    library.define("test_into(Tensor(a!) out, Tensor x) -> ()")
+    library.define("test_product(Tensor x, Tensor w) -> Tensor")
+    library.impl("test_into", lambda out, x: None, "CompositeExplicitAutograd")
+    library.impl(
+        "test_product", lambda x, w: x.new_empty(len(x), len(w)), "CompositeExplicitAutograd"
+    )
+    register_flop_formula(torch.ops.loracle.test_product)(lambda x, w, **_: 2 * x[0] * x[1] * w[0])
+    yield torch.ops.loracle
+    flop_registry.pop(torch.ops.loracle.test_product)
+    library._destroy()
+
+
+def test_an_operator_of_ours_is_one_launch_with_its_bytes(operators):
+    work = counted(lambda: operators.test_into(X, X.half()))
+    # The copy to 16 bits; then x read, out read and written.
+    assert work.operations.total() == 2
+    assert work.num_bytes == (4 + 2) * 128 + (2 + 2 * 4) * 128
+    work = counted(lambda: operators.test_product(X, W))
+    assert work.operations == {Operation(2 * 8 * 16 * 4, 4 * (8 * 16 + 4 * 16 + 8 * 4)): 1}
+
+
+# Operators of ours that multiply no matrices.
+PASSES = {
+    "drop", "add_dropped", "rms_norm", "rms_norm_backward", "silu_gate", "silu_gate_backward",
+    "rotate", "bf16_parts",
+}  # fmt: skip
+
+
+def our_operators():
+    """Names of the operators that the layers register."""
+    for module in pkgutil.iter_modules(layers.__path__, f"{layers.__name__}."):
+        with suppress(ImportError):  # those of Triton, where there is none
+            importlib.import_module(module.name)
+    return {
+        name.removeprefix("loracle::").partition(".")[0]
+        for name in torch._C._dispatch_get_all_op_names()
+        if name.startswith("loracle::") and not name.startswith("loracle::test_")
+    }
+
+
+def test_every_operator_of_ours_that_multiplies_has_its_flops():
+    names = our_operators()
+    told = {n for n in names if getattr(torch.ops.loracle, n) in flop_registry}
+    assert names - told <= PASSES, "register a FLOP formula, or name it in PASSES"
+
+
+def test_a_gpu_s_trace_takes_the_kernels_that_a_gpu_has(monkeypatch):
+    """Although this machine may have none: dropout and adapters are operators of ours there."""
+    if not our_operators():
+        pytest.skip("there are no operators of ours")
+    seen = set()
+    add = Work.add
+
+    def note(work, func, args, kwargs, result):
+        seen.add(func.name().partition(".")[0])
+        add(work, func, args, kwargs, result)
+
+    monkeypatch.setattr(Work, "add", note)
+    config = load_config(overrides=["model=theirs"])
+    plan = resolve_placement(
+        "all-linear", inventory=inventory_from_architecture(TINY["llama"]), rank=4, alpha=8.0
+    )
+    with model_without_weights(
+        TINY["llama"], plan=plan, device=DEVICES["h100"], dtype=torch.bfloat16, dropout=0.1
+    ) as (base, adapter):
+        examples = synthetic_examples([(5, 9)] * 2)
+        trace_step(base, adapter=adapter, config=config, examples=examples)
+    ours = {name.removeprefix("loracle::") for name in seen if name.startswith("loracle::")}
+    passes = our_operators() & {"rms_norm", "silu_gate", "rotate", "drop", "narrow", "widen"}
+    assert ours & {"drop", "narrow"} or "narrow" not in passes
+    assert {"rms_norm", "silu_gate", "rotate"} & passes <= ours

@@ -1,6 +1,8 @@
 """Predictions for devices: what fits, what it rests on, and what nobody measured is not given."""
 
+import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from loracle.config.files import load_config
 from loracle.errors import UsageError
+from loracle.forecast import cases
 from loracle.forecast.calibration import (
     Calibration,
     calibrate,
@@ -71,6 +74,27 @@ def test_llama_2_7b_is_predicted_by_part(llama):
     assert found.fits
     assert found.times is not None
     assert 0 < found.times.step_s < found.times.epoch_s < found.times.epoch_s * 8
+
+
+def test_one_process_predicts_what_forked_ones_do(shallow, study, monkeypatch):
+    """On a GPU machine nothing is forked: CUDA and autograd's threads would not survive it."""
+    shallow(3)
+    arms = planned_arms(study, overrides=[])
+    two = ["all-linear", "last-third"]
+    forks = []
+    pool = cases.ProcessPoolExecutor
+    monkeypatch.setattr(
+        cases, "ProcessPoolExecutor", lambda *a, **k: forks.append(a) or pool(*a, **k)
+    )
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    target = target_of("t4", config=arms.config)
+    predict = partial(
+        predict_arms, arms, device=target.device, rates=target.rates, only=two, only_times=True
+    )
+    forked = predict()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert predict() == forked
+    assert len(forks) == 1
 
 
 def peaks_of(config, *, device, layers, shallow):

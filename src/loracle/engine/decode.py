@@ -259,9 +259,10 @@ class Answering:
     def pretend_position(self, seen: int) -> None:
         """Resizes the cache as if ``seen`` positions had been decoded; its contents are lost."""
         for layer in self._batch.cache.layers:
-            shape = (*layer.keys.shape[:2], seen, layer.keys.shape[3])
-            layer.keys = layer.keys.new_empty(shape)
-            layer.values = layer.values.new_empty(shape)
+            layer.keys, layer.values = (
+                kept.new_empty((*kept.shape[:2], seen, kept.shape[3]))
+                for kept in (layer.keys, layer.values)
+            )
         self._batch.mask = self._batch.mask.new_ones(len(self._batch.ids), seen + 1)
         self._batch.positions = torch.full_like(self._batch.positions, seen)
 

@@ -36,6 +36,7 @@ _SCHEMA = 1
 _REPEATS = 5
 _STEPS = 6
 _CALLS = 2000
+_CHAIN = 500
 _ADDED = 1 << 23
 
 # Sizes of the random model whose step is measured, by kind of device.
@@ -116,7 +117,30 @@ def _moved(device: torch.device, dtype: torch.dtype) -> float:
     return 3 * _ADDED * dtype.itemsize / seconds
 
 
+def launch_time_s() -> float:
+    """Returns the seconds in which this machine's processor launches a kernel of a step on its GPU.
+
+    Forward and backward passes of small tensors: the device is done before the host.
+    """
+    return _launch_time_s(choose_device("auto"))
+
+
+def _launch_time_s(device: torch.device) -> float:
+    small = torch.ones(16, device=device, requires_grad=True)
+
+    def chain() -> None:
+        value = small
+        for _ in range(_CHAIN):
+            value = value * 1.0
+        value.sum().backward()  # type: ignore[no-untyped-call]
+
+    # As many multiplications backward as forward.
+    return _timed(chain, device=device) / (2 * _CHAIN)
+
+
 def _overhead(device: torch.device) -> float:
+    if device.type == "cuda":
+        return _launch_time_s(device)
     small = torch.ones(16, device=device)
 
     def calls() -> None:
@@ -186,7 +210,7 @@ def _measured_step(
 
     from loracle.engine.train import train_bundle
     from loracle.engine.train_state import new_run
-    from loracle.forecast.meta_base import one_word_tokenizer
+    from loracle.forecast.small_model import one_word_tokenizer
     from loracle.forecast.trace import synthetic_examples
     from loracle.model.adapters import attach_adapter
     from loracle.model.base import FrozenBase
@@ -251,7 +275,14 @@ def _path(device: str, dtype: str, threads: int) -> Path:
 def calibration_key(device: str, dtype: str, threads: int) -> str:
     """Returns the key of the measured speed of the device of that name."""
     settings = torch_settings() | {"num_threads": threads}
-    sizes = {"sizes": _SIZES, "batch": _BATCH, "added": _ADDED, "calls": _CALLS, "steps": _STEPS}
+    sizes = {
+        "sizes": _SIZES,
+        "batch": _BATCH,
+        "added": _ADDED,
+        "calls": _CALLS,
+        "chain": _CHAIN,
+        "steps": _STEPS,
+    }
     inputs = Inputs(
         weights=None,
         config=None,

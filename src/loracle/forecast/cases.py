@@ -19,6 +19,8 @@ from loracle.forecast.devices import Device
 from loracle.forecast.lengths import lengths_of
 from loracle.forecast.op_costs import Rates
 from loracle.forecast.predict import Prediction, predict_run, trace_run
+from loracle.forecast.small_model import require_usable
+from loracle.model.faults import model_faults
 from loracle.placement import ModulePlan
 
 _Item = TypeVar("_Item")
@@ -91,14 +93,16 @@ def _predict(
 ) -> Prediction:
     plan, config = case
     lengths = lengths_of(config)
-    traces = trace_run(
-        config,
-        plan=plan,
-        architecture=architecture,
-        device=device,
-        lengths=lengths,
-        only_times=only_times,
-    )
+    require_usable(architecture, config=config, lengths=lengths, is_full=plan.is_full)
+    with model_faults(f"{config.model}: cannot be planned, though it may run"):
+        traces = trace_run(
+            config,
+            plan=plan,
+            architecture=architecture,
+            device=device,
+            lengths=lengths,
+            only_times=only_times,
+        )
     return predict_run(traces, device=device, lengths=lengths, rates=rates)
 
 
@@ -109,7 +113,7 @@ def in_processes(function: Callable[[_Item], _Result], items: Sequence[_Item]) -
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     count = min(cores, len(items))
-    pool = _pool(count) if count > 1 and can_start_threads() else None
+    pool = _pool(count) if count > 1 and _may_fork() and can_start_threads() else None
     if pool is None:
         return list(map(function, items))
     # A child has none of its parent's threads and must not wait for them.
@@ -118,10 +122,17 @@ def in_processes(function: Callable[[_Item], _Result], items: Sequence[_Item]) -
         return list(pool.map(function, items))
 
 
+def _may_fork() -> bool:
+    """Returns whether a forked child could trace a step, its backward pass and its optimizer.
+
+    Not where there is an accelerator: neither its context nor autograd's thread for it survives a
+    fork. New processes instead would import PyTorch again, which takes as long as most traces.
+    """
+    return "fork" in get_all_start_methods() and not torch.accelerator.is_available()
+
+
 def _pool(count: int) -> ProcessPoolExecutor | None:
     """Returns processes of one thread; None where they cannot be had."""
-    if "fork" not in get_all_start_methods():
-        return None
     try:
         return ProcessPoolExecutor(
             count,

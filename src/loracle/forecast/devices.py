@@ -1,18 +1,23 @@
 """Devices: memory, rate of 16-bit products, memory bandwidth.
 
-Rates are the vendors' figures for dense products with fp32 accumulation, without sparsity. The
-fraction that a step reaches is a matter of calibration, not of this table.
+Rates are the vendors' figures for dense products with fp32 accumulation, without sparsity, and the
+fraction of them that a step's products are taken to reach where the device is not calibrated.
 
 Sources: NVIDIA data sheets "T4 Tensor Core GPU" (2019), "L4 Tensor Core GPU" (2023), "A100 Tensor
 Core GPU" (SXM, 2021), "H100 Tensor Core GPU" (SXM, 2023), "H200 Tensor Core GPU" (SXM, 2024), "Ada
 GPU Architecture" (RTX 4090, 2022). Memory is what ``nvidia-smi`` reports, modal-labs/modal-client
 pull request 2797 (T4, L4, A100, H100); of the others, the nominal size.
+
+Fractions: the T4 gives 24 TFLOP/s over many products of 4096 x 4096, held back by its 70 W
+(forums.developer.nvidia.com, thread 264462). The best shape reaches 271 TFLOP/s on an A100 SXM and
+795 on an H100 SXM (stas00/ml-engineering, table of maximum achievable matmul FLOPS, 2025); assumed:
+the shapes of a step reach 0.8 of that. Nothing was found for the others: 0.6 is assumed.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loracle.errors import UsageError, did_you_mean
 from loracle.text import GIB
@@ -34,26 +39,31 @@ class Device:
     """Rate of dense 16-bit products; None: unknown."""
     gbyte_per_s: float | None = None
     """Memory bandwidth, 1e9 bytes per second; None: unknown."""
+    reached_frac: float = 0.6
+    """Fraction of the rate that a step's products are taken to reach."""
     is_gpu: bool = True
     """False: a CPU."""
     says: str = ""
     """Part of the name that PyTorch reports; empty: not in the table."""
 
 
-def _device(name: str, mib: int, bf16: bool, tflops: float, bandwidth: float, says: str) -> Device:
-    return Device(name, mib / _MIB_PER_GIB, bf16, tflops, bandwidth, says=says)
+def _device(
+    name: str, mib: int, tflops: float, reached: float, bandwidth: float, says: str
+) -> Device:
+    has_bf16 = name != "t4"
+    return Device(name, mib / _MIB_PER_GIB, has_bf16, tflops, bandwidth, reached, says=says)
 
 
 DEVICES = {
     device.name: device
     for device in (
-        _device("t4", 15360, False, 65.0, 320.0, "T4"),
-        _device("l4", 23034, True, 121.0, 300.0, "L4"),
-        _device("rtx4090", 24564, True, 165.2, 1008.0, "RTX 4090"),
-        _device("a100-40", 40960, True, 312.0, 1555.0, "A100"),
-        _device("a100-80", 81920, True, 312.0, 2039.0, "A100"),
-        _device("h100", 81559, True, 989.4, 3350.0, "H100"),
-        _device("h200", 143771, True, 989.4, 4800.0, "H200"),
+        _device("t4", 15360, 65.0, 0.37, 320.0, "T4"),
+        _device("l4", 23034, 121.0, 0.6, 300.0, "L4"),
+        _device("rtx4090", 24564, 165.2, 0.6, 1008.0, "RTX 4090"),
+        _device("a100-40", 40960, 312.0, 0.7, 1555.0, "A100"),
+        _device("a100-80", 81920, 312.0, 0.7, 2039.0, "A100"),
+        _device("h100", 81559, 989.4, 0.64, 3350.0, "H100"),
+        _device("h200", 143771, 989.4, 0.64, 4800.0, "H200"),
     )
 }
 """The table, by name."""
@@ -113,10 +123,11 @@ def this_device() -> Device:
     properties = torch.cuda.get_device_properties(device)
     memory_gib = properties.total_memory / GIB
     listed = like_this(properties.name, memory_gib=memory_gib)
-    return Device(
-        properties.name,
-        memory_gib,
-        has_bf16=properties.major >= 8,
-        tflop_per_s=listed.tflop_per_s if listed else None,
-        gbyte_per_s=listed.gbyte_per_s if listed else None,
+    unlisted = Device(properties.name, memory_gib, has_bf16=properties.major >= 8)
+    return replace(
+        listed or unlisted,
+        name=properties.name,
+        memory_gib=memory_gib,
+        has_bf16=unlisted.has_bf16,
+        says="",
     )

@@ -14,25 +14,27 @@ from typing import Any, Literal
 from unittest import mock
 
 import torch
-from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedTokenizerFast
 
 from loracle.forecast.devices import Device
 from loracle.forecast.shape_cache import CachedShapes
+from loracle.forecast.small_model import has_plain_head, one_word_tokenizer
 from loracle.model.adapters import Adapter, attach_adapter
 from loracle.model.base import FrozenBase
+from loracle.model.inventory import transformers_config
 from loracle.model.layers.attention import PACKED, register_packed_attention
 from loracle.model.layers.four_bit import NF4, install_unpacked_products
 from loracle.model.layers.norm import install_fast_norms
+from loracle.model.reach import peft_faults
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
 from loracle.screen import quiet_transformers
 
 # source: bitsandbytes 0.50, quantize_4bit: numbers to a scale, and scales to one of theirs
 _BLOCK, _BLOCKS_OF_SCALES = 64, 256
+_EXPERTS = "transformers.integrations.moe"
 
 
 class _FakeValues(TorchFunctionMode):
@@ -84,6 +86,7 @@ def model_without_weights(
     ``architecture`` holds the fields of a Transformers configuration, ``model_type`` among them.
     """
     base = meta_base(architecture, dtype=dtype, trains=plan.is_full, quantization=quantization)
+    base.plain_head = has_plain_head(architecture)
     adapter = meta_adapter(base, plan=plan, dropout=dropout)
     kind = kind_of(device, plan=plan)
     with fake_tensors(kind):
@@ -100,6 +103,7 @@ def fake_tensors(kind: Kind = "cpu") -> Iterator[None]:
     _forget_constants()
     try:
         with ExitStack() as inside:
+            inside.enter_context(mock.patch(f"{_EXPERTS}._can_use_grouped_mm", _groups_products))
             if kind == "cpu":
                 inside.enter_context(FakeTensorMode())
             else:
@@ -110,6 +114,15 @@ def fake_tensors(kind: Kind = "cpu") -> Iterator[None]:
             yield
     finally:
         _forget_constants()
+
+
+def _groups_products(_input: Tensor, weight: Tensor, _ends: Tensor) -> bool:
+    """Returns whether experts share PyTorch's grouped product, which is traced in bf16 only.
+
+    Otherwise Transformers' own is traced: GPUs without bf16 run it; on a CPU in fp32 it counts a
+    gradient of one layer's experts too much.
+    """
+    return weight.dtype == torch.bfloat16
 
 
 def _gpu_patches(kind: Kind) -> list[Any]:
@@ -155,13 +168,13 @@ def meta_base(
     quantization: str | None = None,
 ) -> FrozenBase:
     """Returns a model of this architecture on the meta device, set up as `load_base` does."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     register_packed_attention()
     meta = torch.device("meta")
     with meta, _FakeValues(), quiet_transformers():
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**architecture),
+            transformers_config(architecture),
             dtype=torch.float32 if trains else dtype,
             attn_implementation=PACKED,
         )
@@ -211,20 +224,15 @@ def _pack(model: Any, *, dtype: torch.dtype) -> None:
         module.weight = packed
 
 
-def one_word_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer of a single word: a forecast tokenizes nothing."""
-    words = models.WordLevel(vocab={"?": 0}, unk_token="?")  # noqa: S106 - a word, no secret
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="?")  # noqa: S106
-
-
 def meta_adapter(base: FrozenBase, *, plan: ModulePlan, dropout: float, seed: int = 0) -> Adapter:
     """Returns the adapter, or the whole model, that a run trains, on the meta device."""
     with torch.device("meta"), _FakeValues():
         if plan.is_full:
             return whole_model(base, name="default", plan=plan)
-        return attach_adapter(
-            base, name="default", plan=plan, dropout=dropout, seed=seed, model_source="planned"
-        )
+        with peft_faults(base, plan=plan):
+            return attach_adapter(
+                base, name="default", plan=plan, dropout=dropout, seed=seed, model_source="planned"
+            )
 
 
 def fill(base: FrozenBase, adapter: Adapter) -> Adapter:

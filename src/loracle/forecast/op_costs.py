@@ -96,6 +96,22 @@ class _Kind:
     """Position and name of each argument that it writes to."""
 
 
+def _grouped_product_flops(rows: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """Returns the FLOPs of rows that each meet one of several matrices, all of one shape."""
+    return 2 * rows.shape[0] * weight.shape[1] * weight.shape[2]
+
+
+def _grouped_gradient_flops(rows: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    """Returns the FLOPs of the gradients of the rows and of the matrices."""
+    return 2 * _grouped_product_flops(rows, weight)
+
+
+_MORE_FLOPS: dict[str, Callable[..., int]] = {
+    "transformers::grouped_mm_fallback": _grouped_product_flops,
+    "transformers::grouped_mm_fallback_backward": _grouped_gradient_flops,
+}
+"""Formulas that PyTorch's registry does not have; those of our own operators are registered."""
+
 _NO_KERNEL = ("empty", "new_empty", "empty_like", "empty_strided", "lift_fresh")
 
 
@@ -113,7 +129,8 @@ def _kind_of(func: Any) -> _Kind | None:
         for place, argument in enumerate(func._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
-    return _Kind(flop_registry.get(plain), written)
+    formula = flop_registry.get(plain) or _MORE_FLOPS.get(func.name().partition(".")[0])
+    return _Kind(formula, written)
 
 
 def _flops(

@@ -27,6 +27,7 @@ from loracle.forecast.trace import (
     Trace,
     synthetic_examples,
     trace_answers,
+    trace_measuring,
     trace_scoring,
     trace_step,
 )
@@ -34,7 +35,7 @@ from loracle.model.live_bytes import Part
 from loracle.placement import ModulePlan
 from loracle.text import GIB
 
-Phase = Literal["train", "evaluate", "generate"]
+Phase = Literal["train", "evaluate", "generate", "measure"]
 
 # source: c10/cuda/CUDACachingAllocator.cpp, kMinBlockSize
 GRANULE = 512
@@ -74,11 +75,20 @@ class Times:
     """An optimizer step over examples of average length."""
     epoch_s: float
     """The steps of one pass over the training set."""
-    run_s: float
-    """Training, validations and answers, every answer at its maximum length.
+    training_s: float
+    """All steps of a run."""
+    validation_s: float
+    """All validations of a run."""
+    answers_s: float
+    """All answers, each at its maximum length."""
 
-    The untuned base is evaluated once per study and not included.
-    """
+    @property
+    def run_s(self) -> float:
+        """Training, validations and answers.
+
+        The untuned base is evaluated once per study and not included.
+        """
+        return self.training_s + self.validation_s + self.answers_s
 
 
 @dataclass(frozen=True)
@@ -97,9 +107,14 @@ class Prediction:
     """Memory of the device."""
 
     @property
+    def largest_phase(self) -> Phase:
+        """The phase with the highest peak."""
+        return max(self.memory, key=lambda phase: self.memory[phase].total_gib)
+
+    @property
     def peak_gib(self) -> float:
         """Highest peak of all phases, GiB."""
-        return max(phase.total_gib for phase in self.memory.values())
+        return self.memory[self.largest_phase].total_gib
 
     @property
     def fits(self) -> bool:
@@ -138,6 +153,8 @@ class Traces:
     """Examples in that pass."""
     answers: AnswersTrace
     """First and last token of a batch of answers."""
+    measuring: Trace | None
+    """Audit and merged latency; None for full fine-tuning, which audits without its base."""
 
 
 def dtype_on(device: Device, *, requested: str) -> torch.dtype:
@@ -161,7 +178,7 @@ def trace_run(
 ) -> Traces:
     """Returns the traces of a run, taken without weights; of ``device`` only the kind matters.
 
-    ``only_times`` leaves out the full step, which only memory needs.
+    ``only_times`` leaves out the full step and the measuring, which only memory needs.
     """
     dtype = dtype_on(device, requested=config.dtype)
     train, evaluate = config.train, config.eval
@@ -202,6 +219,9 @@ def trace_run(
             new_tokens=evaluate.max_new_tokens,
             **more,
         )
+        measuring = (
+            None if only_times or plan.is_full else trace_measuring(base, longest=longest, **more)
+        )
     return Traces(
         plan=plan,
         config=config,
@@ -211,6 +231,7 @@ def trace_run(
         scoring=scoring,
         scored_examples=len(scored),
         answers=answers,
+        measuring=measuring,
     )
 
 
@@ -232,6 +253,8 @@ def predict_run(
         "evaluate": traces.scoring,
         "generate": max(traces.answers.first, traces.answers.last, key=lambda trace: trace.peak),
     }
+    if traces.measuring is not None:
+        by_phase["measure"] = traces.measuring
     runtime = runtime_gib(device)
     return Prediction(
         plan=traces.plan,
@@ -268,5 +291,7 @@ def _times(traces: Traces, *, lengths: Lengths, rates: Rates) -> Times:
     return Times(
         step_s=step,
         epoch_s=step * lengths.num_train(config) / train.batch_size,
-        run_s=train.max_steps * step + config.num_validations * validation + answers,
+        training_s=train.max_steps * step,
+        validation_s=config.num_validations * validation,
+        answers_s=answers,
     )

@@ -20,7 +20,10 @@ from loracle.engine.train_state import TrainState, new_run
 from loracle.forecast.op_costs import Work
 from loracle.model.adapters import Adapter
 from loracle.model.base import FrozenBase
+from loracle.model.layers.lora import RoutedLinear
+from loracle.model.layers.routing import Route
 from loracle.model.live_bytes import LiveBytes, Part
+from loracle.model.reach import require_gradients
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ def trace_step(
 
     ``granule`` is that of `LiveBytes`. Without ``counts_work`` only memory is traced, which is
     faster.
+
+    Raises:
+        ModelError: If the step gives no gradient to a module that it should train.
     """
     train = config.train.model_copy(update={"max_steps": 1, "batch_size": len(examples)})
     trained = list(adapter.parameters.values())
@@ -88,6 +94,11 @@ def trace_step(
         live.watch = None
     live.hold(moments, "optimizer")
     hooks = live.hold_gradients(trained)
+    reached: set[int] = set()
+    hooks += [
+        parameter.register_post_accumulate_grad_hook(lambda found: reached.add(id(found)))
+        for parameter in trained
+    ]
     with live:
         steps = train_bundle(
             base,
@@ -99,6 +110,11 @@ def trace_step(
             pass
     for hook in hooks:
         hook.remove()
+    if not adapter.plan.is_full:
+        idle = [key for key, found in adapter.parameters.items() if id(found) not in reached]
+        require_gradients(
+            base, idle=[key for key in idle if key.endswith(".lora_B")], plan=adapter.plan
+        )
     return _trace(live, work)
 
 
@@ -158,6 +174,37 @@ def trace_answers(
         live.watch = last.add
         answering.forward()
     return AnswersTrace(beginning, _trace(live, last))
+
+
+def trace_measuring(base: FrozenBase, *, adapter: Adapter, longest: int, granule: int = 1) -> Trace:
+    """Returns the trace of a run's audit, and of merging its adapter for a latency.
+
+    The audit scores an example of ``longest`` tokens with a second copy of the adapter on the same
+    base, by stock logits of all its tokens. Merging makes one layer's weight at a time anew.
+    """
+    moments = [
+        torch.zeros_like(parameter) for parameter in adapter.parameters.values() for _ in range(3)
+    ]
+    live, work = _begin(base, adapter, granule=granule)
+    live.hold(moments[::3], "adapters")
+    live.hold((moment for i, moment in enumerate(moments) if i % 3), "optimizer")
+    ids = torch.ones(1, longest, dtype=torch.int64, device=base.device)
+    with base.generating((Route(adapter.name),)) as model, live:
+        logits = model(input_ids=ids).logits[0, :-1].float()
+        torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+        del logits
+        if base.quantization is None:
+            _merge_largest(base, adapter)
+    return _trace(live, work)
+
+
+def _merge_largest(base: FrozenBase, adapter: Adapter) -> None:
+    """Makes the merged weight of the largest adapted layer, as a latency of it needs."""
+    layers = [base.model.get_submodule(module.name) for module in adapter.plan.modules]
+    adapted = [layer for layer in layers if isinstance(layer, RoutedLinear)]
+    largest = max(adapted, key=lambda layer: layer.get_base_layer().weight.numel())
+    weight = largest.get_base_layer().weight.detach()
+    (weight.float() + largest.get_delta_weight(adapter.name)).to(weight.dtype)
 
 
 def _begin(base: FrozenBase, adapter: Adapter, *, granule: int) -> tuple[LiveBytes, Work]:

@@ -68,16 +68,31 @@ def inventory_from_architecture(architecture: Mapping[str, Any]) -> Inventory:
     if computed is not None:
         return computed
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from loracle.model.faults import model_faults
 
     model_type = _known_model_type(architecture)
     what = f"architecture '{model_type}': no causal model of it"
     with model_faults(what, reason=_in_one_line), torch.device("meta"):
-        config = AutoConfig.for_model(**architecture)
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(transformers_config(architecture))
     return inventory_of(model)
+
+
+def transformers_config(architecture: Mapping[str, Any]) -> Any:
+    """Returns the Transformers configuration with these fields of a ``config.json``."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**_with_floats(architecture))
+
+
+def _with_floats(value: Any) -> Any:
+    """Returns a JSON value in which infinities and NaN, which Transformers 5 marks, are numbers."""
+    if isinstance(value, Mapping):
+        if value.keys() == {"__float__"}:
+            return float(value["__float__"])
+        return {key: _with_floats(inner) for key, inner in value.items()}
+    return [_with_floats(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _in_one_line(error: Exception) -> str:

@@ -105,11 +105,16 @@ def _whole_model(path: Path, **options: Any) -> PreTrainedModel:
 
 def _load_faults(path: Path) -> AbstractContextManager[None]:
     def reason(error: Exception) -> str:
-        if PACKED in error.args:
-            return (
-                "this architecture does not take its attention from Transformers' interface, "
-                "so it cannot run on packed rows"
-            )
-        return first_line(error).replace(str(path), path.name)
+        return reason_not_loaded(error).replace(str(path), path.name)
 
     return model_faults(f"{path.name}: Transformers cannot load this model", reason=reason)
+
+
+def reason_not_loaded(error: Exception) -> str:
+    """Returns why Transformers could not make a model for packed rows, in one line."""
+    if PACKED in error.args:
+        return (
+            "this architecture does not take its attention from Transformers' interface, "
+            "so it cannot run on packed rows"
+        )
+    return first_line(error)

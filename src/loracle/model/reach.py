@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,8 @@ def on_trial(base: FrozenBase, *, plan: ModulePlan) -> Iterator[Adapter]:
     Raises:
         ModelError: If PEFT cannot, or not on exactly the plan's modules.
     """
-    name = type(base.model).__name__
     try:
-        with model_faults(f"{name}: PEFT cannot adapt what '{plan.placement}' names"):
+        with peft_faults(base, plan=plan):
             adapter = attach_adapter(
                 base, name="default", plan=plan, dropout=0.1, seed=0, model_source="trial"
             )
@@ -40,6 +39,12 @@ def on_trial(base: FrozenBase, *, plan: ModulePlan) -> Iterator[Adapter]:
         if base.peft is not None:
             base.peft.unload()
             base.peft = None
+
+
+def peft_faults(base: FrozenBase, *, plan: ModulePlan) -> AbstractContextManager[None]:
+    """Returns a context that says in one line that PEFT cannot adapt what the plan names."""
+    name = type(base.model).__name__
+    return model_faults(f"{name}: PEFT cannot adapt what '{plan.placement}' names")
 
 
 def require_reached(base: FrozenBase, *, plan: ModulePlan) -> None:
@@ -62,8 +67,15 @@ def require_reached(base: FrozenBase, *, plan: ModulePlan) -> None:
     with on_trial(base, plan=plan) as adapter:
         with model_faults(what):
             gradients = _gradients(base, row, adapter=adapter)
-        idle = [key.removesuffix(".lora_B") for key, grad in gradients.items() if not _moves(grad)]
-        _refuse(idle, name=name, plan=plan, why="a pass over text gives no gradient to")
+        idle = [key for key, grad in gradients.items() if not _moves(grad)]
+        require_gradients(base, idle=idle, plan=plan)
+
+
+def require_gradients(base: FrozenBase, *, idle: Sequence[str], plan: ModulePlan) -> None:
+    """Raises ModelError for factors B of the plan's adapter that a pass gave no gradient."""
+    modules = [key.removesuffix(".lora_B") for key in idle]
+    why = "a pass over text gives no gradient to"
+    _refuse(modules, name=type(base.model).__name__, plan=plan, why=why)
 
 
 def _refuse(idle: Sequence[str], *, name: str, plan: ModulePlan, why: str) -> None:

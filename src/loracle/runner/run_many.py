@@ -23,6 +23,7 @@ from loracle.engine.device import (
 )
 from loracle.engine.measure import imports_set_aside
 from loracle.errors import UsageError
+from loracle.forecast.time_shares import shares_of_tokens
 from loracle.records.result import RunResult, read_result
 from loracle.records.run_folder import RunFolder
 from loracle.records.run_state import recorded_config
@@ -218,6 +219,9 @@ def _announce(shared: SharedBase, runs: Sequence[PreparedRun], *, choice: Bundle
         f"{len(shared.data.validation)} validation examples; {dtype_name(base.dtype)} on "
         f"{base.device}"
     )
+    shares = shares_of_tokens(config, num_scored=len(shared.scored))
+    if shares.suggested_examples() is not None:
+        shared.progress.notice(f"as counted in passes over examples, {shares.words()}")
 
 
 def run_baseline(

@@ -21,6 +21,7 @@ from loracle.forecast.devices import Device
 from loracle.forecast.meta_base import model_without_weights
 from loracle.forecast.predict import GRANULE
 from loracle.forecast.trace import Trace, synthetic_examples, trace_step
+from loracle.model.faults import model_faults
 from loracle.placement import ModulePlan
 from loracle.records.files import read_json
 from loracle.records.names import ENVIRONMENT, MODULES
@@ -80,14 +81,19 @@ def _trace(job: _Job) -> _Traced:
     on_gpu = job.run.result.efficiency.peak_memory_gib.kind_of_training == "cuda_allocated"
     device = Device("", 0, has_bf16=dtype == torch.bfloat16, is_gpu=on_gpu)
     row = _measured_step(job)
-    with model_without_weights(
+    base_and_adapter = model_without_weights(
         job.architecture,
         plan=job.plan,
         device=device,
         dtype=dtype,
         dropout=job.config.lora.dropout,
         quantization=job.config.quantization,
-    ) as (base, adapter):
+    )
+    # A run that is done is not lost to what cannot be traced: the table is left out.
+    with (
+        model_faults(f"{job.config.model}: cannot be planned, though it ran"),
+        base_and_adapter as (base, adapter),
+    ):
         traced = trace_step(
             base,
             adapter=adapter,

@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from loracle.forecast.fit import Fit
+from loracle.forecast.predict import Phase, Prediction
+from loracle.forecast.time_shares import Shares
 from loracle.model.live_bytes import Part
 from loracle.report.terminal.table import borderless
 from loracle.report.text.markdown import markdown_paragraph, markdown_table, markdown_text
@@ -17,6 +19,12 @@ from loracle.study.forecast import PlanReport
 from loracle.text import in_words
 
 _PARTS: tuple[Part, ...] = ("weights", "adapters", "gradients", "optimizer", "activations", "head")
+_PHASES: dict[Phase, str] = {
+    "train": "train",
+    "evaluate": "eval",
+    "generate": "answers",
+    "measure": "measure",
+}
 
 
 def plan_report_view(report: PlanReport) -> RenderableType:
@@ -40,7 +48,7 @@ def plan_report_markdown(report: PlanReport) -> str:
 
 def _tables(report: PlanReport) -> Iterator[tuple[str, list[str], list[list[str]]]]:
     """Yields title, header and rows of each table."""
-    parts = [*_PARTS, "runtime", "train", "eval", "answers", "fits"]
+    parts = [*_PARTS, *(_PHASES[phase] for phase in _phases(report)), "fits"]
     yield "Peak memory, GiB", ["arm", *parts], _memory_rows(report)
     columns = ["arm", "trainable", "adapter MiB", "step", "epoch", "run", "runs"]
     yield "Size and time", columns, _time_rows(report)
@@ -69,14 +77,20 @@ def _heading(report: PlanReport) -> list[str]:
 
 
 def _footing(report: PlanReport) -> list[str]:
+    name, largest = max(report.predictions.items(), key=lambda item: item[1].peak_gib)
+    runtime = largest.memory[largest.largest_phase].runtime_gib
     lines = [
-        "Parts are those of training at its peak; train, eval, answers: the peak of each phase.",
+        "Parts are those of training at its peak; train, eval, answers, measure (audit and merged "
+        "latency): the peak of each phase"
+        + (f", {runtime:.2f} GiB of the device's runtime included." if runtime else "."),
+        f"The largest peak: {largest.peak_gib:.2f} GiB, {name}, {_PHASES[largest.largest_phase]}.",
         "Memory is that of a pass that fills its budget, traced from the code that runs, plus "
         "what the device keeps for itself."
         if report.target.device.is_gpu
         else "Memory is that of live tensors in a pass that fills its budget, traced from the "
         "code that runs; Python and libraries come on top.",
         f"Time: {report.target.basis}.",
+        *_share_lines(report),
     ]
     if report.arms.stand_ins:
         lines.append(
@@ -102,6 +116,23 @@ def _footing(report: PlanReport) -> list[str]:
     elif report.fit is not None:
         lines.append(report.fit)
     return lines
+
+
+def _share_lines(report: PlanReport) -> list[str]:
+    """Returns the share of validations in the arm whose run takes longest."""
+    timed = {name: p.times for name, p in report.predictions.items() if p.times}
+    if not timed:
+        return []
+    name, times = max(timed.items(), key=lambda item: item[1].run_s)
+    shares = Shares(
+        validation=times.validation_s,
+        rest=times.training_s + times.answers_s,
+        num_examples=report.lengths.num_validation(report.arms.config),
+        num_validations=report.arms.config.num_validations,
+    )
+    training, answers = times.training_s / times.run_s, times.answers_s / times.run_s
+    words = f"A run of {name}: training {training:.0%} of the time, answers {answers:.0%}"
+    return [f"{words}, {shares.words()}."]
 
 
 def _fit_words(fit: Fit, *, is_fitted: bool) -> str:
@@ -141,12 +172,21 @@ def _memory_rows(report: PlanReport) -> list[list[str]]:
         [
             name,
             *(f"{prediction.memory['train'].parts.get(part, 0.0):.2f}" for part in _PARTS),
-            f"{prediction.memory['train'].runtime_gib:.2f}",
-            *(f"{prediction.memory[phase].total_gib:.2f}" for phase in prediction.memory),
+            *(_peak(prediction, phase) for phase in _phases(report)),
             "yes" if prediction.fits else "no",
         ]
         for name, prediction in report.predictions.items()
     ]
+
+
+def _phases(report: PlanReport) -> list[Phase]:
+    """Returns the phases that any arm has."""
+    return [p for p in _PHASES if any(p in arm.memory for arm in report.predictions.values())]
+
+
+def _peak(prediction: Prediction, phase: Phase) -> str:
+    memory = prediction.memory.get(phase)
+    return NOT_MEASURED if memory is None else f"{memory.total_gib:.2f}"
 
 
 def _time_rows(report: PlanReport) -> list[list[str]]:
@@ -182,7 +222,7 @@ _SHORT = {
     "gradients": "grads",
     "optimizer": "optim",
     "activations": "activ",
-    "runtime": "rt",
     "answers": "answ",
+    "measure": "meas",
 }
 """Short titles on the terminal."""

@@ -1,0 +1,147 @@
+"""A small random model of an architecture says what a run would: before weights, in its words."""
+
+import pytest
+import torch
+
+from geometries import LATENT, LLAMA_2_7B, TINY, UNUSUAL
+from loracle.config.files import load_config
+from loracle.errors import ModelError
+from loracle.forecast.cases import PlannedArms, predict_cases
+from loracle.forecast.devices import DEVICES, Device
+from loracle.forecast.meta_base import model_without_weights
+from loracle.forecast.small_model import has_plain_head, small_architecture, small_base
+from loracle.forecast.trace import synthetic_examples, trace_scoring, trace_step
+from loracle.model.adapters import attach_adapter
+from loracle.model.inventory import inventory_from_architecture
+from loracle.placement import resolve_placement
+
+CPU = Device("cpu", 64, has_bf16=False, is_gpu=False)
+GRANITE = TINY["llama"] | {"model_type": "granite", "logits_scaling": 8.0}
+HYBRID = {
+    "model_type": "granitemoehybrid",
+    "time_step_limit": [0.0, {"__float__": "Infinity"}],
+    "layer_types": ["attention"] * 3,
+    "num_local_experts": 0,
+    "shared_intermediate_size": 48,
+} | TINY["llama"]
+HYBRID["model_type"] = "granitemoehybrid"
+SHORT = ["data.max_tokens=32", "eval.max_new_tokens=8", "eval.generate_batch_size=2"]
+
+
+def plan_of(architecture, placement="all-linear"):
+    inventory = inventory_from_architecture(architecture)
+    return resolve_placement(placement, inventory=inventory, rank=4, alpha=8.0)
+
+
+def planned(architecture, *settings, device=CPU, placement="all-linear"):
+    config = load_config(overrides=["model=theirs", *SHORT, *settings])
+    plan = plan_of(architecture, placement)
+    arms = PlannedArms("one", config, architecture, {placement: plan}, {placement: 1}, ())
+    (found,) = predict_cases(arms, [(placement, config)], device=device, rates=None)
+    return found
+
+
+def test_widths_become_a_fraction_of_themselves_and_heads_stay():
+    given = LLAMA_2_7B | {"model_type": "phi3", "sliding_window": 2047, "pad_token_id": 31999}
+    small = small_architecture(given)
+    assert small["hidden_size"] // small["num_attention_heads"] == 4
+    assert small["intermediate_size"] / small["hidden_size"] == pytest.approx(11008 / 4096, 0.01)
+    assert (small["num_attention_heads"], small["sliding_window"]) == (32, 2047)
+    assert small["num_hidden_layers"] == 10
+    assert small["pad_token_id"] < small["vocab_size"]
+    inventory_from_architecture(small)
+
+
+def test_layers_keep_their_pattern():
+    kinds = (["sliding_attention"] * 5 + ["full_attention"]) * 4
+    given = LLAMA_2_7B | {
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 24,
+        "head_dim": 256,
+        "layer_types": kinds,
+    }
+    small = small_architecture(given)
+    assert small["layer_types"] == kinds[:10]
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [
+        ("rwkv", "change each other's loss"),
+        ("falcon", "does not take its attention from Transformers' interface"),
+        ("gemma2", "soft-capping and sinks are not supported"),
+    ],
+)
+def test_what_a_run_refuses_is_refused_in_its_words(family, said):
+    kin = {"head_dim": 8, "query_pre_attn_scalar": 8}
+    architecture = UNUSUAL.get(family) or {**TINY["llama"], **kin, "model_type": family}
+    with pytest.raises(ModelError, match=said):
+        small_base(architecture, name="theirs")
+
+
+def test_positions_that_end_are_told_with_the_setting():
+    with pytest.raises(ModelError, match=r"set data\.max_tokens to at most 64"):
+        planned(TINY["gpt2"], "data.max_tokens=65")
+
+
+def test_a_module_that_text_never_reaches_is_named(monkeypatch):
+    monkeypatch.setattr("loracle.forecast.cases.require_usable", lambda *_, **__: None)
+    architecture = TINY["llama"] | {"model_type": "mllama_text_model"}
+    architecture |= {"cross_attention_layers": [1], "rope_parameters": {"rope_type": "default"}}
+    with pytest.raises(ModelError, match=r"gives no gradient to .*layers\.1|cannot be planned"):
+        planned(architecture)
+
+
+def test_a_library_s_fault_is_one_line(monkeypatch):
+    def breaks(*_, **__):
+        raise RuntimeError("no kernel\nat all")
+
+    monkeypatch.setattr("loracle.forecast.predict.trace_scoring", breaks)
+    with pytest.raises(ModelError, match=r"^theirs: cannot be planned, though it may run \(no ker"):
+        planned(TINY["gpt2"])
+
+
+@pytest.mark.parametrize("device", [CPU, DEVICES["t4"], DEVICES["h100"]], ids=lambda d: d.name)
+def test_experts_are_planned_in_every_dtype(device):
+    assert planned(UNUSUAL["mixtral"], device=device).peak_gib > 0
+
+
+def test_a_configuration_with_infinity_is_read():
+    assert inventory_from_architecture(HYBRID).num_layers == 3
+
+
+def test_latent_attention_is_planned():
+    assert planned(LATENT, placement="attention").peak_gib > 0
+
+
+def test_logits_of_its_own_are_counted_as_they_are_made():
+    """Granite scales its logits: no fast head, so every target's logits live at once."""
+    architecture = GRANITE | {"vocab_size": 8000}
+    assert not has_plain_head(architecture)
+    assert has_plain_head(TINY["gpt2"])
+    examples = synthetic_examples([(4, 30)] * 4)
+    config = load_config(overrides=["train.micro_batch_tokens=256"])
+    plan = plan_of(architecture)
+    found = small_base(architecture, name="granite")
+    real = small_of(architecture)
+    adapter = attach_adapter(
+        real, name="default", plan=plan, dropout=0.1, seed=0, model_source="granite"
+    )
+    with model_without_weights(
+        architecture, plan=plan, device=CPU, dtype=torch.float32, dropout=0.1
+    ) as (base, pretended):
+        assert base.plain_head == found.plain_head is False
+        step = trace_step(base, adapter=pretended, config=config, examples=examples)
+        scored = trace_scoring(base, adapter=pretended, examples=examples)
+    theirs = trace_step(real, adapter=adapter, config=config, examples=examples)
+    assert step.peak == pytest.approx(theirs.peak, rel=0.02)
+    assert scored.peak == pytest.approx(
+        trace_scoring(real, adapter=adapter, examples=examples).peak, rel=0.02
+    )
+
+
+def small_of(architecture):
+    from loracle.forecast.small_model import random_base
+    from loracle.model.guard import checked
+
+    return checked(random_base(architecture, shrinks=False))
