@@ -1,7 +1,8 @@
-"""python tests/cuda/run.py CARD COMMAND ... - runs a command on a pretended card (t4, l4, a100, h100).
+"""python tests/cuda/run.py CARD COMMAND ... - runs a command on a pretended card.
 
-``loracle ...`` and ``python ...`` are run by this Python, which must have a CUDA build of PyTorch. The exit code is the
-command's. What the card was asked is printed at the end (``--quiet``: not).
+Cards: t4, l4, a100, h100. ``loracle ...`` and ``python ...`` are run by this Python, which needs a
+CUDA build of PyTorch. The exit code is the command's. What the card was asked is printed at the
+end (``--quiet``: not).
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ _LORACLE = (
 
 
 def on_card(card: str, *, built: Path | None = None, **more: str) -> dict[str, str]:
-    """Returns the environment of a process that finds this card; ``more`` are variables of README.md."""
+    """Returns the environment of a process that finds this card; ``more``: see README.md."""
     built = built or library_folder()
     paths = [
-        str(HERE / "pretend" / "site"),
+        *(str(HERE / name) for name in ("pretend/site", "pretend", ".", "..", "../../benchmarks")),
         str(HERE.parents[1] / "src"),
         os.environ.get("PYTHONPATH", ""),
     ]
@@ -43,7 +44,7 @@ def on_card(card: str, *, built: Path | None = None, **more: str) -> dict[str, s
 
 
 def library_folder() -> Path:
-    """Returns the folder of the built library: ``PRETEND_LIBRARY``, else tests/cuda/build; builds what is missing."""
+    """Returns the library's folder, built: ``PRETEND_LIBRARY``, else tests/cuda/build."""
     folder = Path(os.environ.get("PRETEND_LIBRARY", HERE / "build")).resolve()
     sources = max(path.stat().st_mtime for path in (HERE / "pretend").iterdir() if path.is_file())
     built = folder / "libcuda.so.1"

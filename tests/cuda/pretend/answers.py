@@ -1,8 +1,8 @@
-"""What Python asks of a pretended card: numbers are made up, counts are read, waits are written down.
+"""What Python asks of a pretended card: made-up numbers, counts, and the waits of the host.
 
-``install`` (done by site/sitecustomize.py once torch is imported) answers ``item``, ``tolist``, ``bool`` and
-comparisons of CUDA tensors, whose contents no kernel has computed: a test holds, two tensors are equal, a gap between
-two losses is 0, any other float is 1, an integer stays where it is a small one.
+``install`` (done by site/sitecustomize.py once torch is imported) answers ``item``, ``tolist``,
+``bool`` and comparisons of CUDA tensors, whose contents no kernel has computed: a test holds, two
+tensors are equal, a gap between two losses is 0, any other float is 1, an integer stays small.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 COUNTERS = (
-    "kernels", "products", "graphs", "in_graphs", "waits", "to_device", "to_host", "on_device", "pageable", "fills",
-    "allocations", "frees", "refused",
+    "kernels", "products", "graphs", "in_graphs", "waits", "to_device", "to_host", "on_device",
+    "pageable", "fills", "allocations", "frees", "refused",
 )  # fmt: skip
 _LARGEST_INTEGER = 31  # a token id that each tokenizer of the tests has
 _OWN = str(Path(__file__).parent)
@@ -95,7 +95,7 @@ def _compared(real: Callable[..., bool]) -> Callable[..., bool]:
 
 
 def counts() -> dict[str, float]:
-    """Returns what the card was asked since the last ``forget``; ``launches`` are the host's, graphs counted once."""
+    """Returns what was asked since the last ``forget``; a graph is one of the ``launches``."""
     found: dict[str, float] = {
         name: _CARD.pretend_count(place) for place, name in enumerate(COUNTERS)
     }
@@ -104,7 +104,7 @@ def counts() -> dict[str, float]:
 
 
 def kernels() -> dict[str, int]:
-    """Returns launches by the kernel's name since the last ``forget``; Triton's by the function's name."""
+    """Returns launches by the kernel's name, Triton's by its function's, since ``forget``."""
     found: collections.Counter[str] = collections.Counter()
     name, launched, place = ctypes.c_char_p(), ctypes.c_long(), 0
     while (

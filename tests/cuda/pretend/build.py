@@ -1,7 +1,8 @@
-"""python build.py OUT - compiles the pretended card for the CUDA build of PyTorch that this Python has."""
+"""python build.py OUT - compiles the pretended card for this Python's CUDA build of PyTorch."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ _ANSWERED = re.compile(r"(cuda[A-Z]|__cuda|cu[A-Z]|cublas)\w*")
 
 
 def build(out: Path) -> Path:
-    """Compiles the library that is preloaded, and a libcuda.so.1 for who opens the driver by name; returns the first."""
+    """Compiles the library to preload, which it returns, and a libcuda.so.1 that leads to it."""
     site = Path(sysconfig.get_paths()["purelib"])
     out.mkdir(parents=True, exist_ok=True)
     options = [
@@ -35,17 +36,20 @@ def build(out: Path) -> Path:
         f"-I{HERE}",
         *_compiler_headers(site),
     ]
-    library = out / "libpretend.so"
-    _gcc(*options, *_SOURCES, "-o", library, "-lpthread", "-ldl")
+    first = out / f"first-{os.getpid()}.so"
+    _gcc(*options, *_SOURCES, "-o", first, "-lpthread", "-ldl")
     asked = _symbols(_libraries(site), "--undefined-only") | _driver_functions(site)
-    missing = sorted(asked - _symbols([library], "--defined-only"))
-    rest = out / "rest.c"
+    missing = sorted(asked - _symbols([first], "--defined-only"))
+    rest = first.with_suffix(".c")
     lines = [
         '#include "pretend.h"',
         *(_nothing(name) for name in missing if _ANSWERED.fullmatch(name)),
     ]
     rest.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    _gcc(*options, "-fno-builtin", "-w", *_SOURCES, rest, "-o", library, "-lpthread", "-ldl")
+    _gcc(*options, "-fno-builtin", "-w", *_SOURCES, rest, "-o", first, "-lpthread", "-ldl")
+    rest.unlink()
+    # Commands that run keep the library they have; a half-written one is never found.
+    library = first.replace(out / "libpretend.so")
     _driver(out)
     return library
 
@@ -88,7 +92,7 @@ def _compiler_headers(site: Path) -> list[str]:
 
 
 def _driver_functions(site: Path) -> set[str]:
-    """All of cuda.h: Triton compiles a module against the driver, and others look its functions up by name."""
+    """All of cuda.h: Triton links a module to the driver, others look functions up by name."""
     header = (_headers(site) / "cuda.h").read_text(encoding="utf-8")
     versions = re.findall(r"^#define (cu[A-Z]\w*)\s+(cu[A-Z]\w*_v\d)$", header, flags=re.MULTILINE)
     return {*re.findall(r"CUDAAPI (cu[A-Z]\w*)\(", header), *(newest for _, newest in versions)}

@@ -1,7 +1,7 @@
-"""Each Python process of a command on a pretended card starts here; children that are spawned too.
+"""Each Python process of a command on a pretended card starts here, spawned children too.
 
-Once torch is imported, its answers are made up (answers.py). At the end what the card was asked is appended to
-``PRETEND_REPORT``, one JSON object a line.
+Once torch is imported, its answers are made up (answers.py). At the end what the card was asked is
+appended to ``PRETEND_REPORT``, one JSON object a line.
 """
 
 import atexit
