@@ -60,7 +60,7 @@ clean:                          ## never results
 	$(PYTHON) -m venv --clear .venv-cuda
 	grep -v '^torch==' constraints.txt | cat - tests/cuda/constraints.txt > .venv-cuda/constraints.txt
 	.venv-cuda/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
-		-c .venv-cuda/constraints.txt -e . pytest || { rm -r .venv-cuda; exit 1; }
+		-c .venv-cuda/constraints.txt -e . pytest hypothesis || { rm -r .venv-cuda; exit 1; }
 	touch $@
 
 $(VENV)/.python: constraints.txt

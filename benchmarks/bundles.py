@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass, replace
 import loracle
 from figures import Row, block_of, counted, step_figures
 from floor import base_products, flops_of, head_products, lora_products
-from geometry import random_base, random_examples
+from geometry import pack_in_place, random_base, random_examples
 from loracle.engine.device import keep_large_blocks
 from loracle.engine.train_state import TrainState
 from loracle.model.base import FrozenBase
+from loracle.model.layers.norm import install_fast_norms
 from loracle.model.trunk import TrunkStore
 from loracle.placement import ModulePlan
 from loracle.runner.bundle_size import bundle_budget
@@ -41,6 +42,10 @@ class Point:
     """With 2, the first pass over the examples is the warm-up, and fills the trunk's store."""
     device: str = "auto"
     dtype: str = "auto"
+    packing: str | None = None
+    """``nf4``: the base is packed in 4 bits."""
+    checkpointing: bool = False
+    """Whether activations are computed again for the gradient."""
 
 
 def measure_point(point: Point) -> Row:
@@ -53,6 +58,9 @@ def measure_point(point: Point) -> Row:
     device = loracle.choose_device(point.device)
     dtype = loracle.choose_dtype(point.dtype, device=device)
     base = random_base(point.geometry, device=device, dtype=dtype)
+    install_fast_norms(base.model)
+    if point.packing:
+        pack_in_place(base)
     everything = plan_of(base.model, config, "all-linear")
     plan = plan_of(base.model, config, point.placement)
     runs = [_run(base, point, plan=plan, config=config, seed=seed) for seed in range(point.runs)]
@@ -60,7 +68,9 @@ def measure_point(point: Point) -> Row:
     if point.trunk:
         store = TrunkStore(base, memory_bytes=_TRUNK_BYTES)
     budget = bundle_budget([config.train.micro_batch_tokens] * point.runs, device_type=device.type)
-    steps = loracle.train_bundle(base, runs, micro_batch_tokens=budget, trunk=store)
+    steps = loracle.train_bundle(
+        base, runs, micro_batch_tokens=budget, trunk=store, checkpointing=point.checkpointing
+    )
     rows = [
         {
             "step": index,

@@ -18,6 +18,7 @@ from transformers import (
 from loracle.data import Example, Record
 from loracle.model.base import FrozenBase
 from loracle.model.layers.attention import PACKED, register_packed_attention
+from loracle.model.layers.four_bit import install_unpacked_products
 from loracle.screen import quiet_transformers
 
 _SMOLLM2_135M = {
@@ -105,6 +106,23 @@ def random_base(geometry: Geometry, *, device: torch.device, dtype: torch.dtype)
         device=device,
         dtype=dtype,
     )
+
+
+def pack_in_place(base: FrozenBase) -> None:
+    """Packs every linear layer but the head, as loading in 4 bits does."""
+    from bitsandbytes.functional import quantize_4bit
+
+    head = base.model.get_output_embeddings()
+    for module in base.model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            packed, state = quantize_4bit(
+                module.weight.data, quant_type="nf4", compress_statistics=True
+            )
+            weight: Any = torch.nn.Parameter(packed, requires_grad=False)
+            weight.quant_state = state
+            module.weight = weight
+    install_unpacked_products(base.model)
+    base.quantization = "nf4"
 
 
 def bare_tokenizer() -> PreTrainedTokenizerFast:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from figures import dated, write_report
-from geometry import GEOMETRIES, random_base
+from geometry import GEOMETRIES, pack_in_place, random_base
 from gpu import start_again_with
 from loracle.config.files import load_config
 from loracle.config.run import Config
@@ -34,7 +34,6 @@ from loracle.forecast.devices import this_device
 from loracle.forecast.op_costs import Rates
 from loracle.forecast.trace import synthetic_examples
 from loracle.model.base import FrozenBase
-from loracle.model.layers.four_bit import install_unpacked_products
 from loracle.model.layers.norm import install_fast_norms
 from loracle.placement import ModulePlan
 from loracle.text import GIB
@@ -146,23 +145,6 @@ def _base(
     if packing:
         pack_in_place(base)
     return base
-
-
-def pack_in_place(base: FrozenBase) -> None:
-    """Packs every linear layer but the head, as loading in 4 bits does."""
-    from bitsandbytes.functional import quantize_4bit
-
-    head = base.model.get_output_embeddings()
-    for module in base.model.modules():
-        if isinstance(module, torch.nn.Linear) and module is not head:
-            packed, state = quantize_4bit(
-                module.weight.data, quant_type="nf4", compress_statistics=True
-            )
-            weight: Any = torch.nn.Parameter(packed, requires_grad=False)
-            weight.quant_state = state
-            module.weight = weight
-    install_unpacked_products(base.model)
-    base.quantization = "nf4"
 
 
 def _measured(

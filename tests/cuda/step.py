@@ -13,7 +13,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,19 @@ class Case:
     tokens: int = 512
     pass_tokens: int = 2048
     """Tokens of a pass of one run; a bundle's pass holds this many of each."""
+    steps: int = _WARM_UPS + _CLOCKED + 1
 
     @property
     def passes(self) -> int:
         """Passes of a step."""
         return -(-self.batch * self.tokens // self.pass_tokens)
+
+    def batches(self) -> list[list[int]]:
+        """Tokens of each example of each step: other lengths every step, as many in every pass."""
+        return [
+            [self.tokens + (step if k % 2 else -step) for k in range(self.batch)]
+            for step in range(self.steps)
+        ]
 
 
 CASES = {
@@ -80,6 +88,7 @@ def measure(case: Case, *, layers: int) -> dict[str, Any]:
         torch.cuda.reset_peak_memory_stats()
         row = {"layers": layers, "passes": case.passes, **asdict(case), **_clocked(steps)}
         row["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        row["forecast_gib"] = forecast_gib(case, layers=layers)
         moved = Moved()
         with moved, moved.triton_too():
             next(steps)
@@ -118,6 +127,41 @@ def _clocked(steps: Iterator[Any]) -> dict[str, Any]:
     }
 
 
+def forecast_gib(case: Case, *, layers: int) -> float | None:
+    """Returns the peak as ``loracle plan`` predicts it; None for what it does not plan."""
+    from geometry import GEOMETRIES
+    from loracle import choose_device, choose_dtype
+    from loracle.forecast.devices import this_device
+    from predicted import predicted_step
+
+    if case.engine != "loracle" or case.runs > 1:
+        return None
+    predicted = predicted_step(
+        GEOMETRIES["llama-2-7b"] | {"num_hidden_layers": layers},
+        config=_config(case, seed=0),
+        device=this_device(),
+        dtype=choose_dtype("auto", device=choose_device("auto")),
+        lengths=[(case.tokens // 3, case.tokens - case.tokens // 3)] * case.batch,
+    )
+    return predicted.peak / 2**30
+
+
+def _config(case: Case, *, seed: int) -> Any:
+    from workload import config_of
+
+    return config_of(
+        "model=path:x",
+        f"lora.dropout={case.dropout}",
+        f"lora.rank={case.rank}",
+        f"quantization={case.packing or 'null'}",
+        f"seed={seed}",
+        f"train.max_steps={case.steps}",
+        f"train.batch_size={case.batch}",
+        f"train.micro_batch_tokens={case.pass_tokens}",
+        f"train.gradient_checkpointing={str(case.checkpointing).lower()}",
+    )
+
+
 def _folder(folder: Path, *, layers: int) -> Path:
     from holes import write_holes
 
@@ -130,30 +174,26 @@ def _folder(folder: Path, *, layers: int) -> Path:
 def _our_steps(case: Case, folder: Path) -> Iterator[Any]:
     import loracle
     from loracle.data import Example, Record
-    from workload import config_of, plan_of, start_run
+    from workload import FixedOrder, plan_of, start_run
 
     device = loracle.choose_device("auto")
     dtype = loracle.choose_dtype("auto", device=device)
     base = loracle.load_base(folder, device=device, dtype=dtype, quantization=case.packing)
-    steps = _WARM_UPS + _CLOCKED + 1
     record = Record(row=0, instruction="x", input="", output="x")
-    ids, prompt = (1,) * case.tokens, case.tokens // 3
-    example = Example(record=record, input_ids=ids, num_prompt=prompt, truncated=False)
-    words = [f"lora.dropout={case.dropout}", f"lora.rank={case.rank}", "model=path:x"]
+    batches = [
+        [
+            Example(record=record, input_ids=(1,) * length, num_prompt=length // 3, truncated=False)
+            for length in lengths
+        ]
+        for lengths in case.batches()
+    ]
     runs = []
     for seed in range(case.runs):
-        config = config_of(
-            *words, f"seed={seed}", f"train.max_steps={steps}", f"train.batch_size={case.batch}"
-        )
-        runs.append(
-            start_run(
-                base,
-                config=config,
-                plan=plan_of(base.model, config, "all-linear"),
-                examples=[example] * case.batch,
-                name=f"run-{seed}",
-            )
-        )
+        config = _config(case, seed=seed)
+        plan = plan_of(base.model, config, "all-linear")
+        name = f"run-{seed}"
+        run = start_run(base, config=config, plan=plan, examples=batches[0], name=name)
+        runs.append(replace(run, order=FixedOrder(batches)))
     tokens = case.pass_tokens * case.runs
     return loracle.train_bundle(
         base, runs, micro_batch_tokens=tokens, checkpointing=case.checkpointing
