@@ -12,9 +12,7 @@ from pathlib import Path
 from figures import Row, append_line, read_lines
 
 
-def run_once(
-    spec: Row, *, script: str, log: Path, limit_s: float | None = None
-) -> Row | None:
+def run_once(spec: Row, *, script: str, log: Path, limit_s: float | None = None) -> Row | None:
     """Runs ``script --worker SPEC`` unless it is logged; returns the new row, or None.
 
     The last line that the worker prints is its result, as JSON. A failed block is logged too, with

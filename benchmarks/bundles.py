@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import loracle
 from figures import Row, block_of, counted, step_figures
 from floor import base_products, flops_of, head_products, lora_products
-from geometry import pack_in_place, random_base, random_examples
+from geometry import random_base, random_examples
 from loracle.engine.device import keep_large_blocks
 from loracle.engine.train_state import TrainState
 from loracle.model.base import FrozenBase
@@ -57,10 +57,8 @@ def measure_point(point: Point) -> Row:
     keep_large_blocks()
     device = loracle.choose_device(point.device)
     dtype = loracle.choose_dtype(point.dtype, device=device)
-    base = random_base(point.geometry, device=device, dtype=dtype)
+    base = random_base(point.geometry, device=device, dtype=dtype, packing=point.packing)
     install_fast_norms(base.model)
-    if point.packing:
-        pack_in_place(base)
     everything = plan_of(base.model, config, "all-linear")
     plan = plan_of(base.model, config, point.placement)
     runs = [_run(base, point, plan=plan, config=config, seed=seed) for seed in range(point.runs)]

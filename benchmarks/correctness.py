@@ -26,6 +26,8 @@ _CPU = torch.device("cpu")
 _LOSS, _GRADIENT = 1e-5, 1e-3
 # assumed: as the audit allows in 16 bits (runner/audit.py), for a few hundred tokens
 _LOSS_IN_16_BITS = 1e-2
+# features, probability, step
+_MASKS = ((576, 0.1, 0), (1536, 0.1, 999), (11008, 0.05, 3), (33, 0.5, 1))
 
 
 def compare(geometry: str, *, batch: int = 4) -> Row:
@@ -49,7 +51,11 @@ def compare(geometry: str, *, batch: int = 4) -> Row:
         "loss_relative_in_16_bits": _relative(low["losses"], there["losses"]),
     }
     limits = dict(zip(found, (0, _LOSS, _GRADIENT, _LOSS_IN_16_BITS), strict=True))
-    wrong = [f"{name} {found[name]:.3g} > {limits[name]:g}" for name in found if not found[name] <= limits[name]]
+    wrong = [
+        f"{name} {found[name]:.3g} > {limits[name]:g}"
+        for name in found
+        if not found[name] <= limits[name]
+    ]
     return block_of([], device=device, dtype=dtype) | {
         "error": "; ".join(wrong) or None,
         "checks": found,
@@ -60,10 +66,17 @@ def compare(geometry: str, *, batch: int = 4) -> Row:
 def _mask_differences(device: torch.device) -> int:
     """Elements of masks that are not the same on both devices, of several shapes, rates, steps."""
     differ = 0
-    for features, probability, step in ((576, 0.1, 0), (1536, 0.1, 999), (11008, 0.05, 3), (33, 0.5, 1)):
+    for features, probability, step in (
+        (576, 0.1, 0),
+        (1536, 0.1, 999),
+        (11008, 0.05, 3),
+        (33, 0.5, 1),
+    ):
         stream = DropoutStream(threshold_of(probability), 7, step, (0, 3), (129, 31))
         own, theirs = (
-            keep_bits((stream,), module="model.layers.0.mlp.down_proj", features=features, device=on)
+            keep_bits(
+                (stream,), module="model.layers.0.mlp.down_proj", features=features, device=on
+            )
             for on in (_CPU, device)
         )
         differ += int((own != theirs.cpu()).sum())

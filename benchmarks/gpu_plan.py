@@ -4,25 +4,29 @@
 
 For each base (16 bits, NF4) and placement: a step as ``loracle plan`` predicts it, and as
 ``max_memory_allocated`` and the clock measure it. The device's speed is measured first, as
-``loracle doctor --calibrate`` does. Writes ``results/gpu/plan-<date>-<device>.json``. Without a GPU
-it runs at ``--geometry tiny`` and measures no memory.
+``loracle doctor --calibrate`` does. Writes ``results/gpu/plan-<date>-<device>.json``, and goes on
+with the rows that it lacks, also after ``--minutes``. Without a GPU it runs at ``--geometry tiny``
+and measures no memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import itertools
+import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from figures import dated, write_report
-from geometry import GEOMETRIES, pack_in_place, random_base
+from figures import Row, dated, write_report
+from geometry import GEOMETRIES, random_base
 from gpu import start_again_with
 from loracle.config.files import load_config
 from loracle.config.run import Config
@@ -57,37 +61,53 @@ def main() -> int:
     )
     parser.add_argument("--packings", nargs="+", default=["none", "nf4"])
     parser.add_argument("--placements", nargs="+", default=list(PLACEMENTS))
+    parser.add_argument(
+        "--minutes", type=float, default=float("inf"), help="begin no row after so many"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
     given = parser.parse_args()
     if given.wheels:
         start_again_with(given.wheels, script=Path(__file__))
+    path = dated("plan", this_device().name, folder=str(given.out))
     report = measure(
         given.geometry,
         steps=given.steps,
         packings=[None if name == "none" else name for name in given.packings],
         placements=given.placements,
+        done=json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else [],
+        minutes=given.minutes,
     )
-    path = dated("plan", report["device"], folder=str(given.out))
     write_report(path, report)
     print(f"{summary(report)}\nwritten to {path}")
     return 0
 
 
 def measure(
-    geometry: str, *, steps: int, packings: list[str | None], placements: list[str]
+    geometry: str,
+    *,
+    steps: int,
+    packings: list[str | None],
+    placements: list[str],
+    done: Sequence[Row] = (),
+    minutes: float = float("inf"),
 ) -> dict[str, Any]:
-    """Returns the rows, and the device and software they were measured on."""
+    """Returns the rows, and the device and software they were measured on.
+
+    ``done`` are rows of an earlier call, which are kept and not measured again.
+    """
+    ends_at = time.monotonic() + 60 * minutes
     device = choose_device("auto")
     dtype = choose_dtype("auto", device=device)
     speed = calibrate(say=lambda what: print(f"measuring {what}", file=sys.stderr))
     rates = speed.rates(overlaps=device.type == "cuda")
-    rows = []
-    for packing in packings:
-        for placement in placements:
-            for batch in BATCHES:
-                row = _row(geometry, device, dtype, packing, placement, batch, steps, rates)
-                print(row, file=sys.stderr)
-                rows.append(row)
+    rows = list(done)
+    known = {(row["packing"], row["placement"], row["batch"]) for row in rows}
+    for packing, placement, batch in itertools.product(packings, placements, BATCHES):
+        if (packing, placement, batch) in known or time.monotonic() >= ends_at:
+            continue
+        row = _row(geometry, device, dtype, packing, placement, batch, steps, rates)
+        print(row, file=sys.stderr)
+        rows.append(row)
     return {
         "schema": 1,
         "device": this_device().name,
@@ -140,10 +160,8 @@ def _row(
 def _base(
     geometry: str, device: torch.device, dtype: torch.dtype, *, packing: str | None
 ) -> FrozenBase:
-    base = random_base(geometry, device=device, dtype=dtype)
+    base = random_base(geometry, device=device, dtype=dtype, packing=packing)
     install_fast_norms(base.model)
-    if packing:
-        pack_in_place(base)
     return base
 
 
