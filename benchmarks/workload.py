@@ -280,13 +280,8 @@ def random_work(
 ) -> Workload:
     """Returns a warm-up and ``num_steps`` batches of random tokens for a random model.
 
-    Args:
-        geometry: A key of ``GEOMETRIES``.
-        num_steps: Steps after the warm-up.
-        batch_size: Examples per step.
-        device, dtype: As in a config.
-        length: Tokens of every example; None: distributed as in Alpaca.
-        packing: ``nf4`` or None; in 4 bits activations are computed again, as is usual there.
+    ``geometry`` is a key of ``GEOMETRIES``, ``length`` the tokens of every example (None:
+    distributed as in Alpaca). With ``packing`` ``nf4`` activations are computed again, as usual.
     """
     config = config_of(
         f"train.max_steps={num_steps + 1}",
