@@ -28,6 +28,8 @@ class Moved(TorchDispatchMode):
         super().__init__()
         self.num_bytes: collections.Counter[str] = collections.Counter()
         self.calls: collections.Counter[str] = collections.Counter()
+        self.frozen_products = 0
+        """Bytes of products of activations with a frozen weight, in both passes."""
         self._inside = threading.local()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -39,6 +41,8 @@ class Moved(TorchDispatchMode):
         num_bytes = _bytes_of(func, (*args, *(kwargs or {}).values()), out)
         if num_bytes:
             self._count(num_bytes)
+        if _is_frozen_product(func, args):
+            self.frozen_products += num_bytes
         return out
 
     def _count(self, num_bytes: int) -> None:
@@ -68,6 +72,12 @@ class Moved(TorchDispatchMode):
             return run(kernel, *args, **kwargs)
 
         return launch
+
+
+def _is_frozen_product(func: Any, args: tuple[Any, ...]) -> bool:
+    """An adapter's factor has fewer elements, a frozen weight of this model more."""
+    sizes = [tensor.numel() for tensor in _tensors(args) if tensor.dim() >= 2]
+    return "mm" in func._overloadpacket.__name__ and len(sizes) > 1 and min(sizes) >= 1 << 20
 
 
 def _bytes_of(func: Any, given: tuple[Any, ...], out: Any) -> int:

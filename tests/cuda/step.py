@@ -98,6 +98,7 @@ def measure(case: Case, *, layers: int) -> dict[str, Any]:
     gbytes = {place: num / 1e9 for place, num in moved.num_bytes.most_common()}
     return row | {
         "gbyte": sum(gbytes.values()),
+        "gbyte_beside_frozen_products": sum(gbytes.values()) - moved.frozen_products / 1e9,
         "operations": moved.calls.total(),
         "gbyte_by_file": gbytes,
     }
