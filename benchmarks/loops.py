@@ -73,8 +73,7 @@ def peft_loop(work: Workload) -> Rows:
     config = work.config
     model = _peft_model(work, dtype=work.dtype).train()
     if config.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        model.activation_checkpointing_enable({"use_reentrant": False})
     trained = copy_initial(model, seed=config.seed)
     optimizer = torch.optim.AdamW(trained, weight_decay=config.train.weight_decay, fused=True)
     pad = tokenizer_of(work).eos_token_id

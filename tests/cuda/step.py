@@ -218,8 +218,7 @@ def _peft_steps(case: Case, folder: Path) -> Iterator[Any]:
     )
     model = get_peft_model(model.to("cuda").requires_grad_(False), lora).train()
     if case.checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
+        model.activation_checkpointing_enable({"use_reentrant": False})
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=3e-4, fused=True)
     scaler = torch.amp.GradScaler("cuda", enabled=half)
