@@ -9,7 +9,9 @@ PIP     := $(BIN)/python -m pip --disable-pip-version-check
 FAST    := -m "real_quick or not (real or slow)" -n $(WORKERS) --dist loadfile
 SHAPES  := --jaxtyping-packages=loracle.model,loracle.data.packing,beartype.beartype
 
-.PHONY: demo test test-all test-real coverage types-at-runtime check fix bench faults clean
+CUDA_VENV ?= .venv-cuda
+
+.PHONY: demo test test-all test-real test-cuda coverage types-at-runtime check fix bench faults clean
 
 demo: $(VENV)/.ready            ## fine-tune a real model on real Alpaca, measured (minutes)
 	$(BIN)/loracle baseline demo
@@ -23,6 +25,10 @@ test-all: check coverage types-at-runtime test-real  ## before a release: everyt
 
 test-real: $(VENV)/.ready-dev   ## every test of the real model and data, and those marked slow
 	$(BIN)/python -m pytest -m "real or slow"
+
+test-cuda: $(CUDA_VENV)/bin/python  ## whole runs on pretended GPUs: no GPU, but a CUDA build of PyTorch, gcc
+	LORACLE_TEST_CUDA=1 $(CUDA_VENV)/bin/python -m pytest tests/cuda --confcutdir=tests/cuda \
+		-p no:cacheprovider --durations=10
 
 coverage: $(VENV)/.ready-dev    ## the suite of make test; fails below 90 %
 	$(BIN)/python -m pytest $(FAST) --cov --cov-report=term --cov-fail-under=90
@@ -47,8 +53,15 @@ faults: $(VENV)/.ready-dev      ## hundreds of kills, full disks, flipped bits, 
 	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py
 
 clean:                          ## never results
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov dist build
+	rm -rf $(VENV) .venv-cuda .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov dist build
 	find src tests experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv-cuda/bin/python: constraints.txt tests/cuda/constraints.txt  ## another CUDA_VENV is used as it is
+	$(PYTHON) -m venv --clear .venv-cuda
+	grep -v '^torch==' constraints.txt | cat - tests/cuda/constraints.txt > .venv-cuda/constraints.txt
+	.venv-cuda/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off \
+		-c .venv-cuda/constraints.txt -e . pytest hypothesis || { rm -r .venv-cuda; exit 1; }
+	touch $@
 
 $(VENV)/.python: constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "LoRAcle needs Python 3.11 or newer; set PYTHON=")'

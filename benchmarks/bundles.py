@@ -12,6 +12,7 @@ from geometry import random_base, random_examples
 from loracle.engine.device import keep_large_blocks
 from loracle.engine.train_state import TrainState
 from loracle.model.base import FrozenBase
+from loracle.model.layers.norm import install_fast_norms
 from loracle.model.trunk import TrunkStore
 from loracle.placement import ModulePlan
 from loracle.runner.bundle_size import bundle_budget
@@ -41,6 +42,10 @@ class Point:
     """With 2, the first pass over the examples is the warm-up, and fills the trunk's store."""
     device: str = "auto"
     dtype: str = "auto"
+    packing: str | None = None
+    """``nf4``: the base is packed in 4 bits."""
+    checkpointing: bool = False
+    """Whether activations are computed again for the gradient."""
 
 
 def measure_point(point: Point) -> Row:
@@ -52,7 +57,8 @@ def measure_point(point: Point) -> Row:
     keep_large_blocks()
     device = loracle.choose_device(point.device)
     dtype = loracle.choose_dtype(point.dtype, device=device)
-    base = random_base(point.geometry, device=device, dtype=dtype)
+    base = random_base(point.geometry, device=device, dtype=dtype, packing=point.packing)
+    install_fast_norms(base.model)
     everything = plan_of(base.model, config, "all-linear")
     plan = plan_of(base.model, config, point.placement)
     runs = [_run(base, point, plan=plan, config=config, seed=seed) for seed in range(point.runs)]
@@ -60,7 +66,9 @@ def measure_point(point: Point) -> Row:
     if point.trunk:
         store = TrunkStore(base, memory_bytes=_TRUNK_BYTES)
     budget = bundle_budget([config.train.micro_batch_tokens] * point.runs, device_type=device.type)
-    steps = loracle.train_bundle(base, runs, micro_batch_tokens=budget, trunk=store)
+    steps = loracle.train_bundle(
+        base, runs, micro_batch_tokens=budget, trunk=store, checkpointing=point.checkpointing
+    )
     rows = [
         {
             "step": index,

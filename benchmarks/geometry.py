@@ -18,6 +18,7 @@ from transformers import (
 from loracle.data import Example, Record
 from loracle.model.base import FrozenBase
 from loracle.model.layers.attention import PACKED, register_packed_attention
+from loracle.model.layers.four_bit import install_unpacked_products
 from loracle.screen import quiet_transformers
 
 _SMOLLM2_135M = {
@@ -85,26 +86,72 @@ Geometry = str | Mapping[str, Any]
 
 
 def random_model(
-    geometry: Geometry, *, device: torch.device, dtype: torch.dtype, attention: str = "sdpa"
+    geometry: Geometry,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attention: str = "sdpa",
+    packing: str | None = None,
 ) -> PreTrainedModel:
     """Returns a model of the geometry as Transformers builds it, always with the same weights."""
     architecture = GEOMETRIES[geometry] if isinstance(geometry, str) else geometry
     config = AutoConfig.for_model(**architecture)
     with quiet_transformers(), torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    return _packed_as_stock(model, dtype=dtype) if packing else model
 
 
-def random_base(geometry: Geometry, *, device: torch.device, dtype: torch.dtype) -> FrozenBase:
-    """Returns a frozen base of the geometry, ready for adapters."""
+def random_base(
+    geometry: Geometry, *, device: torch.device, dtype: torch.dtype, packing: str | None = None
+) -> FrozenBase:
+    """Returns a frozen base of the geometry, ready for adapters; ``packing``: ``nf4`` or None."""
     register_packed_attention()
     model = random_model(geometry, device=device, dtype=dtype, attention=PACKED)
+    model = model.eval().requires_grad_(False)
+    if packing:
+        _pack_in_place(model)
     return FrozenBase(
-        model=model.eval().requires_grad_(False),
+        model=model,
         tokenizer=bare_tokenizer(),
         device=device,
         dtype=dtype,
+        quantization=packing,
     )
+
+
+def _pack_in_place(model: PreTrainedModel) -> None:
+    """Packs every linear layer but the head, as loading in 4 bits does."""
+    from bitsandbytes.functional import quantize_4bit
+
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            packed, state = quantize_4bit(
+                module.weight.data, quant_type="nf4", compress_statistics=True
+            )
+            weight: Any = torch.nn.Parameter(packed, requires_grad=False)
+            weight.quant_state = state
+            module.weight = weight
+    install_unpacked_products(model)
+
+
+def _packed_as_stock(model: PreTrainedModel, *, dtype: torch.dtype) -> PreTrainedModel:
+    """Packs every linear layer but the head for PEFT, as Transformers does; returns the model."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    head = model.get_output_embeddings()
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if not isinstance(child, torch.nn.Linear) or child is head:
+                continue
+            packed = Linear4bit(
+                child.in_features, child.out_features, bias=False, compute_dtype=dtype
+            )
+            packed.weight = Params4bit(child.weight.data, requires_grad=False, quant_type="nf4")
+            setattr(parent, name, packed.to(child.weight.device))
+    model.is_loaded_in_4bit = True
+    return model
 
 
 def bare_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,11 +1,13 @@
-"""The engine on a GPU with random weights: bundles of a small model, a 7B, and the peers.
+"""The engine on a GPU with random weights: correctness, bundles, a 7B in 16 and 4 bits, the peers.
 
-    python benchmarks/gpu.py [--wheels DIR] [--only WORD ...]
+    python benchmarks/gpu.py [--wheels DIR] [--only WORD ...] [--minutes 9]
 
-Speed and memory do not depend on the weights, so the machine needs no model and no network. With
+``gpu.md`` says in which order. The first block compares the device with the CPU; where it fails,
+nothing is timed. Speed and memory do not depend on the weights, so the machine needs no model and
+no network. With
 ``--wheels`` the wheels in a folder (TRL, jaxtyping, pydantic, ...) are installed beside the
 environment first, visible to this benchmark only. Every block runs in its own process; a finished
-block is not repeated (``runs/bench/gpu.jsonl``). Writes
+block is not repeated (``runs/bench/gpu.jsonl``), and one that takes ten minutes is given up. Writes
 ``results/gpu/engine-<date>-<device>.json``.
 """
 
@@ -18,12 +20,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _LOG = Path("runs/bench/gpu.jsonl")
 _SITE = Path("runs/bench/site")
+_BLOCK_S = 600.0
+CORRECT = "device against CPU"
 _ROOT = Path(__file__).resolve().parents[1]
 
 Spec = dict[str, Any]
@@ -39,7 +44,7 @@ def main() -> None:
     specs = specs_of(small=given.small, large=given.large, steps=given.steps)
     words = given.only or [""]
     chosen = {n: spec for n, spec in specs.items() if any(word in n for word in words)}
-    run(chosen, out=given.out)
+    run(chosen, out=given.out, minutes=given.minutes)
 
 
 def _arguments() -> argparse.Namespace:
@@ -50,6 +55,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--steps", type=int, default=8, help="steps of each block after the warm-up"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="start no block after so many; go on later"
     )
     parser.add_argument("--small", default="smollm2-135m", metavar="GEOMETRY")
     parser.add_argument("--large", default="llama-2-7b", metavar="GEOMETRY")
@@ -77,33 +85,50 @@ def start_again_with(wheels: Path, *, script: Path) -> None:
 
 def specs_of(*, small: str, large: str, steps: int) -> dict[str, Spec]:
     """Returns the specifications of the blocks by name."""
-    blocks: dict[str, Spec] = {"matrix rate": {"kind": "rate"}}
-    for runs in (1, 4, 8, 16):
-        blocks[f"{small}, bundle of {runs}"] = _ours(small, runs=runs, batch=8, steps=steps)
-    for batch in (4, 8):
-        blocks[f"{large}, batch {batch}"] = _ours(large, runs=1, batch=batch, steps=steps)
+    blocks: dict[str, Spec] = {
+        CORRECT: {"kind": "correct", "geometry": small},
+        "matrix rate": {"kind": "rate"},
+    }
     peers = ["peft-loop"]
     if importlib.util.find_spec("trl") is not None:
         peers += ["trl-bf16", "trl-shipped"]
-    for peer in peers:
-        for geometry, batch in ((small, 8), (large, 4), (large, 8)):
-            blocks[f"{geometry}, batch {batch}, {peer}"] = {
+    for geometry, batch, packing in (
+        (large, 8, None),
+        (large, 8, "nf4"),
+        (large, 4, None),
+        (small, 8, None),
+    ):
+        named = f"{geometry}{', NF4' if packing else ''}, batch {batch}"
+        ours = _ours(geometry, runs=1, batch=batch, steps=steps, packing=packing)
+        blocks[named] = ours
+        for peer in peers:
+            blocks[f"{named}, {peer}"] = {
                 "kind": "peer",
                 "contender": peer,
                 "geometry": geometry,
                 "batch": batch,
+                "packing": packing,
                 "steps": steps,
             }
+        # Once more at the end: a device that became slower meanwhile is seen.
+        blocks[f"{named}, again"] = ours
+    for runs in (1, 4, 8, 16):
+        blocks[f"{small}, bundle of {runs}"] = _ours(small, runs=runs, batch=8, steps=steps)
     return blocks
 
 
-def _ours(geometry: str, *, runs: int, batch: int, steps: int) -> Spec:
+def _ours(geometry: str, *, runs: int, batch: int, steps: int, packing: str | None = None) -> Spec:
     point = {"geometry": geometry, "runs": runs, "batch": batch, "steps": steps}
-    return {"kind": "ours", "point": point}
+    packed = {"packing": packing, "checkpointing": packing is not None}
+    return {"kind": "ours", "point": point | packed}
 
 
 def measure(spec: Spec) -> dict[str, Any]:
     """Returns the measurements of one block, in a process of its own."""
+    if spec["kind"] == "correct":
+        from correctness import compare
+
+        return compare(spec["geometry"])
     if spec["kind"] == "rate":
         return _rate()
     if spec["kind"] == "peer":
@@ -132,22 +157,33 @@ def _peer(spec: Spec) -> dict[str, Any]:
     from figures import block_of
     from workload import random_work
 
-    work = random_work(spec["geometry"], num_steps=spec["steps"], batch_size=spec["batch"])
+    work = random_work(
+        spec["geometry"],
+        num_steps=spec["steps"],
+        batch_size=spec["batch"],
+        packing=spec.get("packing"),
+    )
     rows = run_contender(CONTENDERS[spec["contender"]], work)
     return block_of(rows, device=work.device, dtype=work.dtype)
 
 
-def run(specs: dict[str, Spec], *, out: Path) -> None:
-    """Measures what is missing and writes the report."""
+def run(specs: dict[str, Spec], *, out: Path, minutes: float | None = None) -> None:
+    """Measures what is missing and writes the report; times nothing where the device is wrong."""
     from blocks import logged, run_once
     from figures import publish, sources_digest
 
     sources = sources_digest()
     keyed = {name: {"sources": sources, "name": name, **spec} for name, spec in specs.items()}
+    ends_at = time.monotonic() + 60 * minutes if minutes is not None else float("inf")
     for name, spec in keyed.items():
-        row = run_once(spec, script=__file__, log=_LOG)
+        if time.monotonic() >= ends_at:
+            print("the time is over; the same command goes on", file=sys.stderr)
+            break
+        row = run_once(spec, script=__file__, log=_LOG, limit_s=_BLOCK_S)
         if row is not None:
-            print(name, row["error"] or figures_of(row, rate=None), flush=True)
+            print(name, row["error"] or row.get("checks") or figures_of(row, rate=None), flush=True)
+        if name == CORRECT and (wrong := logged(_LOG, [spec])[0]["error"]):
+            raise SystemExit(f"{CORRECT}: {wrong}; nothing was timed")
     report = report_of(logged(_LOG, list(keyed.values())))
     publish("engine", report, text=f"\n{markdown(report)}", folder=str(out))
 

@@ -11,7 +11,8 @@ joined first; hashes are checked as usual. To make the folder::
     pip download --dest DIR --no-deps --no-binary llamafactory llamafactory==0.9.5
     split -d -a 1 -b 48M WHEEL WHEEL.part && rm WHEEL
 
-``--wheels`` are packages that the machine lacks. A restart resumes the study. The records are
+``--wheels`` are packages that the machine lacks. A restart resumes the study, also after
+``--minutes``, which write a checkpoint and end it. The records are
 written to ``results/gpu/<study>``; ``loracle report`` makes their report on any machine.
 """
 
@@ -19,7 +20,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,6 +37,9 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="install these wheels first")
     parser.add_argument("--study", default="placement_study_1000")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    parser.add_argument(
+        "--minutes", type=float, help="interrupt it after so many; the same command goes on"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER")
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
     given = parser.parse_args()
@@ -42,6 +48,10 @@ def main() -> int:
     for whole in join_parts(given.archives):
         print(f"joined: {whole.name}", file=sys.stderr)
     os.environ |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(given.archives.resolve())}
+    if given.minutes is not None:
+        stop = threading.Timer(60 * given.minutes, os.kill, (os.getpid(), signal.SIGINT))
+        stop.daemon = True
+        stop.start()
     return run(given.study, overrides=given.overrides, runs=given.runs, out=given.out)
 
 

@@ -55,7 +55,12 @@ def our_loop(work: Workload) -> Rows:
     plan = plan_of(base.model, config)
     run = start_run(base, config=config, plan=plan, examples=work.batches[0])
     run = replace(run, order=FixedOrder(work.batches))
-    steps = loracle.train_bundle(base, [run], micro_batch_tokens=config.train.micro_batch_tokens)
+    steps = loracle.train_bundle(
+        base,
+        [run],
+        micro_batch_tokens=config.train.micro_batch_tokens,
+        checkpointing=config.train.gradient_checkpointing,
+    )
     return [
         _row(work, index, loss=record.loss_nats_per_token, seconds=record.step_time_s)
         for index, (record,) in zip(range(len(work.batches)), steps, strict=False)
@@ -67,6 +72,8 @@ def peft_loop(work: Workload) -> Rows:
     """Trains as a PEFT user would write it: padded rows, all logits, base in its dtype."""
     config = work.config
     model = _peft_model(work, dtype=work.dtype).train()
+    if config.train.gradient_checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
     trained = copy_initial(model, seed=config.seed)
     optimizer = torch.optim.AdamW(trained, weight_decay=config.train.weight_decay, fused=True)
     pad = tokenizer_of(work).eos_token_id

@@ -50,6 +50,8 @@ class Workload:
     """dtype of the frozen base in our loop and in the hand-written one."""
     geometry: str | None = None
     """A published shape with random weights, instead of the model in ``folder``."""
+    packing: str | None = None
+    """``nf4``: they are packed in 4 bits."""
 
 
 @dataclass(frozen=True)
@@ -237,14 +239,15 @@ class FixedOrder:
 def load_frozen(work: Workload) -> FrozenBase:
     """Returns our frozen base for the block."""
     if work.geometry is not None:
-        return random_base(work.geometry, device=work.device, dtype=work.dtype)
+        device, dtype = work.device, work.dtype
+        return random_base(work.geometry, device=device, dtype=dtype, packing=work.packing)
     return loracle.load_base(work.folder, device=work.device, dtype=work.dtype)
 
 
 def stock_model(work: Workload, *, dtype: torch.dtype) -> PreTrainedModel:
     """Returns the same model, as Transformers loads it."""
     if work.geometry is not None:
-        return random_model(work.geometry, device=work.device, dtype=dtype)
+        return random_model(work.geometry, device=work.device, dtype=dtype, packing=work.packing)
     with quiet_transformers():
         return AutoModelForCausalLM.from_pretrained(work.folder, dtype=dtype).to(work.device)
 
@@ -273,24 +276,21 @@ def random_work(
     device: str = "auto",
     dtype: str = "auto",
     length: int | None = None,
+    packing: str | None = None,
 ) -> Workload:
     """Returns a warm-up and ``num_steps`` batches of random tokens for a random model.
 
-    Args:
-        geometry: A key of ``GEOMETRIES``.
-        num_steps: Steps after the warm-up.
-        batch_size: Examples per step.
-        device: As in a config.
-        dtype: As in a config.
-        length: Tokens of every example; None: distributed as in Alpaca.
+    ``geometry`` is a key of ``GEOMETRIES``, ``length`` the tokens of every example (None:
+    distributed as in Alpaca). With ``packing`` ``nf4`` activations are computed again, as usual.
     """
     config = config_of(
         f"train.max_steps={num_steps + 1}",
         f"train.batch_size={batch_size}",
         f"device={device}",
         f"dtype={dtype}",
+        f"train.gradient_checkpointing={str(packing is not None).lower()}",
     )
     count = batch_size * (num_steps + 1)
     examples = random_examples(geometry, count=count, length=length)
     batches = (examples[start : start + batch_size] for start in range(0, count, batch_size))
-    return _workload(config, batches, folder=Path(), geometry=geometry)
+    return _workload(config, batches, folder=Path(), geometry=geometry, packing=packing)

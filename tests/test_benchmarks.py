@@ -453,9 +453,28 @@ def test_a_study_on_a_machine_apart_leaves_records_that_can_be_judged(place, tmp
 
 
 def test_a_gpu_benchmarks_own_blocks_run_on_a_cpu_too():
-    spec = {"kind": "peer", "contender": "peft-loop", "geometry": "tiny", "batch": 2, "steps": 1}
-    assert len(gpu.measure(spec)["rows"]) == 2
+    peer = {"kind": "peer", "contender": "peft-loop", "geometry": "tiny", "batch": 2, "steps": 1}
+    assert len(gpu.measure(peer)["rows"]) == 2
+    assert len(gpu.measure(peer | {"packing": "nf4"})["rows"]) == 2
     assert gpu.measure({"kind": "rate"})["gflop_per_s"] > 0
+
+
+def test_a_cpu_agrees_with_itself_to_the_bit():
+    found = gpu.measure({"kind": "correct", "geometry": "tiny"})
+    assert found["error"] is None
+    assert found["checks"]["mask_elements_that_differ"] == 0
+    assert found["checks"]["loss_relative"] == found["checks"]["gradient_relative"] == 0.0
+
+
+def test_nothing_is_timed_on_a_device_that_computes_something_else(monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu, "_LOG", tmp_path / "log.jsonl")
+    monkeypatch.setattr("blocks.run_once", lambda spec, **_: asked.append(spec["name"]))
+    monkeypatch.setattr("blocks.logged", lambda *_: [{"error": "masks differ"}])
+    asked: list[str] = []
+    specs = gpu.specs_of(small="tiny", large="half-smollm2", steps=2)
+    with pytest.raises(SystemExit, match="masks differ; nothing was timed"):
+        gpu.run(specs, out=tmp_path)
+    assert asked == [gpu.CORRECT]
 
 
 def test_a_block_is_run_once_and_its_failure_is_a_result(tmp_path: Path):
@@ -464,12 +483,16 @@ def test_a_block_is_run_once_and_its_failure_is_a_result(tmp_path: Path):
         "import json, sys\n"
         "spec = json.loads(sys.argv[2])\n"
         "print('noise')\n"
+        "__import__('time').sleep(spec.get('sleeps', 0))\n"
         "sys.exit(3) if spec['fails'] else print(json.dumps({'error': None, 'rows': [1]}))\n"
     )
     for fails in (False, True, False):
         run_once({"fails": fails}, script=str(script), log=log)
+    run_once({"fails": False, "sleeps": 9}, script=str(script), log=log, limit_s=0.2)
     rows = read_lines(log)
-    assert [(row["error"], row["rows"]) for row in rows] == [(None, [1]), ("exit status 3", [])]
+    assert [(row["error"], row["rows"]) for row in rows] == [
+        (None, [1]), ("exit status 3", []), ("not done in 0 s", []),
+    ]  # fmt: skip
 
 
 def test_sources_that_change_between_blocks_stop_the_benchmark(tmp_path: Path):
