@@ -12,19 +12,17 @@ features, R the sum of the ranks.
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from loracle.data.packing import to_device
 from loracle.model.layers.four_bit import Weight, frozen_linear, whole
 from loracle.model.layers.kernels import Mask, narrow, outer, widen_
 from loracle.model.layers.routing import Route
-from loracle.model.layers.stacked import Bounds, bounds_of, column_scales, mask_of
+from loracle.model.layers.stacked import bounds_of, column_bounds, column_scales, mask_of
 
 
 def fused_product(x: Float[Tensor, "T I"], *rest: Any) -> Float[Tensor, "T O"]:
@@ -89,18 +87,3 @@ def _together(factors: Any) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]
     if len(factors) == 2:
         return factors[0], factors[1]
     return torch.cat(factors[::2]), torch.cat(factors[1::2], dim=1)
-
-
-# Used again within a pass by every layer that the same runs adapt.
-@lru_cache(maxsize=16)
-def column_bounds(
-    bounds: Bounds, ranks: tuple[int, ...], device: torch.device
-) -> Int32[Tensor, "t 2"]:
-    """Returns the first column of each token's run, and one past its last; none for no run."""
-    first = bounds[0][0]
-    columns = torch.zeros(bounds[-1][1] - first, 2, dtype=torch.int32)
-    column = 0
-    for (start, stop), rank in zip(bounds, ranks, strict=True):
-        columns[start - first : stop - first] = torch.tensor((column, column + rank))
-        column += rank
-    return to_device(columns, device=device)

@@ -134,9 +134,7 @@ def multiplies_in_one_pass(x: Tensor, *, rank: int) -> bool:
     """Returns whether ``x`` is multiplied by factors of a rank in kernels of ours."""
     if x.device.type != "cuda" or rank > _LARGEST_RANK or x.dtype not in _TOLERANCES:
         return False
-    if compiled.is_switched_off() or find_spec("triton") is None:
-        return False
-    if x.dtype == torch.bfloat16 and torch.cuda.get_device_capability(x.device) < (8, 0):
+    if compiled.is_switched_off():
         return False
     padded = max(16, 1 << (rank - 1).bit_length())
     return _is_right(x.device, x.dtype, rank=padded, is_aligned=x.shape[1] % 16 == 0)
@@ -151,6 +149,9 @@ _CHECKED = (
 @lru_cache(maxsize=64)
 def _is_right(device: torch.device, dtype: torch.dtype, *, rank: int, is_aligned: bool) -> bool:
     """Compares the kernels for such numbers with plain PyTorch on the CPU, once per process."""
+    has_bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    if find_spec("triton") is None or (dtype == torch.bfloat16 and not has_bf16):
+        return False
     features = 512 if is_aligned else 509
     try:
         fault = _fault(device, dtype, rank=rank, features=features)

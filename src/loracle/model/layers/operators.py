@@ -9,6 +9,7 @@ Shapes: T tokens, I features of what is dropped, N features of an update, R rank
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -121,6 +122,16 @@ def _outer_on_cuda(z: Tensor, y: Tensor, *given: Any) -> Tensor:
     return triton.outer(z.contiguous(), y, _mask(drawn), scale=scale, by_feature=by_feature)
 
 
+def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Launches where the first tensor is, which need not be the current device."""
+
+    def launch(first: Tensor, *rest: Any) -> Any:
+        with torch.cuda.device_of(first):
+            return kernel(first, *rest)
+
+    return launch
+
+
 def _mask(drawn: list[Any]) -> Any:
     from loracle.model.layers.triton_kernels import Drawn
 
@@ -143,7 +154,7 @@ def _registered() -> torch.library.Library:
         library.define(schema)
     for name, (shape, on_cpu, on_cuda, flops) in _OPERATORS.items():
         torch.library.register_fake(f"loracle::{name}", shape, lib=library)
-        library.impl(name, on_cuda, "CUDA")
+        library.impl(name, _on_its_device(on_cuda), "CUDA")
         if on_cpu is not None:
             library.impl(name, on_cpu, "CPU")
         if flops is not None:

@@ -22,10 +22,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from loracle.data.packing import to_device
 from loracle.model.layers.dropout import DropoutStream
 from loracle.model.layers.four_bit import Weight, frozen_linear, whole
 from loracle.model.layers.kernels import Mask
@@ -114,6 +115,21 @@ def _block(
     return block
 
 
+# Used again within a pass by every layer that the same runs adapt.
+@lru_cache(maxsize=16)
+def column_bounds(
+    bounds: Bounds, ranks: tuple[int, ...], device: torch.device
+) -> Int32[Tensor, "t 2"]:
+    """Returns the first column of each token's run, and one past its last; none for no run."""
+    first = bounds[0][0]
+    columns = torch.zeros(bounds[-1][1] - first, 2, dtype=torch.int32)
+    column = 0
+    for (start, stop), rank in zip(bounds, ranks, strict=True):
+        columns[start - first : stop - first] = torch.tensor((column, column + rank))
+        column += rank
+    return to_device(columns, device=device)
+
+
 def column_scales(
     routes: Sequence[Route],
     scales: Sequence[float],
@@ -128,12 +144,12 @@ def column_scales(
     return _repeated(with_dropout, ranks, device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _repeated(
     numbers: tuple[float, ...], ranks: tuple[int, ...], device: torch.device
 ) -> Float[Tensor, " R"]:
     columns = [number for number, rank in zip(numbers, ranks, strict=True) for _ in range(rank)]
-    return torch.tensor(columns, device=device)
+    return to_device(torch.tensor(columns), device=device)
 
 
 def mask_of(routes: Sequence[Route], bounds: Bounds, module: str) -> Mask:

@@ -66,7 +66,7 @@ def _kept(keys, thresholds, module, t, live, first, WIDTH: tl.constexpr):
     return tl.interleave(even, odd) < limit[:, None]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "module"])
 def _drop(
     x, out, keys, thresholds, module, T, K, x_stride, out_stride,
     ADDS: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr,
@@ -85,7 +85,7 @@ def _drop(
     tl.store(to, tile, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "module"])
 def _narrow(
     x, factor, out, keys, thresholds, module, scale, bounds, T, K, R,
     x_stride, r_stride, k_stride,
@@ -117,7 +117,7 @@ def _narrow(
     tl.store(to, total.to(out.dtype.element_ty), mask=live[:, None] & (r < R)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "module"])
 def _widen(
     out, z, factor, keys, thresholds, module, scale, T, N, R,
     out_stride, r_stride, n_stride,
@@ -143,7 +143,7 @@ def _widen(
     tl.store(to, (before + update).to(out.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "module"])
 def _outer(
     z, y, out, keys, thresholds, module, scale, T, N, R, each,
     y_stride, part_stride, r_stride, n_stride,
