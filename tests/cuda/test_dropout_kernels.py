@@ -6,7 +6,6 @@ pretended driver say whether a kernel can be built and launched there, and how m
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,24 +29,22 @@ RUN = Path(__file__).with_name("run.py")
 TOLERANCES = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def interpreted():
     """Registers the kernels, run by Triton's interpreter, as the operators of a CPU."""
-    os.environ["TRITON_INTERPRET"] = "1"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
         kernels = importlib.import_module("loracle.model.layers.triton_kernels")
-    finally:
-        del os.environ["TRITON_INTERPRET"]
-    if not hasattr(kernels._drop, "rewrite"):
-        pytest.skip("Triton was imported before, to compile")
-    _teach_bf16()
-    with torch.library._scoped_library("loracle", "IMPL") as library:
-        for name in ("narrow", "widen", "outer"):
-            library.impl(name, getattr(operators, f"_{name}_on_cuda"), "CPU")
-        yield kernels
+        if not hasattr(kernels._drop, "rewrite"):
+            pytest.skip("Triton was imported before, to compile")
+        _teach_bf16(patch)
+        with torch.library._scoped_library("loracle", "IMPL") as library:
+            for name in ("narrow", "widen", "outer"):
+                library.impl(name, getattr(operators, f"_{name}_on_cuda"), "CPU")
+            yield kernels
 
 
-def _teach_bf16():
+def _teach_bf16(patch):
     """The interpreter holds bf16 as integers, and would multiply those."""
     from triton.language import bfloat16, float32
     from triton.runtime import interpreter
@@ -63,7 +60,7 @@ def _teach_bf16():
 
         return plain(self, widened(a), widened(b), *rest)
 
-    interpreter.InterpreterBuilder.create_dot = create_dot
+    patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
 
 
 def stream(p: float, *lengths: int, seed: int = 0) -> DropoutStream:
@@ -78,6 +75,7 @@ def close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool
     return bool(error <= TOLERANCES[dtype])
 
 
+@pytest.mark.usefixtures("interpreted")
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=3),
@@ -100,6 +98,7 @@ def test_dropped_numbers_have_the_bits_of_plain_pytorch(
     assert torch.equal(out.view(torch.uint8), expected.view(torch.uint8))
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("rank", [1, 5, 16, 40, 200])
 @pytest.mark.parametrize("features", [1, 45, 128, 301])
@@ -145,6 +144,7 @@ ROUTES = (
 )
 
 
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("routes", [ROUTES, ROUTES[:1]], ids=["three runs", "one run"])
 def test_output_and_gradients_are_those_of_run_by_run(routes, dtype):
