@@ -33,6 +33,7 @@ from geometry import GEOMETRIES
 from loracle.engine.device import choose_device, choose_dtype, keep_large_blocks, synchronize
 from loracle.model.layers.dropout import DropoutStream, keep_bits, threshold_of, zero_dropped
 from loracle.model.layers.head import target_nll
+from loracle.model.layers.kernels import Mask
 from loracle.model.layers.norm import rms_norm
 
 _DROPOUT = 0.1
@@ -126,10 +127,11 @@ def pieces_of(
         torch.ones_like(wide),
     )
     return {
-        # q, k, v, o, gate and up read the hidden size; masks are drawn twice, never stored.
-        "mask of H features": _mask(x, lengths=lengths, calls=12 * layers),
-        "mask of F features": _mask(wide, lengths=lengths, calls=2 * layers),
-        "zeroing by a mask, H features": _zeroing(x, lengths=lengths, calls=18 * layers),
+        # q, k, v, o, gate and up read the hidden size; inputs are dropped twice, never stored.
+        "dropping H features": _dropping(x, lengths=lengths, calls=12 * layers),
+        "dropping F features": _dropping(wide, lengths=lengths, calls=2 * layers),
+        "adding what is left, H": _adding(x, lengths=lengths, calls=6 * layers),
+        "adding what is left, F": _adding(wide, lengths=lengths, calls=layers),
         "attention": _attention(shape, lengths=lengths, draw=draw),
         "RMSNorm": _norm(x, epsilon=shape.rms_norm_eps, calls=2 * layers + 1),
         "rotation of q and k": _rotation(shape, lengths=lengths, draw=draw),
@@ -148,27 +150,32 @@ def _stream(lengths: tuple[int, ...]) -> DropoutStream:
     )
 
 
-def _mask(x: Tensor, *, lengths: tuple[int, ...], calls: float) -> Piece:
-    stream = _stream(lengths)
-
-    def ours() -> Tensor:
-        return keep_bits((stream,), module="m", features=x.shape[1], device=x.device)
-
-    def drawn() -> Tensor:
-        return torch.rand(x.shape, device=x.device) >= _DROPOUT
-
-    return Piece(ours, drawn, calls, "torch.rand and a comparison")
-
-
-def _zeroing(x: Tensor, *, lengths: tuple[int, ...], calls: float) -> Piece:
-    bits = keep_bits((_stream(lengths),), module="m", features=x.shape[1], device=x.device)
-    mask, nothing = bits.bool(), torch.zeros((), dtype=x.dtype, device=x.device)
+def _dropping(x: Tensor, *, lengths: tuple[int, ...], calls: float) -> Piece:
+    streams = (_stream(lengths),)
     return Piece(
-        lambda: zero_dropped(x, bits),
-        lambda: torch.where(mask, x, nothing),
+        lambda: Mask(streams, "m").drop(x),
+        lambda: zero_dropped(x, _bits(x, streams)),
         calls,
-        "torch.where",
+        "PyTorch's own kernels, the same bits",
     )
+
+
+def _adding(x: Tensor, *, lengths: tuple[int, ...], calls: float) -> Piece:
+    streams, out = (_stream(lengths),), torch.zeros_like(x)
+
+    def plain() -> Tensor:
+        return out.add_(zero_dropped(x, _bits(x, streams)))
+
+    return Piece(
+        lambda: Mask(streams, "m").add_dropped(out, x),
+        plain,
+        calls,
+        "PyTorch's own kernels, the same bits",
+    )
+
+
+def _bits(x: Tensor, streams: tuple[DropoutStream, ...]) -> Tensor:
+    return keep_bits(streams, module="m", features=x.shape[1], device=x.device)
 
 
 def _attention(shape: LlamaConfig, *, lengths: tuple[int, ...], draw: Any) -> Piece:

@@ -8,6 +8,7 @@ Shapes: T tokens in the row, N targets, H hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -22,11 +23,13 @@ from transformers import AttentionInterface
 
 import loracle.model.base
 import loracle.model.layers.attention
-import loracle.model.layers.dropout
+import loracle.model.layers.kernels
 import loracle.model.layers.lora
 from loracle.data.packing import PackedRow
 from loracle.model.base import FrozenBase
 from loracle.model.layers.attention import PACKED, register_packed_attention
+from loracle.model.layers.compiled import SWITCH
+from loracle.model.layers.kernels import Mask
 from loracle.model.layers.lora import RoutedLinear
 from loracle.seeds import stream_seed
 
@@ -111,7 +114,13 @@ def stock_attention(_base: FrozenBase) -> AbstractContextManager[Any]:
     return mock.patch.multiple(module, **dict.fromkeys(names, module._attend_by_sequence))
 
 
-def framework_dropout(_base: FrozenBase) -> AbstractContextManager[Any]:
+def plain_kernels(_base: FrozenBase) -> AbstractContextManager[Any]:
+    """Makes and applies masks with PyTorch's own kernels."""
+    return mock.patch.dict(os.environ, {SWITCH: "plain"})
+
+
+@contextmanager
+def framework_dropout(base: FrozenBase) -> Iterator[None]:
     """Draws masks with ``torch.nn.functional.dropout``, again in the backward pass."""
 
     def keep_bits(streams: Any, *, module: str, features: int, device: torch.device) -> Tensor:
@@ -122,13 +131,17 @@ def framework_dropout(_base: FrozenBase) -> AbstractContextManager[Any]:
             ones = torch.ones(sum(stream.lengths), features, dtype=torch.bfloat16, device=device)
             return -(torch.nn.functional.dropout(ones, p=drop) > 0).to(torch.int16)
 
-    return mock.patch.object(loracle.model.layers.dropout, "keep_bits", keep_bits)
+    with (
+        plain_kernels(base),
+        mock.patch.object(loracle.model.layers.kernels, "keep_bits", keep_bits),
+    ):
+        yield
 
 
 @contextmanager
 def no_dropout(_base: FrozenBase) -> Iterator[None]:
     """No dropout at all: what the masks cost, not a way to do without them."""
-    with mock.patch.object(loracle.model.layers.lora, "_streams", return_value=()):
+    with mock.patch.object(loracle.model.layers.lora, "_mask", lambda _, module: Mask((), module)):
         yield
 
 
@@ -170,6 +183,7 @@ TRICKS: dict[str, Trick] = {
     "head at targets only": Trick("head at every token", every_position),
     "attention by sequence": Trick("one call with a T x T mask", one_masked_attention),
     "attention's own gradient": Trick("PyTorch's, by sequence", stock_attention),
+    "masks in one pass": Trick("PyTorch's own kernels, the same bits", plain_kernels),
     "counted masks": Trick("F.dropout, forward and back", framework_dropout),
     "RMSNorm's own gradient": Trick("the model's norm under autograd", stock_norms),
     "own LoRA product": Trick("PEFT's forward under autograd", pefts_forward),

@@ -43,8 +43,9 @@ def inputs(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor, 
 
 def outcome(product, routes, *, dtype=torch.float64) -> list[Tensor]:
     x, weight, bias, factors = inputs(dtype)
+    factors = factors[: 2 * len(routes)]
     leaves = [tensor.requires_grad_() for tensor in (x, *factors)]
-    out = product(x, weight, bias, "m", routes, SCALES, *factors)
+    out = product(x, weight, bias, "m", routes, SCALES[: len(routes)], *factors)
     weights = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(dtype)
     return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
 

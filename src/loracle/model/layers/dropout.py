@@ -6,12 +6,14 @@ being stored, and resuming needs no saved state.
 
 Words come from a counter, not from a generator: word j of token t is SplitMix64's mixing function
 of key(t) + key(module) + j * gamma. This is integer arithmetic, so it runs on all cores and gives
-the same bits everywhere. A 64-bit word serves four features. An element is dropped when the 15 low
-bits of its 16-bit lane are below a threshold: ``round(p * 32768) / 32768`` is the realised
-probability (0.1 becomes 0.100006), from which the scale is computed, so the expectation is exact.
+the same bits everywhere. A 64-bit word serves four features. With ``threshold = round(p * 32768)``,
+an element is dropped when the 15 low bits of its 16-bit lane are at least ``32768 - threshold``. So
+``threshold / 32768`` is the realised probability (0.1 becomes 0.100006), from which the scale is
+computed, and the expectation is exact.
 
-A mask is held as 16-bit lanes of all ones (kept) or all zeros (dropped) and applied by AND-ing it
-to the bits of the numbers: measured ten times as fast as ``torch.where`` (LOG.md).
+This is the arithmetic in plain PyTorch, which runs everywhere; ``kernels`` does it in one pass. A
+mask is held as 16-bit lanes of all ones (kept) or all zeros (dropped) and applied by AND-ing it to
+the bits of the numbers: measured ten times as fast as ``torch.where`` (LOG.md).
 
 Source: Steele, Lea, Flood 2014 "Fast splittable pseudorandom number generators", and its mixing
 function as in Vigna's public-domain splitmix64.c.
@@ -51,7 +53,7 @@ class DropoutStream:
     """Identifies the masks of one run in one packed row."""
 
     threshold: int
-    """15-bit words below it are dropped."""
+    """How many of the 32768 values of a 15-bit word are dropped: the highest."""
     seed: int
     """The run's seed."""
     step: int
@@ -85,33 +87,17 @@ def keep_bits(
     The tokens of several runs are consecutive and take as many kernels as those of one run.
     """
     threshold: Any
+    keys = token_keys(streams, device)
     if len(streams) == 1:
-        keys, threshold = _token_keys(streams[0], device), streams[0].threshold
+        threshold = streams[0].threshold
     else:
-        keys, threshold = _stacked_keys(streams, device), _stacked_thresholds(streams, device)
+        threshold = token_thresholds(streams, device)[:, None]
     counters = _counters((features + _LANES - 1) // _LANES, keys.device)
-    lanes = _mixed((keys + _module_key(module))[:, None] + counters).view(torch.int16)
+    lanes = _mixed((keys + module_key(module))[:, None] + counters).view(torch.int16)
     # Setting the lane's top bit makes it negative; adding the threshold makes exactly the dropped
     # ones non-negative; the arithmetic shift copies the sign over the lane.
     lanes.bitwise_or_(_SIGN).add_(threshold).bitwise_right_shift_(15)
     return lanes[:, :features]
-
-
-def input_bits(
-    x: Float[Tensor, "T I"], streams: tuple[DropoutStream, ...], module: str
-) -> Int16[Tensor, "T I"] | None:
-    """Returns the bits of a module's input ``x``; None without dropout."""
-    if not streams:
-        return None
-    return keep_bits(streams, module=module, features=x.shape[1], device=x.device)
-
-
-def dropped(
-    x: Float[Tensor, "T I"], streams: tuple[DropoutStream, ...], module: str
-) -> Float[Tensor, "T I"]:
-    """Returns ``x`` with zeros where it is dropped."""
-    bits = input_bits(x, streams, module)
-    return x if bits is None else zero_dropped(x, bits)
 
 
 def zero_dropped(x: Float[Tensor, "T I"], bits: Int16[Tensor, "T I"]) -> Float[Tensor, "T I"]:
@@ -141,21 +127,28 @@ def _token_keys(stream: DropoutStream, device: torch.device) -> Int64[Tensor, " 
     return to_device(_mixed(torch.cat(keys)), device=device)
 
 
+def token_keys(streams: tuple[DropoutStream, ...], device: torch.device) -> Int64[Tensor, " T"]:
+    """Returns a key per token of all streams; with ``module_key`` added, that of its counter."""
+    return _token_keys(streams[0], device) if len(streams) == 1 else _stacked_keys(streams, device)
+
+
 @lru_cache(maxsize=8)
 def _stacked_keys(streams: tuple[DropoutStream, ...], device: torch.device) -> Int64[Tensor, " T"]:
     return torch.cat([_token_keys(stream, device) for stream in streams])
 
 
-@lru_cache(maxsize=8)
-def _stacked_thresholds(
+@lru_cache(maxsize=64)
+def token_thresholds(
     streams: tuple[DropoutStream, ...], device: torch.device
-) -> Int16[Tensor, "T 1"]:
-    parts = [torch.full((sum(s.lengths), 1), s.threshold, dtype=torch.int16) for s in streams]
+) -> Int16[Tensor, " T"]:
+    """Returns the threshold of every token of all streams."""
+    parts = [torch.full((sum(s.lengths),), s.threshold, dtype=torch.int16) for s in streams]
     return to_device(torch.cat(parts), device=device)
 
 
 @lru_cache(maxsize=4096)
-def _module_key(module: str) -> int:
+def module_key(module: str) -> int:
+    """Returns what a module adds to the keys of tokens."""
     return stream_seed(0, "dropout module", module)
 
 

@@ -23,14 +23,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from loracle.model.layers.dropout import (
-    DropoutStream,
-    dropped,
-    input_bits,
-    zero_dropped,
-    zero_dropped_,
-)
+from loracle.model.layers import kernels
 from loracle.model.layers.four_bit import Weight, frozen_linear, weight_of, whole
+from loracle.model.layers.fused import fused_product
+from loracle.model.layers.kernels import Mask
 from loracle.model.layers.routing import Route, Router
 from loracle.model.layers.stacked import stacked_product
 
@@ -63,14 +59,16 @@ class RoutedLinear(PeftLinear):  # type: ignore[misc]
             for factor in (self.lora_A[route.adapter].weight, self.lora_B[route.adapter].weight)
         ]
         scales = tuple(float(self.scaling[route.adapter]) for route in routes)
+        flat = x.reshape(-1, x.shape[-1])
         product: Callable[..., Tensor]
         if not torch.is_grad_enabled():
             product = _product_as_peft
+        elif routes and kernels.multiplies_in_one_pass(flat, rank=sum(map(len, factors[::2]))):
+            product = fused_product
         elif len(routes) > 1 and stacks_runs(x.device):
             product = stacked_product
         else:
             product = routed_product
-        flat = x.reshape(-1, x.shape[-1])
         out = product(flat, weight, bias, self.module_name, routes, scales, *factors)
         return out.view(*x.shape[:-1], -1)
 
@@ -98,7 +96,7 @@ def _product_as_peft(
     out = frozen_linear(x, weight, bias)
     for route, scale, a, b in zip(routes, scales, factors[::2], factors[1::2], strict=True):
         rows = slice(route.start, route.stop)
-        z = dropped(x[rows], _streams(route), module).to(a.dtype) @ a.T
+        z = _mask(route, module).drop(x[rows]).to(a.dtype) @ a.T
         out[rows] += (z @ b.T).mul_(scale * _inverse_keep(route))
     return out
 
@@ -131,7 +129,7 @@ class _RoutedProduct(torch.autograd.Function):
         narrow = []
         for route, scale, a, b in zip(routes, scales, factors[::2], factors[1::2], strict=True):
             rows = slice(route.start, route.stop)
-            z = dropped(x[rows], _streams(route), module) @ a.to(x.dtype).T
+            z = _mask(route, module).drop(x[rows]) @ a.to(x.dtype).T
             out[rows].addmm_(z, b.to(x.dtype).T, alpha=scale * _inverse_keep(route))
             narrow.append(z)
         ctx.module, ctx.routes, ctx.scales, ctx.weight = module, routes, scales, weight
@@ -171,12 +169,10 @@ def _factor_grads(
     rows = slice(route.start, route.stop)
     grad_out = grad[rows]
     grad_z = (grad_out @ b.to(grad_out.dtype)).mul_(scale)
-    bits = input_bits(x[rows], _streams(route), module)
-    inputs = x[rows] if bits is None else zero_dropped(x[rows], bits)
+    mask = _mask(route, module)
     if grad_x is not None:
-        update = grad_z @ a.to(grad_out.dtype)
-        grad_x[rows] += update if bits is None else zero_dropped_(update, bits)
-    grad_a = (grad_z.T @ inputs).to(a.dtype)
+        mask.add_dropped(grad_x[rows], grad_z @ a.to(grad_out.dtype))
+    grad_a = (grad_z.T @ mask.drop(x[rows])).to(a.dtype)
     grad_b = (grad_out.T @ z).to(b.dtype).mul_(scale)
     return grad_a, grad_b
 
@@ -185,8 +181,8 @@ def _inverse_keep(route: Route) -> float:
     return route.dropout.scale if route.dropout else 1.0
 
 
-def _streams(route: Route) -> tuple[DropoutStream, ...]:
-    return () if route.dropout is None else (route.dropout,)
+def _mask(route: Route, module: str) -> Mask:
+    return Mask(() if route.dropout is None else (route.dropout,), module)
 
 
 def install_routed_layers(config: LoraConfig) -> LoraConfig:

@@ -22,18 +22,14 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from loracle.model.layers.dropout import (
-    DropoutStream,
-    dropped,
-    input_bits,
-    zero_dropped,
-    zero_dropped_,
-)
+from loracle.data.packing import to_device
+from loracle.model.layers.dropout import DropoutStream
 from loracle.model.layers.four_bit import Weight, frozen_linear, whole
+from loracle.model.layers.kernels import Mask
 from loracle.model.layers.routing import Route
 
 
@@ -56,18 +52,17 @@ class _StackedProduct(torch.autograd.Function):
         *factors: Float[Tensor, ...],
     ) -> Float[Tensor, "T O"]:
         out = frozen_linear(x, weight, bias)
-        bounds = tuple((r.start, len(x) if r.stop is None else r.stop) for r in routes)
-        assert all(stop <= start for (_, stop), (start, _) in pairwise(bounds)), "runs overlap"
+        bounds = bounds_of(routes, len(x))
         rows = slice(bounds[0][0], bounds[-1][1])
         ranks = tuple(len(a) for a in factors[::2])
         block = _block(bounds, ranks, x.device, x.dtype)
-        scale = _column_scales(routes, scales, ranks, x.device)
+        scale = column_scales(routes, scales, ranks, x.device)
         a = torch.cat(factors[::2]).to(x.dtype)
         b = (torch.cat(factors[1::2], dim=1) * scale).to(x.dtype)
-        streams = _streams(routes, bounds)
-        z = (dropped(x[rows], streams, module) @ a.T).mul_(block)
+        mask = mask_of(routes, bounds, module)
+        z = (mask.drop(x[rows]) @ a.T).mul_(block)
         out[rows].addmm_(z, b.T)
-        ctx.module, ctx.rows, ctx.streams, ctx.ranks = module, rows, streams, ranks
+        ctx.streams, ctx.module, ctx.rows, ctx.ranks = mask.streams, module, rows, ranks
         ctx.factor_dtype = factors[0].dtype
         ctx.weight = weight
         ctx.save_for_backward(x, a, b, z, block, scale)
@@ -82,20 +77,30 @@ class _StackedProduct(torch.autograd.Function):
             grad_x = grads[0] @ whole(ctx.weight, grads[0].dtype)
         grad_out, inputs = grads[0][ctx.rows], x[ctx.rows]
         grad_z = (grad_out @ b).mul_(block)
-        bits = input_bits(inputs, ctx.streams, ctx.module)
+        mask = Mask(ctx.streams, ctx.module)
         if grad_x is not None:
-            update = grad_z @ a
-            grad_x[ctx.rows] += update if bits is None else zero_dropped_(update, bits)
-        masked = inputs if bits is None else zero_dropped(inputs, bits)
-        grad_a = (grad_z.T @ masked).to(ctx.factor_dtype).split(ctx.ranks)
+            mask.add_dropped(grad_x[ctx.rows], grad_z @ a)
+        grad_a = (grad_z.T @ mask.drop(inputs)).to(ctx.factor_dtype).split(ctx.ranks)
         grad_b = ((grad_out.T @ z).to(ctx.factor_dtype) * scale).split(ctx.ranks, dim=1)
         grad_factors = (grad for pair in zip(grad_a, grad_b, strict=True) for grad in pair)
         return (grad_x, None, None, None, None, None, *grad_factors)
 
 
-@lru_cache(maxsize=256)
+Bounds = tuple[tuple[int, int], ...]
+"""First token, and one past the last, of each run."""
+
+
+def bounds_of(routes: Sequence[Route], num_tokens: int) -> Bounds:
+    """Returns where each run's tokens are; they must follow each other."""
+    bounds = tuple((r.start, num_tokens if r.stop is None else r.stop) for r in routes)
+    assert all(stop <= start for (_, stop), (start, _) in pairwise(bounds)), "runs overlap"
+    return bounds
+
+
+# Used again within a pass, and by no later one; of 8 runs with 64 columns and 16k tokens, 16 MiB.
+@lru_cache(maxsize=4)
 def _block(
-    bounds: tuple[tuple[int, int], ...],
+    bounds: Bounds,
     ranks: tuple[int, ...],
     device: torch.device,
     dtype: torch.dtype,
@@ -110,12 +115,28 @@ def _block(
     return block
 
 
-def _column_scales(
+# Used again within a pass by every layer that the same runs adapt.
+@lru_cache(maxsize=16)
+def column_bounds(
+    bounds: Bounds, ranks: tuple[int, ...], device: torch.device
+) -> Int32[Tensor, "t 2"]:
+    """Returns the first column of each token's run, and one past its last; none for no run."""
+    first = bounds[0][0]
+    columns = torch.zeros(bounds[-1][1] - first, 2, dtype=torch.int32)
+    column = 0
+    for (start, stop), rank in zip(bounds, ranks, strict=True):
+        columns[start - first : stop - first] = torch.tensor((column, column + rank))
+        column += rank
+    return to_device(columns, device=device)
+
+
+def column_scales(
     routes: Sequence[Route],
     scales: Sequence[float],
     ranks: tuple[int, ...],
     device: torch.device,
 ) -> Float[Tensor, " R"]:
+    """Returns what each column of the narrow product is multiplied by."""
     with_dropout = tuple(
         scale * (route.dropout.scale if route.dropout else 1.0)
         for route, scale in zip(routes, scales, strict=True)
@@ -123,20 +144,18 @@ def _column_scales(
     return _repeated(with_dropout, ranks, device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _repeated(
     numbers: tuple[float, ...], ranks: tuple[int, ...], device: torch.device
 ) -> Float[Tensor, " R"]:
     columns = [number for number, rank in zip(numbers, ranks, strict=True) for _ in range(rank)]
-    return torch.tensor(columns, device=device)
+    return to_device(torch.tensor(columns), device=device)
 
 
-def _streams(
-    routes: Sequence[Route], bounds: Sequence[tuple[int, int]]
-) -> tuple[DropoutStream, ...]:
-    """Returns the streams of all tokens from the first run to the last; () without dropout."""
+def mask_of(routes: Sequence[Route], bounds: Bounds, module: str) -> Mask:
+    """Returns the mask of all tokens from the first run to the last."""
     if not any(route.dropout for route in routes):
-        return ()
+        return Mask((), module)
     streams, end = [], bounds[0][0]
     for route, (start, stop) in zip(routes, bounds, strict=True):
         if start > end:
@@ -144,4 +163,4 @@ def _streams(
         if stop > start:
             streams.append(route.dropout or DropoutStream.keeping(stop - start))
         end = stop
-    return tuple(streams)
+    return Mask(tuple(streams), module)
