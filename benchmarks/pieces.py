@@ -33,7 +33,7 @@ from geometry import GEOMETRIES
 from loracle.engine.device import choose_device, choose_dtype, keep_large_blocks, synchronize
 from loracle.model.layers.dropout import DropoutStream, keep_bits, threshold_of, zero_dropped
 from loracle.model.layers.head import target_nll
-from loracle.model.layers.kernels import Mask
+from loracle.model.layers.masked import Mask
 from loracle.model.layers.norm import rms_norm
 
 _DROPOUT = 0.1

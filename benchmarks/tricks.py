@@ -23,14 +23,14 @@ from transformers import AttentionInterface
 
 import loracle.model.base
 import loracle.model.layers.attention
-import loracle.model.layers.kernels
 import loracle.model.layers.lora
+import loracle.model.layers.masked
 from loracle.data.packing import PackedRow
 from loracle.model.base import FrozenBase
 from loracle.model.layers.attention import PACKED, register_packed_attention
 from loracle.model.layers.compiled import SWITCH
-from loracle.model.layers.kernels import Mask
 from loracle.model.layers.lora import RoutedLinear
+from loracle.model.layers.masked import Mask
 from loracle.seeds import stream_seed
 
 Without = Callable[[FrozenBase], AbstractContextManager[Any]]
@@ -133,7 +133,7 @@ def framework_dropout(base: FrozenBase) -> Iterator[None]:
 
     with (
         plain_kernels(base),
-        mock.patch.object(loracle.model.layers.kernels, "keep_bits", keep_bits),
+        mock.patch.object(loracle.model.layers.masked, "keep_bits", keep_bits),
     ):
         yield
 

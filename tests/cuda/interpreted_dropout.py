@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loracle.model.layers import operators
-from loracle.model.layers import triton_kernels as kernels
+from loracle.model.layers import adapter_kernels as kernels
+from loracle.model.layers import adapter_ops
 from loracle.model.layers.dropout import DropoutStream, keep_bits, threshold_of, zero_dropped
 from loracle.model.layers.fused import fused_product
-from loracle.model.layers.kernels import Mask, narrow, outer, widen_
 from loracle.model.layers.lora import Route, routed_product
+from loracle.model.layers.masked import Mask, narrow, outer, widen_
 
 CPU = torch.device("cpu")
 # Of products of as many terms as there are here, against fp64 with the same rounded factors.
@@ -30,7 +30,7 @@ def on_cpu():
     ):
         multiply_bf16(patch)
         for name in ("narrow", "widen", "outer"):
-            library.impl(name, getattr(operators, f"_{name}_on_cuda"), "CPU")
+            library.impl(name, getattr(adapter_ops, f"_{name}_on_cuda"), "CPU")
         yield
 
 

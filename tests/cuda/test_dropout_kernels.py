@@ -18,7 +18,7 @@ RUN = Path(__file__).with_name("run.py")
 LAUNCHES = """
 import json, warnings
 import torch
-from loracle.model.layers import kernels
+from loracle.model.layers import masked
 from loracle.model.layers.dropout import DropoutStream, threshold_of
 from loracle.model.layers.fused import fused_product
 from loracle.model.layers.lora import Route
@@ -32,7 +32,7 @@ for dtype in dtypes:
     for rank in (1, 16, 64, 256):
         for features in (4096, 301):
             x = torch.zeros(4096, features, dtype=dtype, device="cuda", requires_grad=True)
-            assert kernels.multiplies_in_one_pass(x, rank=rank), (dtype, rank, features)
+            assert masked.multiplies_in_one_pass(x, rank=rank), (dtype, rank, features)
             weight = torch.zeros(512, features, dtype=dtype, device="cuda")
             a = torch.zeros(rank, features, device="cuda", requires_grad=True)
             b = torch.zeros(512, rank, device="cuda", requires_grad=True)
@@ -45,7 +45,7 @@ for dtype in dtypes:
             answers.forget()
             step()
             told[f"{dtype} {rank} {features}"] = answers.counts()["launches"]
-assert not kernels.multiplies_in_one_pass(x, rank=257)
+assert not masked.multiplies_in_one_pass(x, rank=257)
 print(json.dumps(told))
 """
 

@@ -11,7 +11,7 @@ an element is dropped when the 15 low bits of its 16-bit lane are at least ``327
 ``threshold / 32768`` is the realised probability (0.1 becomes 0.100006), from which the scale is
 computed, and the expectation is exact.
 
-This is the arithmetic in plain PyTorch, which runs everywhere; ``kernels`` does it in one pass. A
+This is the arithmetic in plain PyTorch, which runs everywhere; ``masked`` does it in one pass. A
 mask is held as 16-bit lanes of all ones (kept) or all zeros (dropped) and applied by AND-ing it to
 the bits of the numbers: measured ten times as fast as ``torch.where`` (LOG.md).
 

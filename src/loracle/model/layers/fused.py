@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from loracle.model.layers.four_bit import Weight, frozen_linear, whole
-from loracle.model.layers.kernels import Mask, narrow, outer, widen_
+from loracle.model.layers.masked import Mask, narrow, outer, widen_
 from loracle.model.layers.routing import Route
 from loracle.model.layers.stacked import bounds_of, column_bounds, column_scales, mask_of
 

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
-from loracle.model.layers import kernels
+from loracle.model.layers import masked
 from loracle.model.layers.four_bit import Weight, frozen_linear, weight_of, whole
 from loracle.model.layers.fused import fused_product
-from loracle.model.layers.kernels import Mask
+from loracle.model.layers.masked import Mask
 from loracle.model.layers.routing import Route, Router
 from loracle.model.layers.stacked import stacked_product
 
@@ -63,7 +63,7 @@ class RoutedLinear(PeftLinear):  # type: ignore[misc]
         product: Callable[..., Tensor]
         if not torch.is_grad_enabled():
             product = _product_as_peft
-        elif routes and kernels.multiplies_in_one_pass(flat, rank=sum(map(len, factors[::2]))):
+        elif routes and masked.multiplies_in_one_pass(flat, rank=sum(map(len, factors[::2]))):
             product = fused_product
         elif len(routes) > 1 and stacks_runs(x.device):
             product = stacked_product

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 from loracle.data.packing import to_device
 from loracle.model.layers.dropout import DropoutStream
 from loracle.model.layers.four_bit import Weight, frozen_linear, whole
-from loracle.model.layers.kernels import Mask
+from loracle.model.layers.masked import Mask
 from loracle.model.layers.routing import Route
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from loracle.model.faults import first_line, is_out_of_memory
-from loracle.model.layers import compiled, operators
+from loracle.model.layers import adapter_ops, compiled
 from loracle.model.layers.dropout import (
     DropoutStream,
     keep_bits,
@@ -35,9 +35,9 @@ _LARGEST_RANK = 256
 # assumed: more than the rounding of a product that is right, less than the error of a wrong one
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
-# The operators that `operators` registers.
+# The operators that `adapter_ops` registers.
 _OURS = torch.ops.loracle
-assert operators.LIBRARY is not None
+assert adapter_ops.LIBRARY is not None
 
 
 class Mask:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from loracle.forecast.op_costs import Operation, Work
-from loracle.model.layers import compiled, kernels, lora
+from loracle.model.layers import compiled, lora, masked
 from loracle.model.layers.dropout import DropoutStream, keep_bits, zero_dropped
 from loracle.model.layers.fused import fused_product
-from loracle.model.layers.kernels import Mask
 from loracle.model.layers.lora import Route, routed_product
+from loracle.model.layers.masked import Mask
 from loracle.model.live_bytes import LiveBytes
 from model.layers.test_stacked import DROPPING, WHOLE, outcome, stream
 from tiny_engine import CPU, attach, tiny_base, tiny_plan
@@ -60,7 +60,7 @@ def test_in_one_pass_are_the_bits_of_plain_pytorch(streams, features, dtype, mod
     x, update, out = (torch.randn(rows, features, generator=draw).to(dtype) for _ in range(3))
     x[0, 0], x[-1, -1] = torch.nan, -0.0
     mask = Mask(streams, module)
-    assert kernels.drops_in_one_pass(x)
+    assert masked.drops_in_one_pass(x)
     bits = keep_bits(streams, module=module, features=features, device=CPU)
     whole = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
     assert torch.equal(mask.drop(x).view(whole), zero_dropped(x, bits).view(whole))
@@ -114,7 +114,7 @@ def test_threads_change_no_bit(threads):
 def test_the_switch_leaves_plain_pytorch(monkeypatch):
     monkeypatch.setenv(compiled.SWITCH, "plain")
     assert compiled.library() is None
-    assert not kernels.drops_in_one_pass(torch.ones(2, 2))
+    assert not masked.drops_in_one_pass(torch.ones(2, 2))
 
 
 def executable(path: Path, text: str) -> str:
@@ -233,10 +233,10 @@ def test_flops_of_the_narrow_products_are_those_of_products():
     a, b = torch.empty(4, 100, device="meta"), torch.empty(30, 4, device="meta")
     work = Work()
     with LiveBytes(watch=work.add):
-        assert kernels.narrow(x, a).shape == (8, 4)
-        kernels.widen_(out, z, b.T)
-        assert kernels.outer(z, x).shape == (4, 100)
-        assert kernels.outer(z, out, by_feature=True).shape == (30, 4)
+        assert masked.narrow(x, a).shape == (8, 4)
+        masked.widen_(out, z, b.T)
+        assert masked.outer(z, x).shape == (4, 100)
+        assert masked.outer(z, out, by_feature=True).shape == (30, 4)
     assert [cost.flops for cost in work.operations] == [2 * 8 * 4 * n for n in (100, 30, 100, 30)]
     assert sum(work.operations.values()) == 4
 
@@ -284,7 +284,7 @@ def test_one_kernel_a_product_is_the_routed_product(narrow_products, routes):
 
 @needs_compiler
 def test_a_layer_takes_the_kernels_where_there_are_some(narrow_products, monkeypatch):
-    monkeypatch.setattr(kernels, "multiplies_in_one_pass", lambda x, *, rank: rank <= 8)
+    monkeypatch.setattr(masked, "multiplies_in_one_pass", lambda x, *, rank: rank <= 8)
     base = tiny_base()
     attach(base, tiny_plan())
     layer = base.model.get_submodule("model.layers.0.self_attn.q_proj")

@@ -2,7 +2,7 @@
 
 Registered, so that a trace over tensors without numbers sees one operation, with its shapes and
 FLOPs. On a CPU there is C for the two that drop (``compiled``), on a CUDA device Triton for all
-(``triton_kernels``); ``kernels`` knows where they can be called.
+(``adapter_kernels``); ``masked`` knows where they can be called.
 
 Shapes: T tokens, I features of what is dropped, N features of an update, R rank.
 """
@@ -85,7 +85,7 @@ def _with_rows(x: Tensor) -> Tensor:
 
 
 def _drop_on_cuda(x: Tensor, *drawn: Any) -> Tensor:
-    from loracle.model.layers import triton_kernels as triton
+    from loracle.model.layers import adapter_kernels as triton
 
     out = _drop_shape(x)
     triton.drop(_with_rows(x), triton.Drawn(*drawn), out=out, adds=False)
@@ -93,21 +93,21 @@ def _drop_on_cuda(x: Tensor, *drawn: Any) -> Tensor:
 
 
 def _add_dropped_on_cuda(out: Tensor, x: Tensor, *drawn: Any) -> None:
-    from loracle.model.layers import triton_kernels as triton
+    from loracle.model.layers import adapter_kernels as triton
 
     assert out.stride(1) == 1
     triton.drop(_with_rows(x), triton.Drawn(*drawn), out=out, adds=True)
 
 
 def _narrow_on_cuda(x: Tensor, factor: Tensor, *given: Any) -> Tensor:
-    from loracle.model.layers import triton_kernels as triton
+    from loracle.model.layers import adapter_kernels as triton
 
     *drawn, scale, bounds = given
     return triton.narrow(_with_rows(x), factor, _mask(drawn), scale=scale, bounds=bounds)
 
 
 def _widen_on_cuda(out: Tensor, z: Tensor, factor: Tensor, *given: Any) -> None:
-    from loracle.model.layers import triton_kernels as triton
+    from loracle.model.layers import adapter_kernels as triton
 
     *drawn, scale = given
     assert out.stride(1) == 1
@@ -115,7 +115,7 @@ def _widen_on_cuda(out: Tensor, z: Tensor, factor: Tensor, *given: Any) -> None:
 
 
 def _outer_on_cuda(z: Tensor, y: Tensor, *given: Any) -> Tensor:
-    from loracle.model.layers import triton_kernels as triton
+    from loracle.model.layers import adapter_kernels as triton
 
     *drawn, scale, by_feature = given
     y = _with_rows(y)
@@ -133,7 +133,7 @@ def _on_its_device(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _mask(drawn: list[Any]) -> Any:
-    from loracle.model.layers.triton_kernels import Drawn
+    from loracle.model.layers.adapter_kernels import Drawn
 
     return None if drawn[0] is None else Drawn(*drawn)
 
