@@ -28,7 +28,7 @@ from loracle.model.blocks import (
     replaying,
     states_entering,
 )
-from loracle.model.layers.attention import PACKED
+from loracle.model.layers.attention import PACKED, without_cudnn_attention
 from loracle.model.layers.four_bit import PackedWeight, weight_of
 from loracle.model.layers.head import as_float, target_nll, trained_target_nll
 from loracle.model.layers.lora import RoutedLinear
@@ -57,6 +57,8 @@ class FrozenBase:
     """``nf4``: linear layers but the head are stored in 4 bits, products are in ``dtype``."""
     end_ids: tuple[int, ...] = ()
     """Tokens that end an answer, the one that is learned first; by default the tokenizer's EOS."""
+    notices: tuple[str, ...] = ()
+    """Lines for a person about what runs slower than it could."""
 
     def __post_init__(self) -> None:
         self.end_ids = self.end_ids or end_ids_of(self.tokenizer)
@@ -169,7 +171,12 @@ class FrozenBase:
         """Switches the model to ordinary batched attention, for decoding with a cache."""
         self.model.set_attn_implementation("sdpa" if self.model._supports_sdpa else "eager")
         try:
-            with self.router.following(routes), self.precision(), torch.inference_mode():
+            with (
+                self.router.following(routes),
+                self.precision(),
+                without_cudnn_attention(),
+                torch.inference_mode(),
+            ):
                 yield self.model
         finally:
             self.model.set_attn_implementation(PACKED)
@@ -237,4 +244,5 @@ def _inputs(row: PackedRow) -> dict[str, object]:
         "position_ids": row.position_ids,
         "use_cache": False,
         "lengths": row.lengths,
+        "ends": row.ends,
     }

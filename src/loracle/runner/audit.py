@@ -17,6 +17,7 @@ from loracle.engine.evaluate import ExampleScore
 from loracle.errors import AuditError
 from loracle.model.adapters import PEFT_PREFIX, Adapter
 from loracle.model.base import FrozenBase
+from loracle.model.layers.attention import without_cudnn_attention
 from loracle.model.layers.four_bit import four_bit_config
 from loracle.model.whole import moved_weights, stored_weights
 from loracle.records.names import ADAPTER_WEIGHTS
@@ -150,7 +151,7 @@ def stock_nll_sums(
     sums = []
     for example in examples:
         ids = torch.as_tensor(example.input_ids, dtype=torch.int64, device=like.device)[None]
-        with torch.inference_mode(), like.precision():
+        with torch.inference_mode(), like.precision(), without_cudnn_attention():
             logits = model(input_ids=ids).logits[0, :-1].float()
         nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         sums.append(nll[max(example.num_prompt, 1) - 1 :].double().sum().item())

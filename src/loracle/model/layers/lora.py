@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
+from loracle.model.layers.adapter_precision import add_update
 from loracle.model.layers.dropout import (
     DropoutStream,
     dropped,
@@ -98,8 +99,8 @@ def _product_as_peft(
     out = frozen_linear(x, weight, bias)
     for route, scale, a, b in zip(routes, scales, factors[::2], factors[1::2], strict=True):
         rows = slice(route.start, route.stop)
-        z = dropped(x[rows], _streams(route), module).to(a.dtype) @ a.T
-        out[rows] += (z @ b.T).mul_(scale * _inverse_keep(route))
+        kept = dropped(x[rows], _streams(route), module)
+        add_update(out[rows], kept, a, b, scale=scale * _inverse_keep(route))
     return out
 
 

@@ -17,7 +17,6 @@ Source: the block mask is what SGMV kernels do by indices, Chen et al. 2023 arXi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -26,6 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from loracle.data.packing import to_device
 from loracle.model.layers.dropout import (
     DropoutStream,
     dropped,
@@ -34,6 +34,7 @@ from loracle.model.layers.dropout import (
     zero_dropped_,
 )
 from loracle.model.layers.four_bit import Weight, frozen_linear, whole
+from loracle.model.layers.kept import kept
 from loracle.model.layers.routing import Route
 
 
@@ -93,7 +94,8 @@ class _StackedProduct(torch.autograd.Function):
         return (grad_x, None, None, None, None, None, *grad_factors)
 
 
-@lru_cache(maxsize=256)
+# The passes of a step have other bounds each: hits are within a pass.
+@kept(most=4)
 def _block(
     bounds: tuple[tuple[int, int], ...],
     ranks: tuple[int, ...],
@@ -123,12 +125,12 @@ def _column_scales(
     return _repeated(with_dropout, ranks, device)
 
 
-@lru_cache(maxsize=256)
+@kept(most=64)
 def _repeated(
     numbers: tuple[float, ...], ranks: tuple[int, ...], device: torch.device
 ) -> Float[Tensor, " R"]:
     columns = [number for number, rank in zip(numbers, ranks, strict=True) for _ in range(rank)]
-    return torch.tensor(columns, device=device)
+    return to_device(torch.tensor(columns), device=device)
 
 
 def _streams(
