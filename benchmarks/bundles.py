@@ -12,7 +12,7 @@ from geometry import random_base, random_examples
 from loracle.engine.device import keep_large_blocks
 from loracle.engine.train_state import TrainState
 from loracle.model.base import FrozenBase
-from loracle.model.layers.norm import install_fast_norms
+from loracle.model.layers.fast_parts import install_fast_parts
 from loracle.model.trunk import TrunkStore
 from loracle.placement import ModulePlan
 from loracle.runner.bundle_size import bundle_budget
@@ -58,7 +58,7 @@ def measure_point(point: Point) -> Row:
     device = loracle.choose_device(point.device)
     dtype = loracle.choose_dtype(point.dtype, device=device)
     base = random_base(point.geometry, device=device, dtype=dtype, packing=point.packing)
-    install_fast_norms(base.model)
+    install_fast_parts(base.model)
     everything = plan_of(base.model, config, "all-linear")
     plan = plan_of(base.model, config, point.placement)
     runs = [_run(base, point, plan=plan, config=config, seed=seed) for seed in range(point.runs)]

@@ -17,7 +17,7 @@ from loracle.engine.gradients import gradients_of
 from loracle.model.base import FrozenBase
 from loracle.model.layers.attention import PACKED, register_packed_attention
 from loracle.model.layers.dropout import DropoutStream, keep_bits, threshold_of
-from loracle.model.layers.norm import install_fast_norms
+from loracle.model.layers.fast_parts import install_fast_parts
 from workload import config_of, plan_of, start_run
 
 _CPU = torch.device("cpu")
@@ -88,7 +88,7 @@ def _step(geometry: str, *, batch: int, device: torch.device, dtype: torch.dtype
     register_packed_attention()
     model = random_model(geometry, device=_CPU, dtype=torch.float32, attention=PACKED)
     model = model.to(device, dtype).eval().requires_grad_(False)
-    install_fast_norms(model)
+    install_fast_parts(model)
     base = FrozenBase(model=model, tokenizer=bare_tokenizer(), device=device, dtype=dtype)
     config = config_of("train.max_steps=1", f"train.batch_size={batch}", "lora.dropout=0.1")
     examples = random_examples(geometry, count=batch, length=None)

@@ -40,7 +40,7 @@ from loracle.forecast.devices import this_device
 from loracle.forecast.op_costs import Rates
 from loracle.forecast.trace import synthetic_examples
 from loracle.model.base import FrozenBase
-from loracle.model.layers.norm import install_fast_norms
+from loracle.model.layers.fast_parts import install_fast_parts
 from loracle.placement import ModulePlan
 from loracle.text import GIB
 from predicted import plan_from, predicted_step
@@ -186,7 +186,7 @@ def _base(
     geometry: str, device: torch.device, dtype: torch.dtype, *, packing: str | None
 ) -> FrozenBase:
     base = random_base(geometry, device=device, dtype=dtype, packing=packing)
-    install_fast_norms(base.model)
+    install_fast_parts(base.model)
     return base
 
 

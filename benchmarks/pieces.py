@@ -15,6 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -186,9 +187,12 @@ def _attention(shape: LlamaConfig, *, lengths: tuple[int, ...], draw: Any) -> Pi
     gradient = draw(1, tokens, heads, size)
     module = torch.nn.Module()
     module.config = shape
+    ends = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=query.device)
 
     def ours(*qkv: Tensor) -> Tensor:
-        return attention.packed_attention(module, *qkv, None, lengths=lengths, scaling=scale)[0]
+        return attention.packed_attention(
+            module, *qkv, None, lengths=lengths, ends=ends, scaling=scale
+        )[0]
 
     def stock(*qkv: Tensor) -> Tensor:
         return attention._attend_by_sequence(*qkv, lengths=lengths, scale=scale)

@@ -28,7 +28,7 @@ from loracle.config.files import load_config
 from loracle.forecast.devices import Device
 from loracle.forecast.trace import synthetic_examples, trace_step
 from loracle.model.adapters import attach_adapter
-from loracle.model.layers.norm import install_fast_norms
+from loracle.model.layers.fast_parts import install_fast_parts
 from loracle.records.predictions import keep_accuracy, kept_accuracy
 from loracle.records.study_folder import read_study
 from loracle.sources import catalog
@@ -122,7 +122,7 @@ def _case(row: Mapping[str, Any]) -> tuple[Any, ...]:
 
 def _counted(architecture: Any, config: Any, *, lengths: Any) -> int:
     base = random_base(architecture, device=torch.device("cpu"), dtype=torch.bfloat16)
-    install_fast_norms(base.model)
+    install_fast_parts(base.model)
     adapter = attach_adapter(
         base,
         name="default",

@@ -111,7 +111,11 @@ def stock_attention(_base: FrozenBase) -> AbstractContextManager[Any]:
     """Calls PyTorch's attention, with its gradient, for one sequence after another."""
     module = loracle.model.layers.attention
     names = ("attend_on_cpu", "attend_variable_length")
-    return mock.patch.multiple(module, **dict.fromkeys(names, module._attend_by_sequence))
+
+    def by_sequence(*qkv: Tensor, lengths: tuple[int, ...], scale: float, **_: Any) -> Tensor:
+        return module._attend_by_sequence(*qkv, lengths=lengths, scale=scale)
+
+    return mock.patch.multiple(module, **dict.fromkeys(names, by_sequence))
 
 
 def plain_kernels(_base: FrozenBase) -> AbstractContextManager[Any]:

@@ -25,6 +25,8 @@ def test_a_row_by_hand():
     assert row.targets.tolist() == [13, 14, 22, 23]
     assert row.source.tolist() == [1, 2, 4, 5]
     assert row.num_targets == (2, 2)
+    assert row.ends.tolist() == [0, 4, 7]
+    assert row.ends.dtype == torch.int32
 
 
 def test_the_first_token_is_never_a_target():

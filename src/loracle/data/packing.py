@@ -8,10 +8,11 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 from torch import Tensor
 
 
@@ -37,6 +38,8 @@ class PackedRow:
     """Positions that start again at 0 in each sequence."""
     lengths: tuple[int, ...]
     """Tokens of each sequence, in order; they sum to T."""
+    ends: Int32[Tensor, " ends"]
+    """0, and one past the last token of each sequence; for attention on a GPU."""
     source: Int64[Tensor, " N"]
     """Positions whose hidden state predicts a target."""
     targets: Int64[Tensor, " N"]
@@ -73,6 +76,7 @@ def pack(examples: Sequence[Tokens], *, device: torch.device | str = "cpu") -> P
         input_ids=to_device(flat[None], device=device),
         position_ids=to_device(torch.cat(positions)[None], device=device),
         lengths=tuple(lengths),
+        ends=to_device(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32), device=device),
         source=to_device(source, device=device),
         targets=to_device(flat[source + 1], device=device),
         num_targets=tuple(counts),

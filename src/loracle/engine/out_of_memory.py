@@ -19,6 +19,7 @@ from loracle.data.packing import batches_by_tokens
 from loracle.engine.device import release_free_memory
 from loracle.errors import OutOfMemory
 from loracle.model.faults import is_out_of_memory
+from loracle.model.layers.kept import forget_kept
 
 T = TypeVar("T")
 
@@ -136,6 +137,7 @@ def require_address_space(where: str) -> None:
 
 def free_memory() -> None:
     """Returns unused memory to the device and to the system."""
+    forget_kept()
     gc.collect()
     release_free_memory()
     if torch.cuda.is_available():

@@ -215,7 +215,7 @@ def _measured_step(
     from loracle.model.adapters import attach_adapter
     from loracle.model.base import FrozenBase
     from loracle.model.layers.attention import PACKED
-    from loracle.model.layers.norm import install_fast_norms
+    from loracle.model.layers.fast_parts import install_fast_parts
     from loracle.screen import quiet_transformers
 
     with quiet_transformers(), device:
@@ -223,7 +223,7 @@ def _measured_step(
             AutoConfig.for_model(**architecture), dtype=dtype, attn_implementation=PACKED
         )
     model = model.to(device).eval().requires_grad_(False)
-    install_fast_norms(model)
+    install_fast_parts(model)
     base = FrozenBase(model=model, tokenizer=one_word_tokenizer(), device=device, dtype=dtype)
     adapter = attach_adapter(
         base,

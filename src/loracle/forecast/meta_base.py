@@ -25,8 +25,9 @@ from loracle.model.adapters import Adapter, attach_adapter
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import transformers_config
 from loracle.model.layers.attention import PACKED, register_packed_attention
+from loracle.model.layers.fast_parts import install_fast_parts
 from loracle.model.layers.four_bit import NF4, install_unpacked_products
-from loracle.model.layers.norm import install_fast_norms
+from loracle.model.layers.kept import forget_kept
 from loracle.model.reach import peft_faults
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
@@ -100,7 +101,8 @@ def fake_tensors(kind: Kind = "cpu") -> Iterator[None]:
     A CPU's are fake tensors; a GPU's are on the meta device, which is faster, and the attention
     kernels that only a GPU has are called by name.
     """
-    _forget_constants()
+    # Fake tensors and real ones must not mix.
+    forget_kept()
     try:
         with ExitStack() as inside:
             inside.enter_context(mock.patch(f"{_EXPERTS}._can_use_grouped_mm", _groups_products))
@@ -113,7 +115,7 @@ def fake_tensors(kind: Kind = "cpu") -> Iterator[None]:
             inside.enter_context(_FakeValues())
             yield
     finally:
-        _forget_constants()
+        forget_kept()
 
 
 def _groups_products(_input: Tensor, weight: Tensor, _ends: Tensor) -> bool:
@@ -150,16 +152,6 @@ def _efficient_attention(
     return attended
 
 
-def _forget_constants() -> None:
-    """Clears the engine's cached tensors: fake and real ones must not mix."""
-    from loracle.model.layers import dropout, stacked, varlen_attention
-
-    for module in (dropout, stacked, varlen_attention):
-        for value in vars(module).values():
-            if hasattr(value, "cache_clear"):
-                value.cache_clear()
-
-
 def meta_base(
     architecture: Mapping[str, Any],
     *,
@@ -179,7 +171,7 @@ def meta_base(
             attn_implementation=PACKED,
         )
         model = model.eval().requires_grad_(trains)
-        install_fast_norms(model)
+        install_fast_parts(model)
         if quantization == NF4:
             _pack(model, dtype=dtype)
             install_unpacked_products(model)

@@ -25,7 +25,7 @@ from loracle.model.faults import is_out_of_memory
 from loracle.model.guard import checked, require_long_rows, stock_nll
 from loracle.model.inventory import transformers_config
 from loracle.model.layers.attention import PACKED, register_packed_attention
-from loracle.model.layers.norm import install_fast_norms
+from loracle.model.layers.fast_parts import install_fast_parts
 from loracle.model.limits import require_reach
 from loracle.model.load import reason_not_loaded
 from loracle.model.reach import require_reached
@@ -282,7 +282,7 @@ def _random_model(architecture: Mapping[str, Any]) -> Any:
             else:
                 parameter.add_(0.1 * drawn)
     model = model.eval().requires_grad_(False)
-    install_fast_norms(model)
+    install_fast_parts(model)
     return model
 
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from loracle.data import end_ids_of
@@ -29,7 +28,7 @@ from loracle.model.blocks import (
     replaying,
     states_entering,
 )
-from loracle.model.layers.attention import PACKED
+from loracle.model.layers.attention import PACKED, without_cudnn_attention
 from loracle.model.layers.four_bit import PackedWeight, weight_of
 from loracle.model.layers.head import as_float, target_nll, trained_target_nll
 from loracle.model.layers.lora import RoutedLinear
@@ -58,6 +57,8 @@ class FrozenBase:
     """``nf4``: linear layers but the head are stored in 4 bits, products are in ``dtype``."""
     end_ids: tuple[int, ...] = ()
     """Tokens that end an answer, the one that is learned first; by default the tokenizer's EOS."""
+    notices: tuple[str, ...] = ()
+    """Lines for a person about what runs slower than it could."""
 
     def __post_init__(self) -> None:
         self.end_ids = self.end_ids or end_ids_of(self.tokenizer)
@@ -173,7 +174,7 @@ class FrozenBase:
             with (
                 self.router.following(routes),
                 self.precision(),
-                plan_free_attention(self.device),
+                without_cudnn_attention(),
                 torch.inference_mode(),
             ):
                 yield self.model
@@ -213,18 +214,6 @@ class FrozenBase:
         return digest.hexdigest()
 
 
-def plan_free_attention(device: torch.device) -> AbstractContextManager[None]:
-    """Returns a context in which a GPU's attention is never cuDNN's, on Hopper the default.
-
-    cuDNN builds a plan for each shape that it has not seen, and decoding has a new one per token.
-    Source: torchtune#1652 (H100) and FunASR#3705 (B200) report 20 ms to 1 s for a plan.
-    """
-    if device.type != "cuda":
-        return nullcontext()
-    others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-    return sdpa_kernel(others)
-
-
 @dataclass(frozen=True)
 class Probe:
     """A few tokens that exist in every vocabulary."""
@@ -261,4 +250,5 @@ def _inputs(row: PackedRow) -> dict[str, object]:
         "position_ids": row.position_ids,
         "use_cache": False,
         "lengths": row.lengths,
+        "ends": row.ends,
     }

@@ -20,8 +20,8 @@ from loracle.model.base import FrozenBase
 from loracle.model.faults import first_line, model_faults
 from loracle.model.guard import checked
 from loracle.model.layers.attention import PACKED, register_packed_attention
+from loracle.model.layers.fast_parts import install_fast_parts
 from loracle.model.layers.four_bit import four_bit_config, install_unpacked_products
-from loracle.model.layers.norm import install_fast_norms
 from loracle.screen import quiet_transformers
 from loracle.sources.misfits import misfits
 from loracle.sources.plain_weights import require_plain_folder
@@ -61,7 +61,7 @@ def load_base(
     # Otherwise Transformers would fill unset options with the model's penalties and sampling.
     model.generation_config = GenerationConfig(eos_token_id=ends)
     model = model.eval().requires_grad_(trains)
-    install_fast_norms(model)
+    notices = install_fast_parts(model)
     if quantization:
         install_unpacked_products(model)
     base = FrozenBase(
@@ -72,6 +72,7 @@ def load_base(
         trains=trains,
         quantization=quantization,
         end_ids=end_ids_of(tokenizer, named=ends),
+        notices=notices,
     )
     return checked(base)
 

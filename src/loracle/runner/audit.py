@@ -16,7 +16,8 @@ from loracle.data import Example
 from loracle.engine.evaluate import ExampleScore
 from loracle.errors import AuditError
 from loracle.model.adapters import PEFT_PREFIX, Adapter
-from loracle.model.base import FrozenBase, plan_free_attention
+from loracle.model.base import FrozenBase
+from loracle.model.layers.attention import without_cudnn_attention
 from loracle.model.load import straight_to
 from loracle.model.stock import stock_over
 from loracle.model.whole import moved_weights, stored_weights
@@ -161,7 +162,7 @@ def stock_nll_sums(
     sums = []
     for example in examples:
         ids = torch.as_tensor(example.input_ids, dtype=torch.int64, device=like.device)[None]
-        with torch.inference_mode(), like.precision(), plan_free_attention(like.device):
+        with torch.inference_mode(), like.precision(), without_cudnn_attention():
             logits = model(input_ids=ids).logits[0, :-1].float()
         nll = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
         sums.append(nll[max(example.num_prompt, 1) - 1 :].double().sum().item())

@@ -194,7 +194,7 @@ def open_shared_base(config: Config, *, progress: Progress, stop: StopRequest) -
     with memory.phase("load"), memory_faults(config.model, remedy=_SMALLER_BASE):
         base = load_base(model.path, device=device, dtype=dtype, quantization=config.quantization)
     data = prepare_data(source, config=config.data, tokenizer=base.tokenizer, end_ids=base.end_ids)
-    for line in data.notices:
+    for line in (*base.notices, *data.notices):
         progress.notice(line)
     require_usable(base, data=data, config=config)
     identity = identify(base, folder=model.path, weights_digest=base.weights_digest())

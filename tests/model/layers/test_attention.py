@@ -12,12 +12,14 @@ from loracle.model.layers.attention import (
     _attend_by_sequence,
     packed_attention,
     register_packed_attention,
+    without_cudnn_attention,
 )
 from loracle.model.layers.cpu_attention import attend_on_cpu
 from loracle.model.layers.varlen_attention import (
     attend_variable_length,
     attends_variable_length,
 )
+from tiny_engine import tiny_base
 
 LENGTHS = (5, 1, 8)
 
@@ -188,8 +190,25 @@ def varlen_of_older_releases(q, k, v, cu_q, cu_k, max_q, max_k, is_causal=False,
 def test_the_variable_length_kernel_is_called_as_it_asks(kernel, kv_heads):
     torch.manual_seed(4)
     query, key, value = drawn(4), drawn(kv_heads), drawn(kv_heads)
-    out = attend_variable_length(query, key, value, lengths=LENGTHS, scale=0.3, kernel=kernel)
+    ends = torch.tensor([0, 5, 6, 14], dtype=torch.int32)
+    out = attend_variable_length(
+        query, key, value, lengths=LENGTHS, ends=ends, scale=0.3, kernel=kernel
+    )
     torch.testing.assert_close(out, by_hand(query, key, value, scaling=0.3))
+
+
+def test_without_cudnn_attention_what_was_set_comes_back():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with without_cudnn_attention():
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
+def test_answers_and_stock_passes_do_without_cudnn():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with tiny_base().generating(()):
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ Shapes: B = 1, H query heads, K key-value heads, T tokens, D head size.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
@@ -34,6 +35,7 @@ def packed_attention(
     attention_mask: Tensor | None,  # noqa: ARG001 - the signature is Transformers'
     *,
     lengths: tuple[int, ...] | None = None,
+    ends: Int[Tensor, " ends"] | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     sliding_window: int | None = None,
@@ -41,6 +43,8 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[Float[Tensor, "1 T H D"], None]:
     """Returns causal attention within each of ``lengths``, and no weights.
+
+    ``ends`` are theirs on the device, as `PackedRow` has them.
 
     Raises:
         ModelError: If the model needs something unsupported: attention dropout, soft-capped
@@ -65,7 +69,10 @@ def packed_attention(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = _autocast(query, key, value)
     if attends_variable_length(query.device, query.dtype):
-        return attend_variable_length(query, key, value, lengths=lengths, scale=scale), None
+        assert ends is not None, "ends are passed on as lengths are"
+        return attend_variable_length(
+            query, key, value, lengths=lengths, ends=ends, scale=scale
+        ), None
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         return attend_on_cpu(query, key, value, lengths=lengths, scale=scale), None
     return _attend_by_sequence(query, key, value, lengths=lengths, scale=scale), None
@@ -90,9 +97,9 @@ def _attend_by_sequence(
 ) -> Float[Tensor, "1 T H D"]:
     """Returns the result of PyTorch's own attention, one sequence after another."""
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.device.type != "cpu":
-        # Such a GPU has only the memory-efficient kernel, which does not support groups; with
-        # groups PyTorch would materialise all scores.
+    if grouped and query.device.type != "cpu" and not _efficient_takes_groups(query, key, value):
+        # Such a GPU has only the memory-efficient kernel. Where that does not support groups,
+        # PyTorch would materialise all scores.
         copies = query.shape[1] // key.shape[1]
         key, value = (tensor.repeat_interleave(copies, dim=1) for tensor in (key, value))
         grouped = False
@@ -101,7 +108,30 @@ def _attend_by_sequence(
         scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
         for q, k, v in zip(*split, strict=True)
     ]
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous()
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1)
+
+
+def _efficient_takes_groups(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Returns True if the memory-efficient kernel of this PyTorch takes fewer keys than queries."""
+    if not query.is_cuda:
+        return False
+    asked = torch.backends.cuda.SDPAParams(query, key, value, None, 0.0, True, True)
+    return torch.backends.cuda.can_use_efficient_attention(asked)
+
+
+@contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Excludes cuDNN's attention inside the block, where shapes change with every call.
+
+    On compute capability 9.0 PyTorch prefers it, and it prepares a plan for each new shape, which
+    others measured at 20 ms to 1 s (pytorch/torchtune#1652, modelscope/FunASR#3705).
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
 
 
 def register_packed_attention() -> None:

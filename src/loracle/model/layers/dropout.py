@@ -31,6 +31,7 @@ from jaxtyping import Float, Int16, Int64
 from torch import Tensor
 
 from loracle.data.packing import to_device
+from loracle.model.layers.kept import kept
 from loracle.seeds import stream_seed
 
 _LEVELS = 1 << 15
@@ -117,7 +118,7 @@ _WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 # Enough for the runs of a bundle; every module of a pass, and its gradient, uses the same ones.
-@lru_cache(maxsize=64)
+@kept(most=64)
 def _token_keys(stream: DropoutStream, device: torch.device) -> Int64[Tensor, " T"]:
     """Returns a key per token: the mixed counter of its place in its sequence."""
     keys = [
@@ -132,12 +133,12 @@ def token_keys(streams: tuple[DropoutStream, ...], device: torch.device) -> Int6
     return _token_keys(streams[0], device) if len(streams) == 1 else _stacked_keys(streams, device)
 
 
-@lru_cache(maxsize=8)
+@kept(most=4)
 def _stacked_keys(streams: tuple[DropoutStream, ...], device: torch.device) -> Int64[Tensor, " T"]:
     return torch.cat([_token_keys(stream, device) for stream in streams])
 
 
-@lru_cache(maxsize=64)
+@kept(most=4)
 def token_thresholds(
     streams: tuple[DropoutStream, ...], device: torch.device
 ) -> Int16[Tensor, " T"]:
@@ -152,7 +153,7 @@ def module_key(module: str) -> int:
     return stream_seed(0, "dropout module", module)
 
 
-@lru_cache(maxsize=64)
+@kept(most=64)
 def _counters(words: int, device: torch.device) -> Int64[Tensor, " W"]:
     return torch.arange(words, device=device) * _GAMMA
 

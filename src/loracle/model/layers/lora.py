@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from transformers.pytorch_utils import Conv1D
 
 from loracle.model.layers import masked
+from loracle.model.layers.adapter_precision import add_update
 from loracle.model.layers.four_bit import Weight, frozen_linear, weight_of, whole
 from loracle.model.layers.fused import fused_product
 from loracle.model.layers.masked import Mask
@@ -96,8 +97,8 @@ def _product_as_peft(
     out = frozen_linear(x, weight, bias)
     for route, scale, a, b in zip(routes, scales, factors[::2], factors[1::2], strict=True):
         rows = slice(route.start, route.stop)
-        z = _mask(route, module).drop(x[rows]).to(a.dtype) @ a.T
-        out[rows] += (z @ b.T).mul_(scale * _inverse_keep(route))
+        kept = _mask(route, module).drop(x[rows])
+        add_update(out[rows], kept, a, b, scale=scale * _inverse_keep(route))
     return out
 
 

@@ -1,7 +1,9 @@
 """RMSNorm with a hand-written gradient that saves its 16-bit input and one number per token.
 
 Autograd saves the input in fp32 and differentiates every step of it. This one replaces norms that
-compute the same as Llama's, which is decided by comparing numbers, not by a list of names.
+compute the same as Llama's, which is decided by comparing numbers, not by a list of names. On a GPU
+it is one kernel each way (`ops`), with and without a gradient; on a CPU several passes, and stock
+code where there is no gradient.
 
     y = w * x / rms(x),    rms(x) = sqrt(mean(x^2) + eps)
 
@@ -20,7 +22,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from loracle.model.layers.agreement import Notice, disagreement, drawn, say_nothing
 from loracle.model.layers.head import as_float
+from loracle.model.layers.ops import FUSED_DTYPES, LONGEST_ROW, has_kernels
 
 # assumed: the reciprocal root may differ in its last bits, so a few 16-bit results round
 # differently; a norm of another kind (an offset weight, another order of casts) differs far more
@@ -59,15 +63,73 @@ class _RmsNorm(torch.autograd.Function):
         return grad.addcmul(direction, along).mul_(inverse).to(x.dtype), None, None
 
 
-def install_fast_norms(model: nn.Module) -> int:
-    """Replaces the forward of every frozen RMSNorm equal to this one; returns their number."""
+def fused_rms_norm(
+    x: Float[Tensor, "*T H"], *, weight: Float[Tensor, " H"], epsilon: float
+) -> Float[Tensor, "*T H"]:
+    """Returns the result of `rms_norm`, by one kernel."""
+    out: Tensor = _FusedRmsNorm.apply(x, weight, epsilon)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _FusedRmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Float[Tensor, "*T H"], weight: Float[Tensor, " H"], epsilon: float
+    ) -> Float[Tensor, "*T H"]:
+        x = x.contiguous()
+        out, inverse = torch.ops.loracle.rms_norm(x, weight, epsilon)
+        ctx.save_for_backward(x, weight, inverse)
+        normed: Tensor = out
+        return normed
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        grad_x = torch.ops.loracle.rms_norm_backward(grads[0].contiguous(), *ctx.saved_tensors)
+        return grad_x, None, None
+
+
+def install_fast_norms(model: nn.Module, *, notice: Notice = say_nothing) -> int:
+    """Replaces the forward of every frozen RMSNorm equal to this one; returns their number.
+
+    ``notice`` takes a line about each kind that is left as it is though a kernel was tried.
+    """
     norms: list[Any] = [module for module in model.modules() if _looks_like_rms_norm(module)]
     kinds = {(type(norm), norm.weight.shape): norm for norm in norms}
-    same = {kind for kind, norm in kinds.items() if _gives_the_same(norm)}
-    replaced = [norm for norm in norms if (type(norm), norm.weight.shape) in same]
-    for norm in replaced:
-        norm.forward = partial(_forward, norm, norm.forward)
-    return len(replaced)
+    forwards = {kind: _replacement(norm, notice=notice) for kind, norm in kinds.items()}
+    count = 0
+    for norm in norms:
+        forward = forwards[type(norm), norm.weight.shape]
+        if forward is not None:
+            norm.forward = partial(forward, norm, norm.forward)
+            count += 1
+    return count
+
+
+def _replacement(norm: Any, *, notice: Notice) -> Callable[..., Tensor] | None:
+    """Returns the fastest forward that gives the same as the norm's own; None if none does."""
+    weight: Tensor = norm.weight
+    if not _gives_the_same(norm):
+        return None
+    if not has_kernels(weight.device) or not _fits_kernel(weight):
+        return _forward
+    fused = partial(fused_rms_norm, weight=weight, epsilon=_epsilon(norm))
+    fault = disagreement(fused, norm, [drawn(64, len(weight), like=weight, scale=3)])
+    if fault is None:
+        return _fused_forward
+    notice(f"{type(norm).__name__}: the kernel {fault}; it is not used")
+    return _forward
+
+
+def _fits_kernel(weight: Float[Tensor, " H"]) -> bool:
+    return len(weight) <= LONGEST_ROW and weight.dtype in FUSED_DTYPES
+
+
+def _fused_forward(norm: Any, stock: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    if not has_kernels(x.device) or x.dtype != norm.weight.dtype:
+        # A forecast for a CPU fills a model from the meta device.
+        return _forward(norm, stock, x)
+    return fused_rms_norm(x, weight=norm.weight, epsilon=_epsilon(norm))
 
 
 def _forward(norm: Any, stock: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

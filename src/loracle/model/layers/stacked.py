@@ -17,7 +17,6 @@ Source: the block mask is what SGMV kernels do by indices, Chen et al. 2023 arXi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from loracle.data.packing import to_device
 from loracle.model.layers.dropout import DropoutStream
 from loracle.model.layers.four_bit import Weight, frozen_linear, whole
+from loracle.model.layers.kept import kept
 from loracle.model.layers.masked import Mask
 from loracle.model.layers.routing import Route
 
@@ -98,7 +98,7 @@ def bounds_of(routes: Sequence[Route], num_tokens: int) -> Bounds:
 
 
 # Used again within a pass, and by no later one; of 8 runs with 64 columns and 16k tokens, 16 MiB.
-@lru_cache(maxsize=4)
+@kept(most=4)
 def _block(
     bounds: Bounds,
     ranks: tuple[int, ...],
@@ -116,7 +116,7 @@ def _block(
 
 
 # Used again within a pass by every layer that the same runs adapt.
-@lru_cache(maxsize=16)
+@kept(most=4)
 def column_bounds(
     bounds: Bounds, ranks: tuple[int, ...], device: torch.device
 ) -> Int32[Tensor, "t 2"]:
@@ -144,7 +144,7 @@ def column_scales(
     return _repeated(with_dropout, ranks, device)
 
 
-@lru_cache(maxsize=64)
+@kept(most=64)
 def _repeated(
     numbers: tuple[float, ...], ranks: tuple[int, ...], device: torch.device
 ) -> Float[Tensor, " R"]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import lru_cache
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -43,10 +42,14 @@ def attend_variable_length(
     value: Float[Tensor, "1 K T D"],
     *,
     lengths: tuple[int, ...],
+    ends: Int[Tensor, " ends"],
     scale: float,
     kernel: Callable[..., Any] | None = None,
 ) -> Float[Tensor, "1 T H D"]:
-    """Returns causal attention within each of ``lengths``; tests replace PyTorch's ``kernel``."""
+    """Returns causal attention within each of ``lengths``; tests replace PyTorch's ``kernel``.
+
+    ``ends`` are 0 and the end of each sequence, in int32 on the device (``PackedRow.ends``).
+    """
     kernel = kernel or _kernel()
     assert kernel is not None
     parameters = inspect.signature(kernel).parameters
@@ -57,13 +60,8 @@ def attend_variable_length(
     options |= {"is_causal": True} if "is_causal" in parameters else {"window_size": (-1, 0)}
     if "enable_gqa" in parameters:
         options["enable_gqa"] = groups > 1
-    ends, longest = _ends(lengths, query.device), max(lengths)
-    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    longest = max(lengths)
+    # Of a tensor[0] the gradient would be copied into zeros.
+    q, k, v = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     out: Tensor = kernel(q, k, v, ends, ends, longest, longest, **options)
     return out[None]
-
-
-@lru_cache(maxsize=16)
-def _ends(lengths: tuple[int, ...], device: torch.device) -> Int[Tensor, " ends"]:
-    """Returns the ends of the sequences, cached because every layer of a pass needs the same."""
-    return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
