@@ -30,6 +30,7 @@ from loracle.model.layers.dropout import (
     zero_dropped,
     zero_dropped_,
 )
+from loracle.model.layers.ops import has_kernels
 
 _LARGEST_RANK = 256
 # assumed: more than the rounding of a product that is right, less than the error of a wrong one
@@ -132,10 +133,10 @@ def drops_in_one_pass(x: Tensor) -> bool:
 
 def multiplies_in_one_pass(x: Tensor, *, rank: int) -> bool:
     """Returns whether ``x`` is multiplied by factors of a rank in kernels of ours."""
-    if x.device.type != "cuda" or rank > _LARGEST_RANK or x.dtype not in _TOLERANCES:
+    if rank > _LARGEST_RANK or x.dtype not in _TOLERANCES or not has_kernels(x.device):
         return False
-    if compiled.is_switched_off():
-        return False
+    if x.is_meta:
+        return True
     padded = max(16, 1 << (rank - 1).bit_length())
     return _is_right(x.device, x.dtype, rank=padded, is_aligned=x.shape[1] % 16 == 0)
 
