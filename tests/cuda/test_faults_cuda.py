@@ -1,12 +1,12 @@
 """Whole runs on pretended cards: a base held once, operations that repeat, decoding, loading."""
 
 import json
-import subprocess
 
 import pytest
 from holes import write_holes
-from run import CARDS, command_of, on_card
+from run import CARDS
 
+from conftest import last_json
 from tiny import write_records
 
 SHORT = (
@@ -27,24 +27,24 @@ def sources(tmp_path_factory):
     return folder
 
 
-def on(card, *words, cache, **variables):
-    """The ended process of a command on a card."""
-    env = on_card(card, LORACLE_CACHE=str(cache), HF_HUB_OFFLINE="1", **variables)
-    return subprocess.run(command_of(words), env=env, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture
-def baseline(sources, tmp_path):
-    """Runs a short baseline on a card; returns its process and its folder."""
+def baseline(ground, sources, tmp_path):
+    """Runs a short baseline on a card; returns how it ended and its folder."""
 
     def run(card, *overrides, **variables):
-        here = (f"model=path:{sources / 'model'}", f"data.source=path:{sources / 'records.json'}")
-        words = [word for text in (*here, *SHORT, *overrides) for word in ("--set", text)]
+        words = [word for text in (*short(sources), *overrides) for word in ("--set", text)]
         out = tmp_path / "run"
-        words = ["loracle", "baseline", "demo", "--out", str(out), *words]
-        return on(card, *words, cache=tmp_path / "cache", **variables), out
+        return ground.on(
+            card, "loracle", "baseline", "demo", "--out", out, *words, **variables
+        ), out
 
     return run
+
+
+def short(sources):
+    """Overrides of a short run on these sources."""
+    model, data = sources / "model", sources / "records.json"
+    return (f"model=path:{model}", f"data.source=path:{data}", *SHORT)
 
 
 def load(path):
@@ -53,8 +53,8 @@ def load(path):
 
 def test_a_card_that_holds_a_base_once_is_enough_for_latency_and_audit(baseline):
     """Two bases are 1776 MiB; the context takes 400 of 2048."""
-    process, out = baseline("l4", PRETEND_MIB="2048")
-    assert process.returncode == 0, process.stderr
+    ended, out = baseline("l4", PRETEND_MIB="2048")
+    assert ended.code == 0, ended.out[-3000:]
     result = load(out / "result.json")
     assert result["audit"]["faults"] == []
     latency = result["efficiency"]["latency_ms_per_token"]
@@ -65,25 +65,25 @@ def test_a_card_that_holds_a_base_once_is_enough_for_latency_and_audit(baseline)
 @pytest.mark.parametrize("card", CARDS)
 def test_a_whole_run_repeats_its_operations(card, packing, baseline):
     """Strict mode raises at an operation that has no deterministic form; others would warn."""
-    process, out = baseline(card, "deterministic=true", *([packing] if packing else []))
-    assert process.returncode == 0, process.stderr
-    assert "determinis" not in process.stderr.lower()
+    ended, out = baseline(card, "deterministic=true", *([packing] if packing else []))
+    assert ended.code == 0, ended.out[-3000:]
+    assert "determinis" not in ended.out.lower()
     settings = load(out / "environment.json")["torch_settings"]
     assert settings["deterministic_algorithms"]
     assert "|deterministic:yes|" in load(out / "result.json")["signature"]
 
 
 def test_operations_that_do_not_repeat_can_be_asked_for_and_are_recorded(baseline):
-    process, out = baseline("a100", "deterministic=false")
-    assert process.returncode == 0, process.stderr
+    ended, out = baseline("a100", "deterministic=false")
+    assert ended.code == 0, ended.out[-3000:]
     assert not load(out / "environment.json")["torch_settings"]["deterministic_algorithms"]
     assert "deterministic:" not in load(out / "result.json")["signature"]
 
 
 def test_what_makes_it_impossible_is_refused_in_one_line(baseline):
-    process, _ = baseline("a100", "deterministic=true", CUBLAS_WORKSPACE_CONFIG=":0:0")
-    assert process.returncode == 2
-    assert "deterministic: needs CUBLAS_WORKSPACE_CONFIG=:4096:8" in process.stderr
+    ended, _ = baseline("a100", "deterministic=true", CUBLAS_WORKSPACE_CONFIG=":0:0")
+    assert ended.code == 2
+    assert "deterministic: needs CUBLAS_WORKSPACE_CONFIG=:4096:8" in ended.out
 
 
 BUNDLE = """
@@ -102,13 +102,11 @@ sys.exit(any(outcome.error is not None for outcome in run_many(specs, bundle_siz
 """
 
 
-def test_a_bundle_repeats_its_operations_and_holds_its_base_once(sources, tmp_path):
-    words = (f"model=path:{sources / 'model'}", f"data.source=path:{sources / 'records.json'}")
-    words = (*words, *SHORT, "deterministic=true")
-    command = ("python", "-c", BUNDLE, str(tmp_path / "runs"), *words)
-    process = on("a100", *command, cache=tmp_path / "cache", PRETEND_MIB="2300")
-    assert process.returncode == 0, process.stderr
-    assert "determinis" not in process.stderr.lower()
+def test_a_bundle_repeats_its_operations_and_holds_its_base_once(ground, sources, tmp_path):
+    words = (tmp_path / "runs", *short(sources), "deterministic=true")
+    ended = ground.on("a100", "python", "-c", BUNDLE, *words, PRETEND_MIB="2300")
+    assert ended.code == 0, ended.out[-3000:]
+    assert "determinis" not in ended.out.lower()
 
 
 SCORES = """
@@ -141,11 +139,10 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("packing", ["", "nf4"])
-def test_scores_repeat_and_wait_at_most_once_a_pass(packing, sources, tmp_path):
-    command = ("python", "-c", SCORES, str(sources / "model"), packing)
-    process = on("a100", *command, cache=tmp_path)
-    assert process.returncode == 0, process.stderr
-    for score, (few, many) in json.loads(process.stdout.splitlines()[-1]).items():
+def test_scores_repeat_and_wait_at_most_once_a_pass(packing, ground, sources):
+    ended = ground.on("a100", "python", "-c", SCORES, sources / "model", packing)
+    assert ended.code == 0, ended.out[-3000:]
+    for score, (few, many) in last_json(ended.out).items():
         # 1 or 4 passes; a copy of all sums at the end, and of what was counted.
         assert few <= 3, score
         assert many <= few + 3, score
@@ -176,11 +173,10 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("card", CARDS)
-def test_one_decoded_token_is_not_multiplied_by_unpacked_weights(card, sources, tmp_path):
-    command = ("python", "-c", DECODED, str(sources / "model"))
-    process = on(card, *command, cache=tmp_path)
-    assert process.returncode == 0, process.stderr
-    found = json.loads(process.stdout.splitlines()[-1])
+def test_one_decoded_token_is_not_multiplied_by_unpacked_weights(card, ground, sources):
+    ended = ground.on(card, "python", "-c", DECODED, sources / "model")
+    assert ended.code == 0, ended.out[-3000:]
+    found = last_json(ended.out)
 
     def unpacks(key):
         return any("dequant" in name.lower() for name in found[key])
@@ -192,7 +188,7 @@ def test_one_decoded_token_is_not_multiplied_by_unpacked_weights(card, sources, 
 
 
 LOADED = """
-import sys, threading, time
+import json, sys, threading, time
 from pathlib import Path
 import torch
 import transformers.models.llama.modeling_llama
@@ -215,14 +211,13 @@ before, peaks, ended = anonymous(), [], []
 threading.Thread(target=watch, daemon=True).start()
 load.load_base(Path(sys.argv[1]), device=device, dtype=getattr(torch, sys.argv[2]))
 ended.append(True)
-print(max(peaks) - before)
+print(json.dumps({"grown_gib": max(peaks) - before}))
 """
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_loading_takes_the_host_a_few_tensors_whatever_the_dtype(dtype, sources, tmp_path):
+def test_loading_takes_the_host_a_few_tensors_whatever_the_dtype(dtype, ground, sources):
     """0.87 GiB of weights; the largest tensor has 0.24 GiB, and a few are read at once."""
-    command = ("python", "-c", LOADED, str(sources / "model"), dtype)
-    process = on("a100", *command, cache=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert float(process.stdout.split()[-1]) < 0.7
+    ended = ground.on("a100", "python", "-c", LOADED, sources / "model", dtype)
+    assert ended.code == 0, ended.out[-3000:]
+    assert last_json(ended.out)["grown_gib"] < 0.7
