@@ -18,7 +18,7 @@ config:
   checkpoint: {every_steps: 3}
 reference: all-linear
 budget: equal-parameters
-seeds: [0]
+seeds: [0, 1]
 arms: {all-linear: null, attention: null, last-third: null}
 """
 

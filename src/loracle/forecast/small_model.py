@@ -120,7 +120,7 @@ def _is_width(key: str, value: object) -> bool:
 
 def _shrunken(fields: Mapping[str, Any], *, divisor: int) -> dict[str, Any]:
     depth = max((value for key, value in fields.items() if _is_depth(key, value)), default=0)
-    shrunken = {}
+    shrunken: dict[str, Any] = {}
     for key, value in fields.items():
         if isinstance(value, Mapping) and "per_layer" not in key:
             shrunken[key] = _shrunken(value, divisor=divisor)
