@@ -51,3 +51,9 @@ def test_a_full_pass_fills_its_budget(budget, most, longest, tokens, count):
     assert len(batch) == count
     assert sum(map(sum, batch)) == tokens
     assert max(map(sum, batch)) <= longest
+
+
+def test_examples_are_no_longer_than_they_may_be():
+    config = load_config(overrides=["data.source=alpaca", "data.max_tokens=32"])
+    assert lengths_of(config).example() == (1, 31)
+    assert sum(lengths_of(config).example()) == 32

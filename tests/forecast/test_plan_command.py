@@ -19,7 +19,9 @@ def test_a_run_is_planned_without_weights_or_network(place, shallow):
     assert "demo: smollm2-135m on alpaca-demo, 60 steps of 8 examples, for t4" in outcome.out
     assert "all-linear" in outcome.out
     assert f"{4_884_480 // 10:,}" in outcome.out
-    assert "rough: 60% of the vendor's rate" in " ".join(outcome.out.split())
+    assert "rough: 37% of the vendor's rate" in " ".join(outcome.out.split())
+    assert "validation: " in outcome.out
+    assert "The largest peak: " in outcome.out
     assert outcome.err == ""
 
 

@@ -132,7 +132,7 @@ def _launch_time_s(device: torch.device) -> float:
         value = small
         for _ in range(_CHAIN):
             value = value * 1.0
-        value.sum().backward()  # type: ignore[no-untyped-call]
+        value.sum().backward()
 
     # As many multiplications backward as forward.
     return _timed(chain, device=device) / (2 * _CHAIN)

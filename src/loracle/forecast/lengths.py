@@ -66,7 +66,14 @@ def lengths_of(config: Config) -> Lengths:
     used = min(lengths.num_records, config.data.max_records or lengths.num_records)
     if used * config.data.validation_frac < 1:
         raise UsageError(f"data.max_records: {used} records leave none to validate on")
-    return replace(lengths, num_records=used)
+    return replace(_cut(lengths, most=config.data.max_tokens), num_records=used)
+
+
+def _cut(lengths: Lengths, *, most: int) -> Lengths:
+    """Returns the lengths of examples of at most so many tokens, of which the prompt keeps one."""
+    response = min(most - 1.0, lengths.response_tokens)
+    prompt = min(most - response, lengths.prompt_tokens)
+    return replace(lengths, prompt_tokens=prompt, response_tokens=response)
 
 
 def _listed(shape: DataShapeEntry, *, basis: str) -> Lengths:

@@ -97,8 +97,10 @@ def _widths(fields: Mapping[str, Any]) -> Iterator[tuple[int, int, bool]]:
         if isinstance(value, Mapping):
             yield from _widths(value)
         elif _is_width(key, value):
-            least = _HEAD_SIZE if "head" in key else _WIDTH
-            yield value, min(least, value), _IS_FREE.search(key) is not None
+            # Rotation takes the two halves of a head.
+            parts, least = (2, _HEAD_SIZE // 2) if "head" in key else (1, _WIDTH)
+            width = value // parts
+            yield width, min(least, width), _IS_FREE.search(key) is not None
 
 
 def _parts(fields: Mapping[str, Any]) -> Iterator[tuple[int, int, bool]]:
@@ -106,7 +108,10 @@ def _parts(fields: Mapping[str, Any]) -> Iterator[tuple[int, int, bool]]:
     for whole, parts in _PARTED:
         width, heads = fields.get(whole), fields.get(parts)
         if type(width) is int and type(heads) is int and heads and width % heads == 0:
-            yield width // heads, 1 if fields.get("head_dim") else _HEAD_SIZE, False
+            own = fields.get("head_dim") is not None
+            yield (
+                (width // heads, 1, False) if own else (width // heads // 2, _HEAD_SIZE // 2, False)
+            )
 
 
 def _is_width(key: str, value: object) -> bool:
@@ -120,7 +125,7 @@ def _is_width(key: str, value: object) -> bool:
 
 def _shrunken(fields: Mapping[str, Any], *, divisor: int) -> dict[str, Any]:
     depth = max((value for key, value in fields.items() if _is_depth(key, value)), default=0)
-    shrunken = {}
+    shrunken: dict[str, Any] = {}
     for key, value in fields.items():
         if isinstance(value, Mapping) and "per_layer" not in key:
             shrunken[key] = _shrunken(value, divisor=divisor)
