@@ -4,28 +4,24 @@
 
 For each base (16 bits, NF4) and placement: a step as ``loracle plan`` predicts it, and as
 ``max_memory_allocated`` and the clock measure it. The device's speed is measured first, as
-``loracle doctor --calibrate`` does. Writes ``results/gpu/plan-<date>-<device>.json``, and goes on
-with the rows that it lacks, also after ``--minutes``. Without a GPU it runs at ``--geometry tiny``
-and measures no memory.
+``loracle doctor --calibrate`` does. Writes ``results/gpu/plan-<date>-<device>.json``. Without a GPU
+it runs at ``--geometry tiny`` and measures no memory.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import itertools
-import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from figures import Row, dated, write_report
+from figures import dated, write_report
 from geometry import GEOMETRIES, random_base
 from gpu import start_again_with
 from loracle.config.files import load_config
@@ -38,6 +34,7 @@ from loracle.forecast.devices import this_device
 from loracle.forecast.op_costs import Rates
 from loracle.forecast.trace import synthetic_examples
 from loracle.model.base import FrozenBase
+from loracle.model.layers.four_bit import install_unpacked_products
 from loracle.model.layers.norm import install_fast_norms
 from loracle.placement import ModulePlan
 from loracle.text import GIB
@@ -61,53 +58,37 @@ def main() -> int:
     )
     parser.add_argument("--packings", nargs="+", default=["none", "nf4"])
     parser.add_argument("--placements", nargs="+", default=list(PLACEMENTS))
-    parser.add_argument(
-        "--minutes", type=float, default=float("inf"), help="begin no row after so many"
-    )
     parser.add_argument("--out", type=Path, default=Path("results/gpu"), metavar="FOLDER")
     given = parser.parse_args()
     if given.wheels:
         start_again_with(given.wheels, script=Path(__file__))
-    path = dated("plan", this_device().name, folder=str(given.out))
     report = measure(
         given.geometry,
         steps=given.steps,
         packings=[None if name == "none" else name for name in given.packings],
         placements=given.placements,
-        done=json.loads(path.read_text(encoding="utf-8"))["rows"] if path.is_file() else [],
-        minutes=given.minutes,
     )
+    path = dated("plan", report["device"], folder=str(given.out))
     write_report(path, report)
     print(f"{summary(report)}\nwritten to {path}")
     return 0
 
 
 def measure(
-    geometry: str,
-    *,
-    steps: int,
-    packings: list[str | None],
-    placements: list[str],
-    done: Sequence[Row] = (),
-    minutes: float = float("inf"),
+    geometry: str, *, steps: int, packings: list[str | None], placements: list[str]
 ) -> dict[str, Any]:
-    """Returns the rows, and the device and software they were measured on.
-
-    ``done`` are rows of an earlier call, which are kept and not measured again.
-    """
-    ends_at = time.monotonic() + 60 * minutes
+    """Returns the rows, and the device and software they were measured on."""
     device = choose_device("auto")
     dtype = choose_dtype("auto", device=device)
     speed = calibrate(say=lambda what: print(f"measuring {what}", file=sys.stderr))
     rates = speed.rates(overlaps=device.type == "cuda")
-    rows = list(done)
-    known = {(row["packing"], row["placement"], row["batch"]) for row in rows}
-    for packing, placement, batch in itertools.product(packings, placements, BATCHES):
-        if (packing, placement, batch) in known or time.monotonic() >= ends_at:
-            continue
-        row = _row(geometry, device, dtype, packing, placement, batch, steps, rates)
-        print(row, file=sys.stderr)
-        rows.append(row)
+    rows = []
+    for packing in packings:
+        for placement in placements:
+            for batch in BATCHES:
+                row = _row(geometry, device, dtype, packing, placement, batch, steps, rates)
+                print(row, file=sys.stderr)
+                rows.append(row)
     return {
         "schema": 1,
         "device": this_device().name,
@@ -160,9 +141,28 @@ def _row(
 def _base(
     geometry: str, device: torch.device, dtype: torch.dtype, *, packing: str | None
 ) -> FrozenBase:
-    base = random_base(geometry, device=device, dtype=dtype, packing=packing)
+    base = random_base(geometry, device=device, dtype=dtype)
     install_fast_norms(base.model)
+    if packing:
+        pack_in_place(base)
     return base
+
+
+def pack_in_place(base: FrozenBase) -> None:
+    """Packs every linear layer but the head, as loading in 4 bits does."""
+    from bitsandbytes.functional import quantize_4bit
+
+    head = base.model.get_output_embeddings()
+    for module in base.model.modules():
+        if isinstance(module, torch.nn.Linear) and module is not head:
+            packed, state = quantize_4bit(
+                module.weight.data, quant_type="nf4", compress_statistics=True
+            )
+            weight: Any = torch.nn.Parameter(packed, requires_grad=False)
+            weight.quant_state = state
+            module.weight = weight
+    install_unpacked_products(base.model)
+    base.quantization = "nf4"
 
 
 def _measured(
