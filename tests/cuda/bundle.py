@@ -3,8 +3,7 @@
 import sys
 from pathlib import Path
 
-from loracle import load_config
-from loracle.runner import RunSpec, run_many
+from loracle import RunSpec, load_config, run_many
 
 if __name__ == "__main__":
     config, out = sys.argv[1], Path(sys.argv[2])

@@ -207,6 +207,7 @@ def _peft_steps(case: Case, folder: Path) -> Iterator[Any]:
     from transformers import AutoModelForCausalLM
 
     half = torch.cuda.get_device_capability()[0] < 8
+    torch.backends.cuda.enable_cudnn_sdp(False)  # on h100 it is chosen, and wants a real card
     dtype = torch.float16 if half else torch.bfloat16
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa")
     lora = LoraConfig(

@@ -66,23 +66,20 @@ def _digest() -> str:
 
 
 def _count_missing(card: str, cases: list[str], *, sources: str) -> None:
-    """Appends the rows that the log lacks, one process a case."""
-    done = {(row["card"], row["case"]) for row in read_lines(_LOG) if row["sources"] == sources}
-    for case in cases:
-        if (card, case) in done:
-            continue
-        command = [sys.executable, HERE / "step.py", case, "--layers", *map(str, _LAYERS)]
-        # Stock attention asks for cuDNN on h100, which wants a card; ours never does in a step.
-        cudnn = {"PRETEND_CUDNN": "off"} if case.startswith("PEFT") else {}
-        told = subprocess.run(
-            command, env=on_card(card, **cudnn), stdout=subprocess.PIPE, text=True, check=False
-        )
-        if told.returncode:
-            print(f"{card}, {case}: exit status {told.returncode}", file=sys.stderr)
-            continue
-        for line in told.stdout.splitlines():
+    """Appends the rows that the log lacks, as one process on the card counts them."""
+    rows = [row for row in read_lines(_LOG) if row["sources"] == sources]
+    done = {row["case"] for row in rows if row["card"] == card and row["layers"] == _LAYERS[-1]}
+    missing = [case for case in cases if case not in done]
+    if not missing:
+        return
+    command = [sys.executable, HERE / "step.py", *missing, "--layers", *map(str, _LAYERS)]
+    with subprocess.Popen(command, env=on_card(card), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
             if line.startswith("{"):
                 append_line(_LOG, {"sources": sources, "card": card, **json.loads(line)})
+    if process.returncode:
+        print(f"{card}: exit status {process.returncode}", file=sys.stderr)
 
 
 def report_of(rows: list[Row], *, sources: str) -> Row:
@@ -111,7 +108,12 @@ def report_of(rows: list[Row], *, sources: str) -> Row:
 
 
 def _pairs(rows: list[Row]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((row["card"], row["case"]) for row in rows))
+    whole = [row for row in rows if row["layers"] == _LAYERS[-1]]
+    return sorted(dict.fromkeys((row["card"], row["case"]) for row in whole), key=_order)
+
+
+def _order(pair: tuple[str, str]) -> tuple[int, int]:
+    return CARDS.index(pair[0]), list(CASES).index(pair[1])
 
 
 def _figures(card: str, case: str, rows: list[Row]) -> Row:

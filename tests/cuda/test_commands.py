@@ -31,10 +31,11 @@ def test_a_baseline_ends_with_a_result(ground, card):
     assert ended.code == 0, ended.out[-3000:]
     result = result_of(out)
     assert result["status"] == "completed"
-    assert result["efficiency"]["peak_memory_gib"]["kind"] == "allocated"
+    assert result["efficiency"]["peak_memory_gib"]["kind"] == "cuda_allocated"
     assert ("float16" if card == "t4" else "bfloat16") in result["signature"]
-    again = ground.on(card, "loracle", "sample", out, "Name a river.")
-    assert again.code == 0, again.out[-3000:]
+    if card in ("t4", "h100"):
+        again = ground.on(card, "loracle", "sample", out, "Name a river.")
+        assert again.code == 0, again.out[-3000:]
 
 
 @pytest.mark.parametrize("card", ["t4", "a100"])

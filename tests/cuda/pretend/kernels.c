@@ -109,7 +109,7 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessorWithFlags(int *blocks, 
 /* ---- the driver: Triton's and inductor's compiled kernels ---- */
 
 /* The compute capability a cubin was compiled for, or 0 where the image is no cubin (PTX is compiled by the driver).
- * measured: ptxas 13.0 and 12.8 keep it in bits 8-15 and 0-7 of the flags, told apart by the ABI version. */
+ * measured: ptxas 13.0 and 12.9 keep it in bits 8-15 and 0-7 of the flags, told apart by the ABI version. */
 static int compiled_for(const void *image) {
   const Elf64_Ehdr *header = image;
   if (memcmp(header->e_ident, ELFMAG, SELFMAG)) return 0;
