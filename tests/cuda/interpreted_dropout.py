@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loracle.model.layers import kernels as callers
 from loracle.model.layers import operators
 from loracle.model.layers import triton_kernels as kernels
 from loracle.model.layers.dropout import DropoutStream, keep_bits, threshold_of, zero_dropped
@@ -150,3 +151,35 @@ def test_output_and_gradients_are_those_of_run_by_run(routes, dtype):
     for got, expected in zip(*results, strict=True):
         assert got.dtype == expected.dtype
         assert close(got, expected, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("rank", [16, 64])
+@pytest.mark.parametrize("features", [512, 509])
+def test_kernels_that_are_right_pass_their_check(dtype, rank, features):
+    assert callers._fault(CPU, dtype, rank=rank, features=features) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "told"),
+    [
+        ("narrow", lambda made: made * 1.2, "differ in the product with A"),
+        ("outer", lambda made: made.roll(1, dims=0), "differ in the product with gradient"),
+    ],
+)
+def test_a_wrong_kernel_is_found_and_not_used(name, wrong, told, monkeypatch):
+    real = getattr(kernels, name)
+    monkeypatch.setattr(kernels, name, lambda *args, **given: wrong(real(*args, **given)))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.warns(RuntimeWarning, match=f"are not used, PyTorch's are; ours {told}"):
+        assert not callers._is_right.__wrapped__(CPU, torch.float16, rank=16, is_aligned=False)
+
+
+def test_a_kernel_that_cannot_be_built_is_not_used(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("Failed to find C compiler.\nmore")
+
+    monkeypatch.setattr(kernels, "narrow", fails)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.warns(RuntimeWarning, match="cannot be built: Failed to find C compiler"):
+        assert not callers._is_right.__wrapped__(CPU, torch.float16, rank=16, is_aligned=True)
