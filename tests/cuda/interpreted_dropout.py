@@ -29,29 +29,34 @@ def on_cpu():
         pytest.MonkeyPatch.context() as patch,
         torch.library._scoped_library("loracle", "IMPL") as library,
     ):
-        multiply_bf16(patch)
+        compute_in_bf16(patch)
         for name in ("narrow", "widen", "outer"):
             library.impl(name, getattr(operators, f"_{name}_on_cuda"), "CPU")
         yield
 
 
-def multiply_bf16(patch):
-    """The interpreter holds bf16 as integers, and would multiply those."""
+def compute_in_bf16(patch):
+    """The interpreter multiplies the integers that hold bf16, and rounds to bf16 towards zero."""
     from triton.language import bfloat16, float32
-    from triton.runtime import interpreter
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
-    plain = interpreter.InterpreterBuilder.create_dot
+    dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
+
+    def cast_impl(self, source, target):
+        if (source.dtype.scalar, target.scalar) != (float32, bfloat16):
+            return cast(self, source, target)
+        rounded = torch.from_numpy(source.data.copy()).bfloat16().view(torch.int16)
+        return TensorHandle(rounded.numpy().view("uint16"), bfloat16)
 
     def create_dot(self, a, b, *rest):
-        def widened(handle):
-            if handle.dtype.scalar != bfloat16:
-                return handle
-            data = interpreter._convert_float(handle.data, bfloat16, float32, None)
-            return interpreter.TensorHandle(data.view("float32"), float32)
+        a, b = (
+            cast(self, handle, float32) if handle.dtype.scalar == bfloat16 else handle
+            for handle in (a, b)
+        )
+        return dot(self, a, b, *rest)
 
-        return plain(self, widened(a), widened(b), *rest)
-
-    patch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+    patch.setattr(InterpreterBuilder, "cast_impl", cast_impl)
+    patch.setattr(InterpreterBuilder, "create_dot", create_dot)
 
 
 def stream(p: float, *lengths: int, seed: int = 0) -> DropoutStream:
@@ -87,8 +92,8 @@ def test_dropped_numbers_have_the_bits_of_plain_pytorch(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("rank", [1, 5, 16, 40, 200])
-@pytest.mark.parametrize("features", [1, 45, 128, 301])
+@pytest.mark.parametrize("rank", [1, 16, 40, 200])
+@pytest.mark.parametrize("features", [1, 45, 301])
 def test_products_are_those_of_fp64(dtype, rank, features):
     rows = 37
     x, z, y = (torch.randn(rows, n).to(dtype) for n in (features, rank, features))
