@@ -142,6 +142,8 @@ def test_no_compiler_at_all_is_fine(fresh, monkeypatch):
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(fresh.parent))
     assert compiled.find_compiler() is None
+    monkeypatch.setenv("CC", "'not closed")
+    assert compiled.find_compiler() is None
     assert compiled.library() is None
 
 

@@ -38,7 +38,8 @@ SWITCH = "LORACLE_KERNELS"
 # have threads of its own. Without OpenMP the code is for one thread.
 _FLAGS = ("-O3", "-shared", "-fPIC", "-fno-strict-aliasing", "-nostdlib")
 _TRIES = (("-march=native", "-fopenmp"), ("-fopenmp",), ("-march=native",))
-_TIMEOUT_S = 10.0
+# assumed: ten times what it takes, so that only a compiler that hangs is given up
+_TIMEOUT_S = 5.0
 
 _SOURCE = r"""
 #include <stdint.h>
@@ -136,7 +137,7 @@ class Library:
 
     def kept(
         self,
-        kind: type[Any],
+        kind: Any,
         rows: int,
         features: int,
         *,
@@ -181,16 +182,20 @@ def _library() -> Library | None:
     if compiler is None:
         return None
     for flags in _TRIES:
-        with suppress(OSError, subprocess.SubprocessError):
+        try:
             found = _obtained(compiler, (*flags, *_FLAGS))
             if is_exact(found):
                 return found
-            warnings.warn(
-                f"{shlex.join(compiler)}: dropout that it compiled with {' '.join(flags)} differs "
-                "from PyTorch's, and is not used",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+        except subprocess.TimeoutExpired:
+            return None
+        except (OSError, subprocess.SubprocessError, AttributeError):
+            continue
+        warnings.warn(
+            f"{shlex.join(compiler)}: dropout that it compiled with {' '.join(flags)} differs from "
+            "PyTorch's, and is not used",
+            RuntimeWarning,
+            stacklevel=2,
+        )
     return None
 
 
@@ -224,7 +229,10 @@ def _word(key: int, place: int) -> int:
 def find_compiler() -> list[str] | None:
     """Returns the command of ``$CC``, else of the first C compiler found; None without one."""
     for command in (os.environ.get("CC"), "cc", "gcc", "clang"):
-        words = shlex.split(command or "")
+        try:
+            words = shlex.split(command or "")
+        except ValueError:  # a quote that is not closed
+            continue
         path = shutil.which(words[0]) if words else None
         if path is not None:
             return [path, *words[1:]]

@@ -171,7 +171,7 @@ def _is_right(device: torch.device, dtype: torch.dtype, *, rank: int, is_aligned
 
 
 def _build_errors() -> tuple[type[Exception], ...]:
-    from triton.errors import TritonError
+    from triton.errors import TritonError  # type: ignore[import-not-found]
 
     return RuntimeError, OSError, ImportError, subprocess.SubprocessError, TritonError
 
