@@ -4,6 +4,9 @@ Needs Triton, which a CUDA build of PyTorch brings along, and no GPU.
 """
 
 import importlib.util
+import os
+import subprocess
+import sys
 from functools import partial
 
 import pytest
@@ -31,24 +34,17 @@ from loracle.model.layers import (
 from loracle.model.layers.agreement import disagreement, drawn
 from loracle.placement import resolve_placement
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton is not installed"
-)
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+# Triton reads it when it is imported: those that are interpreted run in a process of their own.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+interpreted = pytest.mark.skipif(not (HAS_TRITON and INTERPRETED), reason="not interpreted")
+compiled = pytest.mark.skipif(INTERPRETED or not HAS_TRITON, reason="no compiler of Triton's")
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # Largest relative error against fp64: half a unit in the last place for each of three roundings.
 WITHIN = {torch.bfloat16: 6e-3, torch.float16: 8e-4, torch.float32: 1e-6}
 OPERATORS = (
     "rms_norm", "rms_norm_backward", "silu_gate", "silu_gate_backward", "rotate", "parts",
 )  # fmt: skip
-
-
-def kernels_module(monkeypatch, *, interpreted: bool):
-    """Returns the kernels' module anew, to be interpreted on a CPU or compiled."""
-    monkeypatch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
-    found = importlib.util.find_spec("loracle.model.layers.kernels")
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
 
 
 def round_bf16_to_nearest(monkeypatch):
@@ -69,8 +65,6 @@ def round_bf16_to_nearest(monkeypatch):
 def on_cpu(monkeypatch):
     """Runs the operators on CPU tensors, by Triton's interpreter."""
     round_bf16_to_nearest(monkeypatch)
-    module = kernels_module(monkeypatch, interpreted=True)
-    monkeypatch.setattr(ops, "_kernels", lambda: module)
     for user in (norm, gate, rotation, adapter_precision):
         monkeypatch.setattr(user, "has_kernels", lambda _device: True)
     library = torch.library.Library("loracle", "IMPL")
@@ -111,7 +105,7 @@ def llama_norm(features, dtype):
     return stock.to(dtype)
 
 
-@needs_triton
+@interpreted
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("features", [48, 64, 576])
 def test_the_norm_is_stock_and_near_exact(on_cpu, dtype, features):
@@ -126,7 +120,7 @@ def test_the_norm_is_stock_and_near_exact(on_cpu, dtype, features):
     assert_near_exact(fused, exact, [x])
 
 
-@needs_triton
+@interpreted
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_gate_is_stock_and_near_exact(on_cpu, dtype):
     inputs = [drawn(5, 300, like=like(dtype), seed=seed, scale=3) for seed in range(2)]
@@ -143,7 +137,7 @@ def heads(count, tokens, size, dtype, *, sequences=1):
     return drawn(sequences, tokens, count, size, like=like(dtype), seed=count).transpose(1, 2)
 
 
-@needs_triton
+@interpreted
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("size", "sequences"), [(16, 1), (20, 3)])
 def test_the_rotation_is_stock_and_near_exact(on_cpu, dtype, size, sequences):
@@ -166,7 +160,7 @@ def test_the_rotation_is_stock_and_near_exact(on_cpu, dtype, size, sequences):
     assert mine[0].transpose(1, 2).is_contiguous()
 
 
-@needs_triton
+@interpreted
 def test_parts_are_those_of_the_plain_code(on_cpu):
     z = drawn(5, 24, like=like(torch.float32))
     for dtype, scheme in adapter_precision._SCHEMES.items():
@@ -194,7 +188,7 @@ def loss_and_gradient(model, ids):
     return loss.item(), states.grad
 
 
-@needs_triton
+@interpreted
 def test_a_whole_model_computes_as_before(on_cpu):
     model, ids = tiny_llama(), torch.arange(3, 20)[None]
     loss, gradient = loss_and_gradient(model, ids)
@@ -207,7 +201,7 @@ def test_a_whole_model_computes_as_before(on_cpu):
     torch.testing.assert_close(fast, gradient, rtol=1e-4, atol=1e-7)
 
 
-@needs_triton
+@interpreted
 def test_other_arithmetic_stays_as_it_is_and_needs_no_notice(on_cpu):
     notices = []
     gemma = GemmaRMSNorm(16).requires_grad_(False)
@@ -218,7 +212,7 @@ def test_other_arithmetic_stays_as_it_is_and_needs_no_notice(on_cpu):
     assert notices == []
 
 
-@needs_triton
+@interpreted
 def test_a_kernel_that_fails_leaves_stock_code_and_says_so(on_cpu, monkeypatch):
     def broken(*_args):
         raise RuntimeError("ptxas is missing\nat line 1")
@@ -286,18 +280,19 @@ SIGNATURES = {
 }
 
 
-@needs_triton
+@compiled
 @pytest.mark.parametrize("capability", [75, 80, 89, 90])
 def test_every_kernel_compiles_without_a_device(capability, monkeypatch, tmp_path):
-    from triton import compile as compiled
+    from triton import compile as build
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    module = kernels_module(monkeypatch, interpreted=False)
+    from loracle.model.layers import kernels
+
     dtype = "bf16" if capability >= 80 else "fp16"
     for name, (types, constants) in SIGNATURES.items():
-        kernel = getattr(module, name)
+        kernel = getattr(kernels, name)
         arguments = [kind.replace("x", dtype) if kind == "*x" else kind for kind in types]
         arguments += ["constexpr"] * len(constants)
         source = ASTSource(
@@ -305,7 +300,7 @@ def test_every_kernel_compiles_without_a_device(capability, monkeypatch, tmp_pat
             signature=dict(zip(kernel.arg_names, arguments, strict=True)),
             constexprs=constants,
         )
-        made = compiled(source, target=GPUTarget("cuda", capability, 32), options=module._AS_STOCK)
+        made = build(source, target=GPUTarget("cuda", capability, 32), options=kernels._AS_STOCK)
         assert made.asm["cubin"]
 
 
@@ -330,3 +325,16 @@ def test_operations_of_a_layer_and_pass():
     one, three = (work_of(n, dropout=0.0, examples=2).operations.total() for n in (1, 3))
     # counted (meta trace): with stock norms, MLP, rotation and attention's copies 227
     assert (three - one) / 2 <= 160
+
+
+@compiled
+def test_what_is_interpreted_passes():
+    ran = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout
+    assert "passed" in ran.stdout
