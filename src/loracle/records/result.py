@@ -202,6 +202,11 @@ class Audit:
     """Of the run's final validation on the same examples."""
     reloaded_examples: int
     relative_tolerance: float
+    example_spread_nats: float | None = None
+    """Root mean square of the examples' differences, each over the root of its target tokens; None
+    in results older than the check."""
+    tolerated_spread_nats: float | None = None
+    """What rounding explains of it."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -232,6 +237,12 @@ class Audit:
             faults.append(
                 f"the saved {what} gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
                 f"through stock {library}, the run recorded {self.recorded_loss_nats_per_token:.6f}"
+            )
+        elif not (self.example_spread_nats or 0.0) <= (self.tolerated_spread_nats or 0.0):
+            faults.append(
+                f"single examples of the saved {what} through stock {library} lie "
+                f"{self.example_spread_nats:.3g} nats per root of their tokens from what the run "
+                f"recorded, rounding explains {self.tolerated_spread_nats:.3g}"
             )
         return faults
 
