@@ -6,8 +6,8 @@
 ``RUN`` is a folder of ``loracle baseline demo``: its adapter is scored through the default model on
 the demo's first validation examples, as the audit scores it, in every order of ``summation.py`` and
 through stock Transformers and PEFT; then in fp32 with each fault. Random models of several depths
-say how the spread grows. Every pass is logged in ``runs/bench/rounding.jsonl``; the table goes to
-``results/benchmarks/rounding-<date>-<device>.json`` and gives ``loracle/runner/audit.py`` its limits.
+say how the spread grows. Every pass is logged in ``runs/bench/rounding.jsonl``. The table,
+``results/benchmarks/rounding-<date>-<device>.json``, gives ``loracle/runner/audit.py`` its limits.
 """
 
 from __future__ import annotations
@@ -73,10 +73,7 @@ def specs() -> list[Row]:
         for dtype, names in _DTYPES.items()
         for order in names
     ]
-    faults = [
-        {**real, "dtype": "float32", "order": "machine", "fault": fault}
-        for fault in FAULTS
-    ]
+    faults = [{**real, "dtype": "float32", "order": "machine", "fault": fault} for fault in FAULTS]
     found: list[Row] = [*orders, *faults, *random_specs()]
     return list({str(spec): spec for spec in found}.values())
 

@@ -155,9 +155,7 @@ def _judged(gaps: Floats, tokens: Floats, dtype: str, *, loss: float) -> tuple[F
 
 
 def _alarms(group: Mapping[str, Any], dtype: str, count: int, *, loss: float) -> Row:
-    blocks = [
-        _judged(gaps, tokens, dtype, loss=loss) for gaps, tokens in _drawn(group, count)
-    ]
+    blocks = [_judged(gaps, tokens, dtype, loss=loss) for gaps, tokens in _drawn(group, count)]
     total, spread = (np.concatenate(values) for values in zip(*blocks, strict=True))
     return {
         "num_runs": len(total),
@@ -198,7 +196,10 @@ def _power(shift: Floats, real: Mapping[str, Mapping[str, Any]], *, loss: float)
             total, spread = (np.concatenate(values) for values in zip(*blocks, strict=True))
             seen[count] = float(np.mean((total > 1) | (spread > 1)))
         enough = [count for count in _MORE_EXAMPLES if seen[count] >= _POWER]
-        found[dtype] = {"seen_with_32": seen[32], "examples_for_99_percent": min(enough, default=None)}
+        found[dtype] = {
+            "seen_with_32": seen[32],
+            "examples_for_99_percent": min(enough, default=None),
+        }
     tokens = next(iter(real.values()))["tokens"][: len(shift)]
     return {
         "mean_nats_per_token": float(shift.sum() / tokens.sum()),

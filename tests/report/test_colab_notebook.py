@@ -112,7 +112,9 @@ def test_a_folder_of_that_name_is_not_taken_for_the_package(install):
 
 
 def test_without_a_clone_it_says_where_to_put_one(install):
-    with pytest.raises(SystemExit, match=r"beside this notebook .* LORACLE_SOURCE .* run this cell"):
+    with pytest.raises(
+        SystemExit, match=r"beside this notebook .* LORACLE_SOURCE .* run this cell"
+    ):
         install()
 
 

@@ -203,10 +203,8 @@ class Audit:
     reloaded_examples: int
     relative_tolerance: float
     example_spread_nats: float | None = None
-    """Root mean square of the examples' differences, each over the root of its target tokens; None
-    in results older than the check."""
+    """Root mean square of the examples' differences, each over the root of its target tokens."""
     tolerated_spread_nats: float | None = None
-    """What rounding explains of it."""
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -240,9 +238,8 @@ class Audit:
             )
         elif not (self.example_spread_nats or 0.0) <= (self.tolerated_spread_nats or 0.0):
             faults.append(
-                f"single examples of the saved {what} through stock {library} lie "
-                f"{self.example_spread_nats:.3g} nats per root of their tokens from what the run "
-                f"recorded, rounding explains {self.tolerated_spread_nats:.3g}"
+                f"single examples through stock {library} lie {self.example_spread_nats:.3g} nats per "
+                f"root token from those recorded, rounding explains {self.tolerated_spread_nats:.3g}"
             )
         return faults
 

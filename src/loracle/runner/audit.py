@@ -23,12 +23,11 @@ from loracle.records.names import ADAPTER_WEIGHTS
 from loracle.records.result import Audit
 from loracle.screen import quiet_transformers
 
-# Two sums over different orders of summation differ by this standard deviation, in nats, times the
-# root of an example's target tokens; the widest pair of orders.
-# measured: benchmarks/rounding.py, results/benchmarks/rounding-20261130-intel-r-xeon-r-processor.json
+# Losses of two orders of summation differ by this standard deviation, in nats, times the root of an
+# example's target tokens. measured: benchmarks/rounding.py, its table in results/benchmarks
 _ROUNDING_NATS = {torch.float32: 2e-5, torch.bfloat16: 0.12, torch.float16: 0.015}
 _DEVIATIONS = 5.0
-"""Allowed of the total, and of a single example: fewer than 1 false alarm in 10,000 runs (there)."""
+"""Allowed of a total, and of a single example: fewer than 1 false alarm in 10,000 runs there."""
 
 
 def audit_run(
