@@ -122,7 +122,7 @@ def test_each_limit_is_the_last_value_without_a_fault():
     (total,) = sound(reloaded_loss_nats_per_token=2.0021).faults
     (spread,) = sound(example_spread_nats=0.201).faults
     assert total.startswith("the saved adapter gives 2.002100 nats per token")
-    assert "0.201 nats per root token from those recorded" in spread
+    assert "0.201 nats per root token off what was recorded" in spread
     assert sound(example_spread_nats=float("nan")).faults
 
 
@@ -150,7 +150,7 @@ def test_differences_that_cancel_in_the_total_show_in_the_spread(tmp_path):
     audit = run.audit()
     assert audit.reload_difference < audit.relative_tolerance
     (fault,) = audit.faults
-    assert fault.startswith("single examples through stock PEFT lie ")
+    assert fault.startswith("single examples through stock PEFT are ")
 
 
 def test_the_stock_scores_are_those_of_a_model_of_nothing_but_stock(run):
