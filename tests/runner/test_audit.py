@@ -150,7 +150,7 @@ def test_differences_that_cancel_in_the_total_show_in_the_spread(tmp_path):
     audit = run.audit()
     assert audit.reload_difference < audit.relative_tolerance
     (fault,) = audit.faults
-    assert fault.startswith("single examples through stock PEFT are ")
+    assert fault.startswith("single examples by stock PEFT are ")
 
 
 def test_the_stock_scores_are_those_of_a_model_of_nothing_but_stock(run):
@@ -241,7 +241,7 @@ def test_an_adapter_that_is_lost_swapped_or_short_of_a_module_shows_in_the_loss(
         tensors = {key: value.clone() for key, value in kept.items()}
         damage(tensors)
         save_file(tensors, path)
-        faults = [fault for fault in run.audit().faults if "through stock PEFT" in fault]
+        faults = [fault for fault in run.audit().faults if "stock PEFT" in fault]
         assert len(faults) == 1
 
 
