@@ -238,8 +238,8 @@ class Audit:
             )
         elif not (self.example_spread_nats or 0.0) <= (self.tolerated_spread_nats or 0.0):
             faults.append(
-                f"single examples by stock {library} are {self.example_spread_nats:.3g} nats per root "
-                f"token off what was recorded; rounding: {self.tolerated_spread_nats:.3g}"
+                f"single examples by stock {library} are {self.example_spread_nats:.3g} nats per "
+                f"root token off what was recorded; rounding: {self.tolerated_spread_nats:.3g}"
             )
         return faults
 
