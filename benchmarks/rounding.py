@@ -13,6 +13,7 @@ say how the spread grows. Every pass is logged in ``runs/bench/rounding.jsonl``.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -66,15 +67,15 @@ def random_specs() -> Iterator[Row]:
 
 
 def specs() -> list[Row]:
-    """Returns every pass, the ones that limits need first."""
+    """Returns every pass, the ones that limits need most first."""
     real = {"model": "smollm2-135m", "length": None}
-    orders = [
-        {**real, "dtype": dtype, "order": order, "fault": "none"}
+    groups = [
+        [{**real, "dtype": dtype, "order": order, "fault": "none"} for order in names]
         for dtype, names in _DTYPES.items()
-        for order in names
     ]
     faults = [{**real, "dtype": "float32", "order": "machine", "fault": fault} for fault in FAULTS]
-    found: list[Row] = [*orders, *faults, *random_specs()]
+    first = [spec for group in groups for spec in group[:3]]
+    found = [*first, *faults[:4], *itertools.chain(*groups), *random_specs(), *faults]
     return list({str(spec): spec for spec in found}.values())
 
 

@@ -1,5 +1,6 @@
 """The Colab notebook: nothing stored in it, and it runs from its first cell to its last."""
 
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -53,6 +54,9 @@ def test_every_cell_says_what_it_does_in_a_sentence(notebook):
     assert all(text.count(". ") == 0 for text in told)
 
 
+owners = functools.cache(importlib.metadata.packages_distributions)
+
+
 @pytest.fixture
 def install(notebook, monkeypatch, tmp_path):
     """Runs the cell that installs, in an empty folder, where LoRAcle and pip are not what they are.
@@ -65,6 +69,8 @@ def install(notebook, monkeypatch, tmp_path):
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.delenv("LORACLE_SOURCE", raising=False)
+
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", owners)
 
     def run(*, fails=0, replaced=None, spec=None):
         calls, here = [], importlib.metadata.version
