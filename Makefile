@@ -7,11 +7,14 @@ BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
 
 FAST    := -m "real_quick or not (real or slow)" -n $(WORKERS) --dist loadfile
+OLDEST  := .venv-oldest
+# What old versions say of each other, and nothing of ours.
+OLD_WORDS := -W 'ignore:`torch.jit:DeprecationWarning' -W "ignore:'click.utils:DeprecationWarning"
 SHAPES  := --jaxtyping-packages=loracle.model,loracle.data.packing,beartype.beartype
 
 CUDA_VENV ?= .venv-cuda
 
-.PHONY: demo test test-all test-real test-cuda coverage types-at-runtime check fix bench faults clean
+.PHONY: demo test test-all test-real test-cuda test-oldest coverage types-at-runtime check fix bench faults clean
 
 demo: $(VENV)/.ready            ## fine-tune a real model on real Alpaca, measured (minutes)
 	$(BIN)/loracle baseline demo
@@ -29,6 +32,9 @@ test-real: $(VENV)/.ready-dev   ## every test of the real model and data, and th
 test-cuda: $(CUDA_VENV)/bin/python  ## whole runs on pretended GPUs: no GPU, but a CUDA build of PyTorch, gcc
 	LORACLE_TEST_CUDA=1 $(CUDA_VENV)/bin/python -m pytest tests/cuda --confcutdir=tests/cuda \
 		-p no:cacheprovider --durations=10
+
+test-oldest: $(OLDEST)/.ready   ## the suite with the oldest allowed versions (6 GB; PYTHON=python3.13 too)
+	$(OLDEST)/bin/python -m pytest $(FAST) $(OLD_WORDS)
 
 coverage: $(VENV)/.ready-dev    ## the suite of make test; fails below 90 %
 	$(BIN)/python -m pytest $(FAST) --cov --cov-report=term --cov-fail-under=90
@@ -53,7 +59,7 @@ faults: $(VENV)/.ready-dev      ## hundreds of kills, full disks, flipped bits, 
 	PYTHONPATH=tests $(BIN)/python benchmarks/faults.py
 
 clean:                          ## never results
-	rm -rf $(VENV) .venv-cuda .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov dist build
+	rm -rf $(VENV) $(OLDEST) .venv-cuda .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov dist build
 	find src tests experiments benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv-cuda/bin/python: constraints.txt tests/cuda/constraints.txt  ## another CUDA_VENV is used as it is
@@ -79,4 +85,9 @@ $(VENV)/.ready-bench: $(VENV)/.ready
 
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(PIP) install --quiet --progress-bar off -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(OLDEST)/.ready: constraints-oldest.txt pyproject.toml
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --progress-bar off -c constraints-oldest.txt -e '.[dev]'
 	touch $@

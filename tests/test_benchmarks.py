@@ -2,9 +2,11 @@ import importlib.util
 import json
 import re
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,22 +19,21 @@ import gpu_study
 import pieces
 import plan_accuracy
 import plan_published
-import rounding
+import rounding_fit
 import scaling
 import standings
 import study
+import summation
 import workload
 from blocks import run_once
 from bundles import Point, measure_point, point_figures
 from contenders import CONTENDERS, TUNED, Contender, run_contender
 from figures import bootstrap, quartiles, read_lines, table
 from loracle.analysis.verdicts import judge
-from loracle.config.files import load_config
-from loracle.data import prepare_data
-from loracle.model.load import load_base
+from loracle.engine.evaluate import score_examples
 from loracle.records.study_folder import read_study
-from loracle.sources import resolve_data
 from tiny import save_tiny_model, write_records
+from tiny_engine import attach, examples_of, tiny_base, tiny_plan
 from tricks import TRICKS, block_mask
 
 ROOT = Path(__file__).parents[1]
@@ -642,19 +643,52 @@ def test_published_shapes_are_ones_that_can_be_planned():
     assert 4 < plan_published.ours_gb(row) < row.published_gb
 
 
-def test_the_rounding_of_a_token_is_that_of_its_examples():
-    """Errors of one standard deviation a token: two, by the root of the tokens, and both signs."""
-    found = rounding.difference([12.0, 3.0], [10.0, 4.0], [4, 1])
-    assert found["std_nats_per_token"] == pytest.approx(1.0)
-    assert found["mean_nats_per_token"] == pytest.approx(1 / 5)
-    assert found["loss_nats_per_token"] == pytest.approx(14 / 5)
+@pytest.mark.parametrize("name", [name for name, order in summation.ORDERS.items() if order])
+def test_another_order_gives_the_same_product_up_to_rounding(name):
+    draw = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(3, 5, 48, generator=draw), torch.randn(7, 48, generator=draw)
+    exact = torch.nn.functional.linear(x.double(), weight.double())
+    with summation.summing(summation.ORDERS[name]):
+        found = torch.nn.functional.linear(x.bfloat16(), weight.bfloat16())
+        fine = torch.nn.functional.linear(x, weight)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).abs().max() < 0.2
+    assert (fine - exact).abs().max() < (0.2 if "narrow" in name else 1e-5)
 
 
-def test_in_fp32_packed_rows_and_stock_round_alike(place):
-    base = load_base(place.model, device=torch.device("cpu"), dtype=torch.float32)
-    data = prepare_data(
-        resolve_data(f"path:{place.data}"), config=load_config().data, tokenizer=base.tokenizer
-    )
-    found = rounding.measure(base, data.validation[:4], folder=place.model)
-    assert found["num_examples"] == 4
-    assert found["std_nats_per_token"] < 1e-5
+@pytest.mark.parametrize("fault", ["lost", "scale-1.5", "module-3", "layer-1", "swap-0"])
+def test_a_fault_moves_the_losses_and_leaves_the_adapter_as_it_was(fault):
+    base, examples = tiny_base(), examples_of(4)
+    attach(base, tiny_plan())
+    scores = partial(score_examples, base, examples, adapter="default", batch_tokens=1000)
+    before = scores()
+    with summation.faulty(base, fault):
+        assert scores() != before
+    assert scores() == before
+
+
+def test_the_fit_finds_the_spread_it_was_given_and_the_faults_that_pass_it(monkeypatch):
+    monkeypatch.setattr(rounding_fit, "RUNS", 2000)
+    draw, tokens = np.random.default_rng(0), np.array([100] * 32)
+
+    def row(dtype, order, fault, sums):
+        spec = {"model": "m", "length": None, "dtype": dtype, "order": order, "fault": fault}
+        return {"spec": spec, "nll_sum_nats": list(sums), "tokens": list(tokens)}
+
+    rows = [
+        row(dtype, order, "none", 200 + 10 * draw.normal(0, 0.01, 32))
+        for dtype in ("float32", "bfloat16")
+        for order in ("machine", "whole", "stock")
+    ]
+    sound = np.array(rows[0]["nll_sum_nats"])
+    rows += [row("float32", "machine", f"by-{shift}", sound + shift) for shift in (0.01, 50.0)]
+    found = rounding_fit.fitted(rows)
+    spread = found["spreads"]["m bfloat16"]["std_nats_per_root_token"]
+    assert spread == pytest.approx(0.01 * 2**0.5, rel=0.3)
+    alarms = {row["dtype"]: row["alarms"] for row in found["false_alarms"]}
+    assert alarms["bfloat16"] == 0
+    assert alarms["float32"] > 1000  # fp32 does not explain what bf16 does
+    small, large = (row["bfloat16"] for row in found["faults"])
+    assert small["seen_with_32"] == 0
+    assert (large["seen_with_32"], large["examples_for_99_percent"]) == (1, 1)
+    assert rounding_fit.lines_of(found)

@@ -45,7 +45,7 @@ def test_versions_are_those_installed(captured):
     assert versions["torch"] == torch.__version__
     assert versions["numpy"] == version("numpy")
     assert list(versions) == [
-        "torch", "transformers", "peft", "accelerate", "datasets",
+        "torch", "transformers", "peft", "accelerate",
         "tokenizers", "safetensors", "sacrebleu", "numpy", "wandb",
     ]  # fmt: skip
     assert captured["python"] == platform.python_version()

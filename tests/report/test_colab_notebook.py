@@ -1,7 +1,12 @@
 """The Colab notebook: nothing stored in it, and it runs from its first cell to its last."""
 
+import functools
+import importlib.metadata
+import importlib.util
 import os
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_notebook import outputs_of, run_notebook
@@ -47,6 +52,89 @@ def test_every_cell_says_what_it_does_in_a_sentence(notebook):
     assert kinds == ["markdown", *["markdown", "code"] * (len(kinds) // 2)]
     assert all(text.endswith(".") for text in told)
     assert all(text.count(". ") == 0 for text in told)
+
+
+owners = functools.cache(importlib.metadata.packages_distributions)
+
+
+@pytest.fixture
+def install(notebook, monkeypatch, tmp_path):
+    """Runs the cell that installs, in an empty folder, where LoRAcle and pip are not what they are.
+
+    It returns pip's calls and their constraints. pip fails as often as ``fails`` says and then puts
+    the versions of ``replaced`` in place.
+    """
+    cell = next(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    folder = tmp_path / "content"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("LORACLE_SOURCE", raising=False)
+
+    monkeypatch.setattr(importlib.metadata, "packages_distributions", owners)
+
+    def run(*, fails=0, replaced=None, spec=None):
+        calls, here = [], importlib.metadata.version
+
+        def pip(command, **_):
+            kept = Path(command[-1]).read_text() if "--constraint" in command else None
+            calls.append((command[command.index("--quiet") + 1], kept))
+            if len(calls) > fails and replaced:
+                new = lambda name: replaced.get(name) or here(name)  # noqa: E731
+                space["version"] = new
+            return SimpleNamespace(returncode=int(len(calls) <= fails))
+
+        monkeypatch.setattr(subprocess, "run", pip)
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)
+        space = {}
+        exec(compile(cell, "cell", "exec"), space)  # what the kernel does
+        return calls
+
+    return run
+
+
+def clone_into(folder: Path) -> str:
+    (folder / "src" / "loracle").mkdir(parents=True)
+    return str(folder)
+
+
+@pytest.mark.parametrize("place", ["loracle", "../loracle", ".", ".."])
+def test_a_clone_around_or_beside_the_notebook_is_installed(install, place):
+    clone = clone_into(Path.cwd() / place)
+    ((source, kept),) = install()
+    assert Path(source).resolve() == Path(clone).resolve()
+    assert f"numpy=={importlib.metadata.version('numpy')}\n" in kept
+
+
+def test_a_source_that_is_named_goes_first(install, monkeypatch):
+    clone_into(Path.cwd() / "loracle")
+    monkeypatch.setenv("LORACLE_SOURCE", "elsewhere")
+    assert install()[0][0] == "elsewhere"
+
+
+def test_a_folder_of_that_name_is_not_taken_for_the_package(install):
+    clone_into(Path.cwd() / "loracle")
+    assert len(install(spec=SimpleNamespace(origin=None))) == 1
+    assert install(spec=SimpleNamespace(origin="here/__init__.py")) == []
+
+
+def test_without_a_clone_it_says_where_to_put_one(install):
+    with pytest.raises(
+        SystemExit, match=r"beside this notebook .* LORACLE_SOURCE .* run this cell"
+    ):
+        install()
+
+
+def test_where_a_loaded_package_must_be_replaced_it_asks_for_a_restart(install):
+    clone_into(Path.cwd() / "loracle")
+    with pytest.raises(SystemExit, match=r"\(numpy [\d.]+\).*Restart session, then run all cells"):
+        install(fails=1, replaced={"numpy": "99.0"})
+
+
+def test_pip_may_need_a_second_try_and_replace_nothing(install):
+    clone_into(Path.cwd() / "loracle")
+    (_, kept), (_, free) = install(fails=1)
+    assert kept
+    assert free is None
 
 
 def test_it_trains_compares_and_goes_on(notebook, place, monkeypatch, tmp_path):

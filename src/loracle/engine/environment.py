@@ -22,7 +22,7 @@ from loracle.text import GIB
 from loracle.version import __version__, package_version
 
 _PACKAGES = (
-    "torch", "transformers", "peft", "accelerate", "datasets",
+    "torch", "transformers", "peft", "accelerate",
     "tokenizers", "safetensors", "sacrebleu", "numpy", "wandb",
 )  # fmt: skip
 # The parts of the checkout that can change a number; a changed README does not make it dirty.

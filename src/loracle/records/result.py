@@ -202,6 +202,9 @@ class Audit:
     """Of the run's final validation on the same examples."""
     reloaded_examples: int
     relative_tolerance: float
+    example_spread_nats: float | None = None
+    """Root mean square of the examples' differences, each over the root of its target tokens."""
+    tolerated_spread_nats: float | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -232,6 +235,11 @@ class Audit:
             faults.append(
                 f"the saved {what} gives {self.reloaded_loss_nats_per_token:.6f} nats per token "
                 f"through stock {library}, the run recorded {self.recorded_loss_nats_per_token:.6f}"
+            )
+        elif not (self.example_spread_nats or 0.0) <= (self.tolerated_spread_nats or 0.0):
+            faults.append(
+                f"single examples by stock {library} are {self.example_spread_nats:.3g} nats per "
+                f"root token off what was recorded; rounding: {self.tolerated_spread_nats:.3g}"
             )
         return faults
 
