@@ -14,11 +14,9 @@ from typing import Any, Literal
 from unittest import mock
 
 import torch
-from tokenizers import Tokenizer, models
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from transformers import PreTrainedTokenizerFast
 
 from loracle.forecast.devices import Device
 from loracle.forecast.shape_cache import CachedShapes
@@ -27,6 +25,7 @@ from loracle.model.base import FrozenBase
 from loracle.model.layers.attention import PACKED, register_packed_attention
 from loracle.model.layers.four_bit import NF4, install_unpacked_products
 from loracle.model.layers.norm import install_fast_norms
+from loracle.model.miniature import one_word_tokenizer
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan
 from loracle.screen import quiet_transformers
@@ -209,12 +208,6 @@ def _pack(model: Any, *, dtype: torch.dtype) -> None:
             ),
         )
         module.weight = packed
-
-
-def one_word_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer of a single word: a forecast tokenizes nothing."""
-    words = models.WordLevel(vocab={"?": 0}, unk_token="?")  # noqa: S106 - a word, no secret
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="?")  # noqa: S106
 
 
 def meta_adapter(base: FrozenBase, *, plan: ModulePlan, dropout: float, seed: int = 0) -> Adapter:
