@@ -53,7 +53,7 @@ def blocks_name_of(model: nn.Module) -> str:
         ModelError: If the decoder has no list of modules.
     """
     decoder = decoder_prefix(model)
-    sizes = {
+    sizes: dict[str, int] = {
         name: _num_parameters(module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and name.startswith(decoder)

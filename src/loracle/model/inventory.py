@@ -42,7 +42,7 @@ def inventory_of(model: nn.Module) -> Inventory:
     decoder = decoder_prefix(model)
     blocks = blocks_name_of(model)
     if not any(True for _ in _linear_layers(model.get_submodule(blocks))):
-        raise ModelError(f"model: the blocks of {type(model).__name__} have no linear layers")
+        raise ModelError(f"model: {type(model).__name__} has no list of blocks with linear layers")
     head = (
         cast("Any", model).get_output_embeddings()
         if hasattr(model, "get_output_embeddings")
