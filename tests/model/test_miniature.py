@@ -85,6 +85,8 @@ def test_in_16_bits_the_tiny_model_decides_before_the_base_itself(name, tmp_path
         TINY["llama"] | {"hidden_act": "a new one"},
         TINY["llama"] | {"model_type": "clip"},
         UNUSUAL["mixtral"] | {"num_experts_per_tok": 9},
+        {"model_type": "musicgen"},
+        {"model_type": "blt"},
     ],
 )
 def test_where_no_tiny_model_can_be_built_or_run_nothing_is_decided(architecture):

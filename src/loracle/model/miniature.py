@@ -73,8 +73,12 @@ def miniatures(config: PreTrainedConfig, *, tokens: int | None) -> Iterator[Froz
             lengths that it exceeds. None: only rows of `ROW` tokens exceed any length.
     """
     register_packed_attention()
-    text = config.get_text_config()
-    for scale in _scales(text):
+    try:
+        with model_faults("miniature"):
+            scales = _scales(config.get_text_config())
+    except ModelError:
+        return
+    for scale in scales:
         try:
             with model_faults("miniature"):
                 base = _base(config, scale=scale, tokens=tokens)
