@@ -130,3 +130,23 @@ LATENT = _TINY | {
     "n_shared_experts": 1,
 }
 """Keys and values of all tokens so far are computed again at each, from what is cached."""
+
+DEEP = {
+    "llama-2-7b": LLAMA_2_7B,
+    "sliding": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262144,
+        "hidden_size": 1152,
+        "intermediate_size": 6912,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "head_dim": 256,
+        "sliding_window": 512,
+    },
+    "dense-first": LATENT
+    | {"model_type": "deepseek_v3", "num_hidden_layers": 61, "first_k_dense_replace": 3},
+    "hybrid": _TINY
+    | {"model_type": "qwen3_next", "num_hidden_layers": 48, "num_experts": 2, "head_dim": 8},
+}
+"""Many layers, of which a few kinds: other windows, experts, or mixers."""

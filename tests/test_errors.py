@@ -17,6 +17,7 @@ EXIT_CODES = {
     "DataError": 2,
     "PlacementError": 2,
     "ModelError": 2,
+    "LeakError": 2,
     "RunFolderError": 2,
     "RunFailed": 1,
     "NonFiniteError": 1,

@@ -10,6 +10,7 @@
     │   ├── DataError                 rows, columns, encodings, limits
     │   ├── PlacementError            a module or layer that does not exist
     │   ├── ModelError                a model that cannot be adapted or run as requested
+    │   │   └── LeakError                 sequences that share a row change each other's loss
     │   └── RunFolderError            finished, in use, unwritable, full disk, another configuration
     ├── RunFailed                 1   a run that started and cannot continue
     │   ├── NonFiniteError            NaN or infinity, with what and where
@@ -64,6 +65,10 @@ class PlacementError(UsageError):
 
 class ModelError(UsageError):
     """A model that cannot be loaded, adapted or run as requested."""
+
+
+class LeakError(ModelError):
+    """A model that mixes the sequences of a packed row."""
 
 
 class RunFolderError(UsageError):

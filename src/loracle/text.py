@@ -29,6 +29,11 @@ def listed(names: Sequence[str], *, most: int = 3) -> str:
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
+def shortened(text: object, *, most: int = 200) -> str:
+    """Returns a message of a library without its line breaks, and not longer than ``most``."""
+    return " ".join(str(text).split())[:most]
+
+
 def perplexity_words(perplexity: float | None) -> str:
     """Returns a perplexity with three decimals, or how large it is."""
     if perplexity is None:

@@ -1,10 +1,12 @@
 """``loracle plan``, ``--fit`` and ``doctor --calibrate``, as a person types them."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from geometries import UNUSUAL
 from runs_fixture import load, settings
 
 SMALL = settings(
@@ -33,6 +35,13 @@ def test_a_study_is_planned_arm_by_arm(place, shallow, study):
     assert len([row for row in rows if row.startswith("| last-third ")]) == 2
     assert "All 6 runs, one after another: " in outcome.out
     assert "strategic: its modules are chosen when the study runs" in outcome.out
+
+
+def test_a_model_whose_rows_would_leak_is_refused_in_one_line(place, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(UNUSUAL["falcon_h1"]), encoding="utf-8")
+    outcome = place.loracle("plan", place.config, *settings(model=f"path:{tmp_path}"))
+    assert outcome.code == 2
+    assert "FalconH1ForCausalLM: sequences that share a row change each other's" in outcome.line
 
 
 def test_what_does_not_fit_is_told_what_would(place, shallow):

@@ -2,8 +2,9 @@
 
 import pytest
 
+from geometries import TINY, UNUSUAL
 from loracle.config.files import load_config
-from loracle.errors import UsageError
+from loracle.errors import LeakError, UsageError
 from loracle.forecast.devices import DEVICES, Device
 from loracle.runner.preflight import preflight, weights_gib
 
@@ -32,6 +33,17 @@ def test_a_device_with_a_profile_is_told_of_it(monkeypatch):
     preflight(load_config(overrides=["model=llama-2-7b"]))
     with pytest.raises(UsageError, match=r"25\.1 GiB in float32 .* --fit takes the settings"):
         preflight(load_config(overrides=["model=llama-2-7b", "dtype=float32"]))
+
+
+def test_a_model_whose_rows_would_leak_is_not_fetched(monkeypatch):
+    here(monkeypatch, Device("a gpu", 80.0, has_bf16=True))
+    config = load_config(overrides=["model=hub:org/leaky"])
+    architectures = iter([UNUSUAL["rwkv"], TINY["llama"]])
+    monkeypatch.setattr(f"{preflight.__module__}.model_architecture", lambda _: next(architectures))
+    monkeypatch.setattr(f"{preflight.__module__}.weights_gib", lambda *_, **__: 1.0)
+    with pytest.raises(LeakError, match=r"^RwkvForCausalLM: sequences that share a row change"):
+        preflight(config)
+    preflight(config)
 
 
 def test_models_that_are_not_fetched_are_not_looked_at(monkeypatch):

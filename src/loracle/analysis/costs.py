@@ -84,18 +84,21 @@ def costs_more(a: Cost, b: Cost) -> bool:
 
 def arm_costs(study: StudyRecord, arm: str) -> dict[Axis, Cost]:
     """Returns the measured costs of an arm by axis."""
-    runs = study.runs_of(arm)
-    costs: dict[Axis, Cost] = {}
-    for axis, read in _READERS.items():
-        values = {seed: value for seed, run in runs.items() if (value := read(run)) is not None}
-        if values:
-            measured = values.values()
-            costs[axis] = Cost(
-                axis, statistics.median(measured), min(measured), max(measured), values
-            )
-    if in_turn := step_in_turn(study, arm):
-        costs["step_time_s"] = in_turn
-    return costs
+    costs = {axis: _cost(study, arm, axis) for axis in _READERS}
+    return {axis: cost for axis, cost in costs.items() if cost}
+
+
+def _cost(study: StudyRecord, arm: str, axis: Axis) -> Cost | None:
+    """Returns the cost of an arm on one axis; None: not measured."""
+    in_turn = step_in_turn(study, arm) if axis == "step_time_s" else None
+    if in_turn is not None:
+        return in_turn
+    runs, read = study.runs_of(arm), _READERS[axis]
+    values = {seed: value for seed, run in runs.items() if (value := read(run)) is not None}
+    if not values:
+        return None
+    measured = values.values()
+    return Cost(axis, statistics.median(measured), min(measured), max(measured), values)
 
 
 def step_in_turn(study: StudyRecord, arm: str) -> Cost | None:
@@ -148,5 +151,5 @@ _READERS: dict[Axis, Callable[[RunRecord], float | None]] = {
 
 def costs_of(study: StudyRecord, axis: Axis) -> dict[str, Cost]:
     """Returns the cost of every arm that measured it, in the study's order."""
-    costs = {arm.name: arm_costs(study, arm.name).get(axis) for arm in study.arms}
+    costs = {arm.name: _cost(study, arm.name, axis) for arm in study.arms}
     return {arm: cost for arm, cost in costs.items() if cost}

@@ -7,11 +7,20 @@ and may be as good.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from loracle.analysis.comparison import Comparison
-from loracle.analysis.costs import Axis, Cost, amount_words, costs_more, costs_no_more, costs_of
+from loracle.analysis.costs import (
+    AXES,
+    Axis,
+    Cost,
+    amount_words,
+    costs_more,
+    costs_no_more,
+    costs_of,
+)
 from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import StudyRecord
 
@@ -39,6 +48,15 @@ class ParetoArm:
     def difference(self) -> float | None:
         """Loss minus the reference's, nats per token; None: no seed in common."""
         return self.comparison.difference if self.comparison else 0.0
+
+
+Fronts = Mapping[Axis, tuple[ParetoArm, ...]]
+"""The arms by cost."""
+
+
+def fronts_of(study: StudyRecord, verdicts: Verdicts) -> Fronts:
+    """Returns `pareto` of every cost."""
+    return {axis: pareto(study, verdicts, axis) for axis in AXES}
 
 
 def pareto(study: StudyRecord, verdicts: Verdicts, axis: Axis) -> tuple[ParetoArm, ...]:

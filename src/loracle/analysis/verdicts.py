@@ -7,7 +7,7 @@ arms against the untuned model, all pairs of arms; each metric is a family of it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import combinations
 from typing import Any
@@ -112,7 +112,11 @@ class Verdicts:
 
     def summary(self, arm: str) -> ArmSummary | None:
         """Returns an arm's summary; None: no run of it completed."""
-        return next((summary for summary in self.summaries if summary.arm == arm), None)
+        return self._summaries.get(arm)
+
+    @cached_property
+    def _summaries(self) -> dict[str, ArmSummary]:
+        return {summary.arm: summary for summary in self.summaries}
 
     def to_json(self) -> dict[str, Any]:
         """Returns the contents of ``verdicts.json``; null: not measured."""
@@ -125,7 +129,8 @@ class Verdicts:
             )
         }
         noise = [asdict(noise) for noise in self.noise.values()]
-        return {"schema": SCHEMA, **asdict(self), **lists, "noise": noise}
+        rest = asdict(replace(self, comparisons=(), versus_untuned=(), pairs=()))
+        return {"schema": SCHEMA, **rest, **lists, "noise": noise}
 
 
 def judge(study: StudyRecord) -> Verdicts:

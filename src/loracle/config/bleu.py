@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
+from loracle.text import shortened
+
 Tokenizer = Literal[
     "auto",
     "13a",
@@ -142,7 +144,7 @@ def lacks(tokenizer: str) -> str | None:
     try:
         bleu_metric(tokenizer)
     except (ImportError, RuntimeError, AssertionError, OSError, KeyError) as error:
-        return f"cannot be loaded ({' '.join(str(error).split())[:200]})"
+        return f"cannot be loaded ({shortened(error)})"
     return None
 
 

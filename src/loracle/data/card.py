@@ -14,6 +14,7 @@ from typing import Any
 
 from loracle.errors import DataError
 from loracle.sources.folders import DATA_CARD
+from loracle.text import shortened
 
 # What an entry may say besides the files and the delimiter, without a bearing on any text.
 _IDLE = frozenset({"config_name", "default", "description", "version", "features", "data_dir"})
@@ -133,8 +134,7 @@ def _inside(folder: Path, path: object) -> Path:
 
 
 def _fault(folder: Path, reason: str) -> DataError:
-    short = " ".join(reason.split())[:200]
     return DataError(
-        f"{folder.name}: its dataset card cannot be followed ({short}); "
+        f"{folder.name}: its dataset card cannot be followed ({shortened(reason)}); "
         f"name one file, e.g. path:{folder.name}/FILE"
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 from loracle.data.card import read_card
 from loracle.data.rows import READERS, Drop, Table, read_table
 from loracle.errors import DataError
-from loracle.sources.folders import NOT_RECORDS
+from loracle.sources.folders import data_files
 
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
 
@@ -34,27 +34,15 @@ def read_folder(folder: Path, *, columns: Collection[str]) -> Table:
     files = _train_files(card.folder) if card.files is None else card.files
     tables = [read_table(file, columns=columns, delimiter=card.delimiter) for file in files]
     names = [file.relative_to(folder).as_posix() for file in files]
-    others = [name.as_posix() for name in _data_files(folder) if name.as_posix() not in names]
+    others = [name.as_posix() for name in data_files(folder) if name.as_posix() not in names]
     table = tables[0] if len(tables) == 1 else _join(tables)
     counts = [len(one.rows) + len(one.drops) for one in tables]
     return replace(table, files=tuple(zip(names, counts, strict=True)), others=tuple(others))
 
 
-def _data_files(folder: Path) -> list[Path]:
-    """Returns the names of all data files below a folder, in order."""
-    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [
-        name
-        for name in names
-        if name.suffix.lower() in READERS
-        and name.name.lower() not in NOT_RECORDS
-        and not any(part.startswith(".") for part in name.parts)
-    ]
-
-
 def _train_files(folder: Path) -> list[Path]:
     """Returns the data files to read, in order."""
-    data = _data_files(folder)
+    data = data_files(folder)
     if not data:
         raise DataError(f"{folder.name}: no data file in this folder ({', '.join(READERS)})")
     chosen = data if len(data) == 1 else [name for name in data if _TRAIN.search(str(name))]

@@ -210,12 +210,12 @@ def _measured_step(
 
     from loracle.engine.train import train_bundle
     from loracle.engine.train_state import new_run
-    from loracle.forecast.small_model import one_word_tokenizer
     from loracle.forecast.trace import synthetic_examples
     from loracle.model.adapters import attach_adapter
     from loracle.model.base import FrozenBase
     from loracle.model.layers.attention import PACKED
     from loracle.model.layers.fast_parts import install_fast_parts
+    from loracle.model.miniature import one_word_tokenizer
     from loracle.screen import quiet_transformers
 
     with quiet_transformers(), device:

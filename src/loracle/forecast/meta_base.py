@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 
 from loracle.forecast.devices import Device
 from loracle.forecast.shape_cache import CachedShapes
-from loracle.forecast.small_model import has_plain_head, one_word_tokenizer
+from loracle.forecast.small_model import has_plain_head
 from loracle.model.adapters import Adapter, attach_adapter
 from loracle.model.base import FrozenBase
 from loracle.model.inventory import transformers_config
@@ -28,6 +28,7 @@ from loracle.model.layers.attention import PACKED, register_packed_attention
 from loracle.model.layers.fast_parts import install_fast_parts
 from loracle.model.layers.four_bit import NF4, install_unpacked_products
 from loracle.model.layers.kept import forget_kept
+from loracle.model.miniature import one_word_tokenizer
 from loracle.model.reach import peft_faults
 from loracle.model.whole import whole_model
 from loracle.placement import ModulePlan

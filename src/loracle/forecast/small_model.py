@@ -14,8 +14,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
 
 from loracle.config.run import Config
 from loracle.errors import ModelError
@@ -28,6 +26,7 @@ from loracle.model.layers.attention import PACKED, register_packed_attention
 from loracle.model.layers.fast_parts import install_fast_parts
 from loracle.model.limits import require_reach
 from loracle.model.load import reason_not_loaded
+from loracle.model.miniature import one_word_tokenizer
 from loracle.model.reach import require_reached
 from loracle.placement import ModulePlan
 from loracle.placement.llama_family import llama_family_inventory
@@ -289,9 +288,3 @@ def _random_model(architecture: Mapping[str, Any]) -> Any:
     model = model.eval().requires_grad_(False)
     install_fast_parts(model)
     return model
-
-
-def one_word_tokenizer() -> PreTrainedTokenizerFast:
-    """Returns a tokenizer of a single word: a forecast tokenizes nothing."""
-    words = models.WordLevel(vocab={"?": 0}, unk_token="?")  # noqa: S106 - a word, no secret
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(words), eos_token="?")  # noqa: S106

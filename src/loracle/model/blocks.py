@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loracle.errors import ModelError
+
 
 @dataclass(frozen=True)
 class Trunk:
@@ -44,16 +46,26 @@ def decoder_prefix(model: nn.Module) -> str:
 def blocks_name_of(model: nn.Module) -> str:
     """Returns the name of the decoder's module list with most parameters: its blocks.
 
-    Works for a model with adapters, unlike an inventory. Of two nested lists the outer one comes
-    first and holds at least as many parameters.
+    Tables of embeddings do not count. Works for a model with adapters too. Of two nested lists the
+    outer one comes first and holds at least as many parameters.
+
+    Raises:
+        ModelError: If the decoder has no list of modules.
     """
     decoder = decoder_prefix(model)
     sizes: dict[str, int] = {
-        name: sum(parameter.numel() for parameter in module.parameters())
+        name: _num_parameters(module)
         for name, module in model.named_modules()
         if isinstance(module, nn.ModuleList) and name.startswith(decoder)
     }
+    if not sizes:
+        raise ModelError(f"model: {type(model).__name__} has no list of blocks")
     return max(sizes, key=lambda name: sizes[name])
+
+
+def _num_parameters(module: nn.Module) -> int:
+    inner = (m for m in module.modules() if not isinstance(m, nn.Embedding))
+    return sum(parameter.numel() for m in inner for parameter in m.parameters(recurse=False))
 
 
 @contextmanager

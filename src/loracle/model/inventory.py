@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from loracle.errors import ModelError, did_you_mean
 from loracle.placement.inventory import Inventory, LinearModule, Role
 from loracle.placement.llama_family import llama_family_inventory
+from loracle.text import shortened
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,11 +36,13 @@ def inventory_of(model: nn.Module) -> Inventory:
     """
     if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
         raise ModelError("model: already carries adapters; take its inventory before adding them")
-    from loracle.model.blocks import decoder_prefix
+    from loracle.model.blocks import blocks_name_of, decoder_prefix
     from loracle.model.layers.four_bit import num_numbers
 
     decoder = decoder_prefix(model)
-    blocks = _blocks_name(model, decoder=decoder)
+    blocks = blocks_name_of(model)
+    if not any(True for _ in _linear_layers(model.get_submodule(blocks))):
+        raise ModelError(f"model: {type(model).__name__} has no list of blocks with linear layers")
     head = (
         cast("Any", model).get_output_embeddings()
         if hasattr(model, "get_output_embeddings")
@@ -74,7 +76,7 @@ def inventory_from_architecture(architecture: Mapping[str, Any]) -> Inventory:
 
     model_type = _known_model_type(architecture)
     what = f"architecture '{model_type}': no causal model of it"
-    with model_faults(what, reason=_in_one_line), torch.device("meta"):
+    with model_faults(what, reason=shortened), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(transformers_config(architecture))
     return inventory_of(model)
 
@@ -93,10 +95,6 @@ def _with_floats(value: Any) -> Any:
             return float(value["__float__"])
         return {key: _with_floats(inner) for key, inner in value.items()}
     return [_with_floats(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
 
 
 def _known_model_type(architecture: Mapping[str, Any]) -> str:
@@ -124,25 +122,6 @@ def _linear_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         is_packed = hasattr(child.weight, "quant_state")
         if is_packed or type(child).forward in (nn.Linear.forward, Conv1D.forward):
             yield name, child
-
-
-def _blocks_name(model: nn.Module, *, decoder: str) -> str:
-    """Returns the name of the decoder's outermost module list with most linear parameters."""
-    from torch import nn
-
-    sizes: dict[str, int] = {
-        name: sum(math.prod(_shape(linear)[:2]) for _, linear in _linear_layers(child))
-        for name, child in model.named_modules()
-        if isinstance(child, nn.ModuleList) and name.startswith(decoder)
-    }
-    outermost = {
-        name: size
-        for name, size in sizes.items()
-        if size and not any(name.startswith(f"{other}.") for other in sizes)
-    }
-    if not outermost:
-        raise ModelError(f"model: {type(model).__name__} has no list of blocks with linear layers")
-    return max(outermost, key=lambda name: outermost[name])
 
 
 def _describe(

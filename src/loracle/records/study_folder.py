@@ -160,11 +160,19 @@ class StudyRecord:
 
     def runs_of(self, arm: str, *, role: Role = "arm") -> dict[int, RunRecord]:
         """Returns the completed runs of an arm by seed."""
-        return {run.seed: run for run in self.runs if run.arm == arm and run.role == role}
+        return {run.seed: run for run in self._runs_by.get((arm, role), ())}
+
+    @cached_property
+    def _runs_by(self) -> dict[tuple[str, Role], list[RunRecord]]:
+        """Completed runs by arm and role: a hundred arms are asked for thousands of times."""
+        found: dict[tuple[str, Role], list[RunRecord]] = {}
+        for run in self.runs:
+            found.setdefault((run.arm, run.role), []).append(run)
+        return found
 
     def repeats_of(self, arm: str) -> tuple[RunRecord, ...]:
         """Returns the completed repeats of an arm: the same seed, run again."""
-        return tuple(run for run in self.runs if run.arm == arm and run.role == "repeat")
+        return tuple(self._runs_by.get((arm, "repeat"), ()))
 
 
 def read_study(path: Path) -> StudyRecord:

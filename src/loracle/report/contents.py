@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from loracle.analysis.orderings import published_orderings
+from loracle.analysis.tradeoffs import Fronts, fronts_of
 from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import StudyRecord
 from loracle.report.figures.costs import cost_figures
@@ -158,6 +159,7 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
     smallest = largest_smallest_effect(verdicts)
     line = provenance.line
     judged = verdict_table(study, verdicts, provenance=line)
+    fronts = fronts_of(study, verdicts)
     return Contents(
         study=study,
         verdicts=verdicts,
@@ -179,7 +181,7 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
             bleu=bleu_table(study, verdicts, provenance=line) if verdicts.num_answers else None,
             untuned=untuned_table(study, verdicts, provenance=line),
             costs=cost_table(study, provenance=line),
-            tradeoffs=tradeoff_table(study, verdicts, provenance=line),
+            tradeoffs=tradeoff_table(study, fronts, provenance=line),
             orderings=orderings_table(orderings),
             criteria=criteria_table(study),
             evidence=evidence_table(study),
@@ -187,11 +189,11 @@ def contents_of(study: StudyRecord, verdicts: Verdicts) -> Contents:
             search=search_table(study),
             predicted=predicted_table(study),
         ),
-        figures=figures_of(study, verdicts),
+        figures=figures_of(study, verdicts, fronts),
     )
 
 
-def figures_of(study: StudyRecord, verdicts: Verdicts) -> Figures:
+def figures_of(study: StudyRecord, verdicts: Verdicts, fronts: Fronts) -> Figures:
     """Returns the figures of a study's report."""
     looks = looks_of([arm.name for arm in study.arms], reference=study.reference)
     comparisons = [verdicts.comparison(arm.name) for arm in arms_by_effect(study, verdicts)]
@@ -204,7 +206,7 @@ def figures_of(study: StudyRecord, verdicts: Verdicts) -> Figures:
             note=at_one_rate(study),
         ),
         losses=tuple(loss_figures(study, looks=looks)),
-        tradeoffs=tuple(tradeoff_figures(study, verdicts)),
+        tradeoffs=tuple(tradeoff_figures(study, verdicts, fronts)),
         costs=tuple(cost_figures(study)),
         maps=tuple(placement_figures(study)),
         map_sheet=placement_sheet(study),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loracle.analysis.tradeoffs import fronts_of
 from loracle.analysis.verdicts import judge
 from loracle.records.study_folder import StudyRecord
 from loracle.report.contents import figures_of
@@ -30,7 +31,7 @@ def tables_of(study: StudyRecord) -> list[str]:
         verdict_table(study, verdicts, provenance=line),
         untuned_table(study, verdicts, provenance=line),
         cost_table(study, provenance=line),
-        tradeoff_table(study, verdicts, provenance=line),
+        tradeoff_table(study, fronts_of(study, verdicts), provenance=line),
         criteria_table(study),
     )
     return [markdown_of(table) for table in tables]
@@ -38,5 +39,7 @@ def tables_of(study: StudyRecord) -> list[str]:
 
 def charts_of(study: StudyRecord) -> dict[str, altair.TopLevelMixin]:
     """Returns the figures that have something to show, by name."""
-    figures = [*figures_of(study, judge(study)).on_paper(), example_figure(study)]
+    verdicts = judge(study)
+    fronts = fronts_of(study, verdicts)
+    figures = [*figures_of(study, verdicts, fronts).on_paper(), example_figure(study)]
     return {figure.name: as_altair(figure) for figure in figures if figure.spec is not None}

@@ -1,4 +1,4 @@
-"""Checks before a model is fetched: whether this machine could hold it at all."""
+"""Checks before a model is fetched: whether it could be used, and this machine hold it, at all."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from loracle.text import GIB
 
 
 def preflight(config: Config) -> None:
-    """Checks BLEU's tokenizer, and a hub model's weights before they are fetched: plain, and small.
+    """Checks BLEU's tokenizer, and a hub model before it is fetched.
 
-    Whether a step fits is what `loracle plan` says; this is the least that a run needs. Access,
-    revision and disk are checked where the model is looked up.
+    Its weights must be plain and fit, its architecture keep the sequences of a row apart. Whether a
+    step fits is what `loracle plan` says; this is the least that a run needs. Access, revision and
+    disk are checked where the model is looked up.
 
     Raises:
         UsageError: If the tokenizer is not here, the weights do not fit the device or are
-            quantised, or the model cannot be had.
+            quantised, rows leak, or the model cannot be had.
     """
     asked = config.eval.bleu_tokenize
     missing = lacks(asked) if config.eval.generate_examples and asked != "auto" else None
@@ -28,11 +29,14 @@ def preflight(config: Config) -> None:
         raise UsageError(f"eval.bleu_tokenize: '{asked}' {missing}")
     if not isinstance(parse_source(source_of(config.model, kind="model")), HubSource):
         return
-    require_plain_weights(model_architecture(config.model), name=config.model)
+    architecture = model_architecture(config.model)
+    require_plain_weights(architecture, name=config.model)
     from loracle.forecast.devices import this_device
     from loracle.forecast.fit import profile_of
     from loracle.forecast.predict import dtype_on
+    from loracle.model.guard import require_sealed_architecture
 
+    require_sealed_architecture(architecture)
     device = this_device()
     dtype = dtype_on(device, requested=config.dtype)
     packed = config.quantization is not None

@@ -27,6 +27,7 @@ from loracle.errors import LoracleError
 from loracle.records.files import write_durably
 from loracle.records.signature import without_folder
 from loracle.sources.spec import home_folder
+from loracle.text import shortened
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 
@@ -290,5 +291,5 @@ def _public(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
+    text = shortened(error)
     return text if isinstance(error, LoracleError) else f"{type(error).__name__} {text}".strip()

@@ -79,10 +79,22 @@ def require_data_files(folder: Path, *, name: str) -> list[Path]:
     Raises:
         SourceError: If there is none.
     """
-    files = _matching(folder.rglob("*"), DATA_PATTERNS, ignored=DATA_IGNORED)
-    if not files:
+    names = data_files(folder)
+    if not names:
         raise SourceError(f"{name}: no {', '.join(DATA_SUFFIXES)} file in it")
-    return files
+    return [folder / name for name in names]
+
+
+def data_files(folder: Path) -> list[Path]:
+    """Returns the names of the data files below a folder, in order, hidden ones left out."""
+    names = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return [
+        name
+        for name in names
+        if name.suffix.lower() in DATA_SUFFIXES
+        and name.name.lower() not in NOT_RECORDS
+        and not any(part.startswith(".") for part in name.parts)
+    ]
 
 
 def content_revision(path: Path, *, files: Iterable[Path]) -> str:

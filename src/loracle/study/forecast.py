@@ -137,11 +137,14 @@ def planned_arms(name: str, *, overrides: Sequence[str]) -> PlannedArms:
 
 
 def _model(config: Config) -> tuple[dict[str, Any], Inventory]:
+    from loracle.model.guard import require_sealed_architecture
     from loracle.model.inventory import inventory_from_architecture
     from loracle.sources import model_architecture
 
     architecture = model_architecture(config.model)
-    return architecture, inventory_from_architecture(architecture)
+    inventory = inventory_from_architecture(architecture)
+    require_sealed_architecture(architecture)
+    return architecture, inventory
 
 
 def _arms_of_file(name: str, *, title: str, overrides: Sequence[str]) -> PlannedArms:

@@ -2,6 +2,9 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU
 
 from analysis.stats.texts import paired_bleu
 from loracle.analysis.stats.bleu import (
@@ -49,6 +52,20 @@ def test_bleu_of_counts_takes_words_from_the_evaluations_tokenizer(tokenizer):
     scored = [Answer(text, hit_limit=False) for text in answers]
     found = score_answers(scored, references=references, tokenizer=tokenizer)
     assert float(corpus_bleu(counts.sum(0))) == found.bleu
+
+
+@given(
+    st.lists(st.text(st.sampled_from("ab.,-&;1 \n!"), max_size=30), min_size=1, max_size=4),
+    st.text(st.sampled_from("ab.,-&;1 \n!"), max_size=30),
+)
+def test_every_count_is_sacrebleu_s_own(answers, reference):
+    for answer, counts in zip(
+        answers, answer_counts(answers, [reference] * len(answers)), strict=True
+    ):
+        theirs = BLEU(effective_order=True).sentence_score(answer, [reference])
+        assert counts.tolist() == [
+            theirs.sys_len, theirs.ref_len, *theirs.counts, *theirs.totals
+        ]  # fmt: skip
 
 
 def test_a_tokenizer_that_this_machine_lacks_is_named():

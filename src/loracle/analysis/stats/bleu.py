@@ -15,7 +15,11 @@ the seeds'.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +33,7 @@ Counts = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 _ORDERS = 4
+_LENGTHS = range(1, _ORDERS + 1)
 
 
 def answer_counts(
@@ -42,13 +47,47 @@ def answer_counts(
     missing = lacks(tokenizer)
     if missing is not None:
         raise UsageError(f"BLEU was counted with the tokenizer '{tokenizer}', which {missing}")
-    # The effective order is for the score of one sentence, which is not used; with it, no hint.
-    bleu = bleu_metric(tokenizer, effective_order=True)
-    rows = []
-    for answer, reference in zip(answers, references, strict=True):
-        score = bleu.sentence_score(answer, [reference])
-        rows.append([score.sys_len, score.ref_len, *score.counts, *score.totals])
+    words = _metric(tokenizer).tokenizer
+    rows = [
+        _pair_counts(words(answer.rstrip()).split(), _reference(reference, tokenizer=tokenizer))
+        for answer, reference in zip(answers, references, strict=True)
+    ]
     return np.asarray(rows, dtype=np.int64).reshape(-1, 2 + 2 * _ORDERS)
+
+
+@lru_cache
+def _metric(tokenizer: str) -> Any:
+    return bleu_metric(tokenizer)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A reference text, which is the same for every run of a study."""
+
+    length: int
+    """Words."""
+    ngrams: tuple[Mapping[tuple[str, ...], int], ...]
+    """How often each n-gram stands in it, for n from 1."""
+
+
+@lru_cache(maxsize=4096)
+def _reference(text: str, *, tokenizer: str) -> _Reference:
+    words = _metric(tokenizer).tokenizer(text.rstrip()).split()
+    return _Reference(len(words), tuple(Counter(_ngrams(words, n)) for n in _LENGTHS))
+
+
+def _ngrams(words: Sequence[str], n: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[start:] for start in range(n)), strict=False)
+
+
+def _pair_counts(words: Sequence[str], reference: _Reference) -> list[int]:
+    """Returns what sacreBLEU counts in one answer; tests compare them."""
+    matches = []
+    for n, known in zip(_LENGTHS, reference.ngrams, strict=True):
+        found = Counter(filter(known.__contains__, _ngrams(words, n)))
+        matches.append(sum(min(count, known[ngram]) for ngram, count in found.items()))
+    totals = [max(0, len(words) + 1 - n) for n in _LENGTHS]
+    return [len(words), reference.length, *matches, *totals]
 
 
 def corpus_bleu(counts: Counts) -> Floats:
@@ -120,6 +159,7 @@ def paired_bleu_of_counts(
     )
 
 
+@lru_cache(maxsize=8)
 def _times_drawn(num_examples: int, *, resamples: int, seed: int) -> Counts:
     """Returns how often each example is in each resample: (R, E)."""
     even = np.full(num_examples, 1 / num_examples)
@@ -128,7 +168,11 @@ def _times_drawn(num_examples: int, *, resamples: int, seed: int) -> Counts:
 
 def _sums(drawn: Counts, counts: Counts) -> Counts:
     """Returns the counts of each resample: (R, E) and (S, E, 10) to (R, S, 10)."""
-    return np.asarray(np.einsum("re,sec->rsc", drawn, counts))
+    num_seeds, num_examples, width = counts.shape
+    side_by_side = counts.transpose(1, 0, 2).reshape(num_examples, -1)
+    # Whole numbers below 2**53: products of doubles are exact, and much faster.
+    sums = drawn.astype(np.float64) @ side_by_side.astype(np.float64)
+    return sums.astype(np.int64).reshape(-1, num_seeds, width)
 
 
 def _shared_variance(again: Floats, *, num_examples: int) -> float:

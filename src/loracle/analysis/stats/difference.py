@@ -31,7 +31,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -78,14 +79,10 @@ class Difference:
         """
         if not self.standard_error or self.seed_share is None:
             return None
-        critical_at = partial(
-            critical_value,
-            seed_share=self.seed_share,
-            num_seeds=self.num_seeds,
-            num_examples=self.num_examples,
+        critical_at = _critical_at(
+            self.seed_share, num_seeds=self.num_seeds, num_examples=self.num_examples
         )
-        both = float(critical_at(alpha / 2)) + float(critical_at(1 - _POWER))
-        return both * self.standard_error
+        return (critical_at(alpha / 2) + critical_at(1 - _POWER)) * self.standard_error
 
 
 def difference_of(
@@ -121,11 +118,9 @@ def difference_of(
         p_value = 1.0 if estimate == 0 else 2 * _SMALLEST_TAIL
         return replace(bare, standard_error=0.0, low=estimate, high=estimate, p_value=p_value)
     error, share = math.sqrt(variance), seed_variance / variance
-    critical_at = partial(
-        critical_value, seed_share=share, num_seeds=num_seeds, num_examples=num_examples
-    )
+    critical_at = _critical_at(share, num_seeds=num_seeds, num_examples=num_examples)
     tail = (1 - coverage) / 2
-    critical = float(critical_at(tail))
+    critical = critical_at(tail)
     return replace(
         bare,
         standard_error=error,
@@ -147,8 +142,18 @@ def critical_value(
     ``seed_share``, 0 to 1, may have any shape; it takes at least two seeds and two examples.
     """
     weight = np.asarray(seed_share, dtype=np.float64) ** _SHARE_POWER
+    return np.asarray(_between(weight, tail, num_seeds=num_seeds, num_examples=num_examples))
+
+
+def _critical_at(share: float, *, num_seeds: int, num_examples: int) -> Callable[[float], float]:
+    """Returns the `critical_value` of one share by tail, its weight computed once."""
+    weight = float(np.asarray(share, dtype=np.float64) ** _SHARE_POWER)
+    return lambda tail: _between(weight, tail, num_seeds=num_seeds, num_examples=num_examples)
+
+
+def _between(weight: Any, tail: float, *, num_seeds: int, num_examples: int) -> Any:
     of_seeds, of_examples = t_quantile(tail, num_seeds - 1), t_quantile(tail, num_examples - 1)
-    return np.asarray(weight * of_seeds + (1 - weight) * of_examples)
+    return weight * of_seeds + (1 - weight) * of_examples
 
 
 @lru_cache(maxsize=4096)
@@ -164,12 +169,12 @@ def t_quantile(tail: float, df: float) -> float:
     return -float(stdtrit(df, tail))
 
 
-def _p_value(statistic: float, *, critical_at: Callable[[float], NDArray[np.float64]]) -> float:
+def _p_value(statistic: float, *, critical_at: Callable[[float], float]) -> float:
     """Returns the two-sided level at which the critical value is ``statistic``."""
     from scipy.optimize import brentq
 
     def excess(log_tail: float) -> float:
-        return float(critical_at(math.exp(log_tail))) - statistic
+        return critical_at(math.exp(log_tail)) - statistic
 
     lowest = math.log(_SMALLEST_TAIL)
     if excess(lowest) <= 0:

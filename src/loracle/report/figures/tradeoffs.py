@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loracle.analysis.costs import AXES
-from loracle.analysis.tradeoffs import ParetoArm, pareto
+from loracle.analysis.tradeoffs import Fronts, ParetoArm
 from loracle.analysis.verdicts import Verdicts
 from loracle.records.study_folder import StudyRecord
 from loracle.report.figures.palette import BAD, GOOD, INK, OPEN
@@ -268,17 +268,17 @@ def _state_scale(part: int) -> Spec:
     return {"domain": list(_STATES), "range": [look[part] for look in _STATES.values()]}
 
 
-def tradeoff_figures(study: StudyRecord, verdicts: Verdicts) -> list[Figure]:
+def tradeoff_figures(study: StudyRecord, verdicts: Verdicts, fronts: Fronts) -> list[Figure]:
     """Returns one panel per cost."""
     return [
         tradeoff_figure(
             f"tradeoff-{axis.replace('_', '-')}",
-            pareto(study, verdicts, axis),
+            front,
             title=AXES[axis][0],
             label=axis_label(axis),
             reference=verdicts.reference,
             coverage=verdicts.coverage,
             spans=range_words(study, axis),
         )
-        for axis in AXES
+        for axis, front in fronts.items()
     ]

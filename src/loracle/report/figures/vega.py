@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from loracle.report.figures.palette import INK, css_variables
@@ -111,6 +111,7 @@ def _texts(part: Any) -> Any:
     return figure_text(part) if isinstance(part, str) else part
 
 
+@lru_cache(maxsize=1 << 16)
 def figure_text(text: str) -> str:
     """Returns text that a figure can hold.
 

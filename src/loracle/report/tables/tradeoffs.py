@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from loracle.analysis.costs import AXES
-from loracle.analysis.tradeoffs import ParetoArm, pareto
-from loracle.analysis.verdicts import Verdicts
+from loracle.analysis.tradeoffs import Fronts, ParetoArm
 from loracle.records.study_folder import StudyRecord
 from loracle.report.tables.table import Column, Table
 from loracle.report.text.answer import at_one_rate
@@ -12,11 +11,9 @@ from loracle.report.text.numbers import NOT_MEASURED
 from loracle.text import plural
 
 
-def tradeoff_table(study: StudyRecord, verdicts: Verdicts, *, provenance: str) -> Table:
+def tradeoff_table(study: StudyRecord, fronts: Fronts, *, provenance: str) -> Table:
     """Returns every arm's state on every cost."""
-    states = {
-        axis: {arm.arm: _state(arm) for arm in pareto(study, verdicts, axis)} for axis in AXES
-    }
+    states = {axis: {arm.arm: _state(arm) for arm in front} for axis, front in fronts.items()}
     return Table(
         name="tradeoffs",
         caption="Efficient: every arm is established to cost more or to have a higher loss. "
