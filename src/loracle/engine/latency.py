@@ -109,13 +109,14 @@ def can_merge(base: FrozenBase, *, adapter: str) -> bool:
         return True
     weights = (layer.get_base_layer().weight for layer in _adapted(base, adapter=adapter))
     need = sum(weight.numel() * weight.element_size() for weight in weights)
-    return need + _HOST_RESERVE_BYTES < psutil.virtual_memory().available
+    return bool(need + _HOST_RESERVE_BYTES < psutil.virtual_memory().available)
 
 
 def merged_weight(layer: RoutedLinear, *, adapter: str) -> Tensor:
     """Returns W + scale * B A of an adapted layer, added in fp32, in the dtype of W."""
     weight: Tensor = layer.get_base_layer().weight.detach()
-    return (weight.float() + layer.get_delta_weight(adapter)).to(weight.dtype)
+    merged: Tensor = (weight.float() + layer.get_delta_weight(adapter)).to(weight.dtype)
+    return merged
 
 
 @contextmanager

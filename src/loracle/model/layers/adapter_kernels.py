@@ -11,16 +11,16 @@ four features, so a tile of words is made and its four lanes are interleaved.
 """
 
 # ruff: noqa: N803 - sizes are named as in the legend, what the compiler knows in capitals
-# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
-# mypy: disallow-untyped-calls=False
+# mypy: disable-error-code="import-not-found, import-untyped, untyped-decorator, no-untyped-def"
+# mypy: disable-error-code="no-untyped-call, unused-ignore, misc, no-any-return"
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-import triton  # type: ignore[import-not-found]
-import triton.language as tl  # type: ignore[import-not-found]
+import triton
+import triton.language as tl
 from torch import Tensor
 
 # source: splitmix64.c, as in `dropout`; written as signed numbers
