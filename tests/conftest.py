@@ -1,6 +1,5 @@
 """Puts this folder on the path, so that tests share their small models, data and whole runs."""
 
-import gc
 import os
 
 # Before PyTorch is imported, and for processes that tests start. Tiny models gain nothing from a
@@ -10,7 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hypothesis import settings
 
-from runs_fixture import finished, nursery, only_runs, place, unmeasured
+from runs_fixture import finished, nursery, only_runs, place, set_aside, unmeasured
 
 # Whether a property holds does not depend on how busy the machine is.
 settings.register_profile("untimed", deadline=None)
@@ -20,10 +19,5 @@ __all__ = ["finished", "nursery", "only_runs", "place", "unmeasured"]
 
 
 def pytest_collection_finish():
-    """Leaves what imports made out of every later collection of garbage.
-
-    A run collects at each change of phase, to measure its memory, and so would scan some million
-    objects of PyTorch, Transformers and the rest each time: half of a tiny run's processor time.
-    """
-    gc.collect()
-    gc.freeze()
+    """Leaves what imports made out of every later collection of garbage."""
+    set_aside()

@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -30,10 +31,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 WARM = (
+    "loracle.cli.main",
     "loracle.runner.run_many",
     "loracle.report.terminal.run",
-    "peft",
+    "peft.tuners.lora.bnb",
+    "peft.utils.transformers_weight_conversion",
     "sacrebleu.metrics",
+    "sacrebleu.tokenizers.tokenizer_13a",
     "transformers.generation",
     "transformers.models.llama.modeling_llama",
     "transformers.tokenization_utils_tokenizers",
@@ -169,9 +173,34 @@ def warm_up(names: Iterable[str]) -> None:
     torch.set_num_threads(1)
     for name in names:
         importlib.import_module(name)
+    use_once()
     # A run collects garbage at every change of phase: 1.6 s for a tiny one, else 5.2 (LOG.md).
     gc.collect()
     gc.freeze()
+    # Counting them would take each life longer than a step.
+    gc.get_freeze_count = lambda: 1
+
+
+def use_once() -> None:
+    """Has libraries fill the tables that they make at first use, without a gradient.
+
+    After a gradient PyTorch allows no fork that computes another.
+    """
+    import torch
+
+    from loracle.model.inventory import inventory_of
+    from loracle.model.load import load_base
+    from loracle.model.reach import on_trial
+    from loracle.placement import resolve_placement
+    from tiny import save_tiny_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = save_tiny_model(Path(folder), layers=1)
+        base = load_base(model, device=torch.device("cpu"), dtype=torch.float32)
+    inventory = inventory_of(base.model)
+    plan = resolve_placement("attention", inventory=inventory, rank=1, alpha=1.0)
+    with on_trial(base, plan=plan):
+        pass
 
 
 def born(life: dict, live: Callable[[dict], int]) -> int:

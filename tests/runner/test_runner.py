@@ -20,7 +20,7 @@ from loracle.runner import trunk as runner_trunk
 from loracle.runner.bundle_size import StepMemory
 from loracle.runner.run_many import require_agreement, run_many
 from loracle.runner.run_spec import RunSpec
-from runs_fixture import contents, facts, load, rows
+from runs_fixture import contents, facts, load, rows, set_aside
 
 SHORT = [
     "train.max_steps=6",
@@ -47,6 +47,7 @@ POISON = ["train.learning_rate=1e30", "seed=4"]
 
 @pytest.fixture
 def here(place):
+    set_aside()
     with place.entered():
         yield place
 
