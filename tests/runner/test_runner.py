@@ -182,23 +182,37 @@ def test_only_what_is_missing_is_done(studies, here, tmp_path):
     assert outcomes[2].result.efficiency.measured.startswith("probe")
 
 
-@pytest.mark.parametrize("size", [1, 3])
-def test_a_poisoned_run_fails_alone(studies, here, tmp_path, size):
-    arms = {"everything": [], "poisoned": POISON, "top": ARMS["top"]}
+@pytest.mark.parametrize("size", [1, 4])
+def test_a_run_that_is_poisoned_or_cannot_take_its_adapter_fails_alone(
+    studies, here, tmp_path, monkeypatch, size
+):
+    attach = shared_base.attach_adapter
+
+    def refuse(base, *, seed, **kwargs):
+        if seed == 5:
+            raise ModelError("PEFT put no adapter on it")
+        return attach(base, seed=seed, **kwargs)
+
+    monkeypatch.setattr(shared_base, "attach_adapter", refuse)
+    arms = {"everything": [], "poisoned": POISON, "refused": ["seed=5"], "top": ARMS["top"]}
     outcomes = run_many(specs_of(here, tmp_path, arms), bundle_size=size)
-    assert [type(outcome.error) for outcome in outcomes] == [type(None), NonFiniteError, type(None)]
-    status = load(tmp_path / "poisoned" / "status.json")
-    assert status["status"] == "failed"
-    assert status["error"] == str(outcomes[1].error)
-    assert "lower train.learning_rate (now 1e+30)" in status["error"]
-    assert not (tmp_path / "poisoned" / "result.json").exists()
+    assert [type(outcome.error) for outcome in outcomes] == [
+        type(None), NonFiniteError, ModelError, type(None)
+    ]  # fmt: skip
+    for name, outcome in zip(("poisoned", "refused"), outcomes[1:3], strict=True):
+        status = load(tmp_path / name / "status.json")
+        assert (status["status"], status["error"]) == ("failed", str(outcome.error))
+        assert not (tmp_path / name / "result.json").exists()
+    assert "lower train.learning_rate (now 1e+30)" in str(outcomes[1].error)
+    assert str(outcomes[2].error) == "PEFT put no adapter on it"
     for name in ("everything", "top"):
         assert load(tmp_path / name / "status.json")["status"] == "completed"
         assert_alike(tmp_path / name, studies / "1" / name, relative=1e-6)
     untouched = contents(tmp_path / "top")
     again = run_many(specs_of(here, tmp_path, arms), bundle_size=size)
-    assert [outcome.error is None for outcome in again] == [True, False, True]
-    assert isinstance(again[1].error, NonFiniteError)
+    assert [type(outcome.error) for outcome in again] == [
+        type(outcome.error) for outcome in outcomes
+    ]
     assert contents(tmp_path / "top") == untouched
 
 
@@ -231,24 +245,6 @@ def test_a_run_whose_folder_fails_it_fails_alone(here, tmp_path, monkeypatch):
     status = load(tmp_path / "top" / "status.json")
     assert (status["status"], status["error"]) == ("failed", "top: the disk is full")
     assert len(rows(tmp_path / "top" / "steps.jsonl")) == 2
-
-
-@pytest.mark.parametrize("size", [1, 2])
-def test_a_run_that_cannot_take_its_adapter_fails_alone(here, tmp_path, monkeypatch, size):
-    attach = shared_base.attach_adapter
-
-    def refuse(base, *, seed, **kwargs):
-        if seed == 1:
-            raise ModelError("PEFT put no adapter on it")
-        return attach(base, seed=seed, **kwargs)
-
-    monkeypatch.setattr(shared_base, "attach_adapter", refuse)
-    arms = {name: ARMS[name] for name in ("everything", "top", "attention")}
-    outcomes = run_many(specs_of(here, tmp_path, arms), bundle_size=size)
-    assert outcomes[0].error is None
-    assert isinstance(outcomes[1].error, ModelError)
-    assert outcomes[2].error is None
-    assert load(tmp_path / "top" / "status.json")["error"] == "PEFT put no adapter on it"
 
 
 @pytest.mark.parametrize("where", ["fill_trunk", "_next_step"])
@@ -326,27 +322,18 @@ def test_one_arm_that_is_not_of_this_model_stops_the_study_before_it_begins(here
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bundle_leaves_the_base_as_it_was_loaded(here, tmp_path, monkeypatch):
-    bases = []
+def test_an_arm_is_probed_once_for_all_its_seeds_and_the_base_left_as_it_was_loaded(
+    here, tmp_path, monkeypatch
+):
+    measured, whole = [], probe.measure_alone
+    bases, names = [], []
 
     def watch(*args, **kwargs):
         bases.append(shared_base.open_shared_base(*args, **kwargs))
         names.append([name for name, _ in bases[0].base.model.named_modules()])
         return bases[0]
 
-    names = []
     monkeypatch.setattr(runner, "open_shared_base", watch)
-    arms = {name: ARMS[name] for name in ("everything", "top", "attention")}
-    run_many(specs_of(here, tmp_path, arms), bundle_size=2)
-    base = bases[0].base
-    assert base.peft is None
-    assert [name for name, _ in base.model.named_modules()] == names[0]
-    assert base.weights_digest() == bases[0].identity.weights_sha256
-    assert not any(parameter.requires_grad for parameter in base.model.parameters())
-
-
-def test_an_arm_is_probed_once_for_all_its_seeds(here, tmp_path, monkeypatch):
-    measured, whole = [], probe.measure_alone
 
     def counting(shared, **kwargs):
         measured.append(kwargs["plan"].placement)
@@ -365,6 +352,11 @@ def test_an_arm_is_probed_once_for_all_its_seeds(here, tmp_path, monkeypatch):
     assert one.latency_ms_per_token.merged > 0
     assert one.step_time_s == other.step_time_s
     assert one.latency_ms_per_token == other.latency_ms_per_token
+    base = bases[0].base
+    assert base.peft is None
+    assert [name for name, _ in base.model.named_modules()] == names[0]
+    assert base.weights_digest() == bases[0].identity.weights_sha256
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
 # Three epochs, in few steps.
