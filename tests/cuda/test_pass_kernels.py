@@ -107,7 +107,7 @@ def llama_norm(features, dtype):
 
 @interpreted
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("features", [48, 64, 576])
+@pytest.mark.parametrize("features", [48, 64])
 def test_the_norm_is_stock_and_near_exact(on_cpu, dtype, features):
     stock = llama_norm(features, dtype)
     x = drawn(2, 7, features, like=like(dtype), scale=3)
@@ -207,7 +207,8 @@ def test_other_arithmetic_stays_as_it_is_and_needs_no_notice(on_cpu):
     gemma = GemmaRMSNorm(16).requires_grad_(False)
     nn.init.normal_(gemma.weight, std=0.1)
     assert norm.install_fast_norms(gemma, notice=notices.append) == 0
-    mlp = LlamaMLP(LlamaConfig(hidden_size=8, intermediate_size=12, hidden_act="gelu"))
+    config = LlamaConfig(hidden_size=32, intermediate_size=48, hidden_act="gelu")
+    mlp = LlamaMLP(config)
     assert gate.install_fused_gates(mlp.requires_grad_(False), notice=notices.append) == 0
     assert notices == []
 
