@@ -38,7 +38,13 @@ MAMBA2 = {
     "n_groups": 1,
     "time_step_limit": [0.0, {"__float__": "Infinity"}],
 }
-SHORT = ["data.max_tokens=32", "eval.max_new_tokens=8", "eval.generate_batch_size=2"]
+SHORT = [
+    "data.max_tokens=32",
+    "train.batch_size=2",
+    "eval.batch_tokens=128",
+    "eval.max_new_tokens=8",
+    "eval.generate_batch_size=2",
+]
 
 
 def plan_of(architecture, placement="all-linear"):
