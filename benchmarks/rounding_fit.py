@@ -40,6 +40,8 @@ def fitted(rows: Sequence[Row]) -> dict[str, Any]:
     """
     groups = {name: _group(found) for name, found in _by_setting(rows).items()}
     real = {name.split()[1]: group for name, group in groups.items() if "random" not in name}
+    if not real:
+        raise SystemExit("the real model needs two orders of one dtype first")
     loss = next(iter(real.values()))["loss_nats_per_token"]
     faults = dict(_faults(rows))
     return {
@@ -224,7 +226,7 @@ def lines_of(report: Mapping[str, Any]) -> list[str]:
         ]
         for row in report["false_alarms"]
     ]  # fmt: skip
-    dtypes = list(_DTYPES)
+    dtypes = list(dict.fromkeys(row["dtype"] for row in report["false_alarms"]))
     faults = [
         [row["fault"], f"{row['mean_nats_per_token']:.2g}", f"{row['std_nats_per_root_token']:.2g}"]
         + [f"{row[d]['seen_with_32']:.2f} / {row[d]['examples_for_99_percent']}" for d in dtypes]

@@ -26,10 +26,12 @@ from loracle.records.result import Audit
 from loracle.screen import quiet_transformers
 
 # Losses of two orders of summation differ by this standard deviation, in nats, times the root of an
-# example's target tokens. measured: benchmarks/rounding.py, its table in results/benchmarks
-_ROUNDING_NATS = {torch.float32: 2e-5, torch.bfloat16: 0.12, torch.float16: 0.015}
+# example's target tokens. measured in bf16: 0.037 to 0.068 (SmolLM2-135M, 32 and 40 examples,
+# 2026-11-30, benchmarks/rounding.py, results/benchmarks/rounding-*). assumed: up to 0.12 where
+# partial sums are rounded too, an eighth of it in fp16, and in fp32 what was allowed before.
+_ROUNDING_NATS = {torch.float32: 2e-4, torch.bfloat16: 0.12, torch.float16: 0.015}
 _DEVIATIONS = 5.0
-"""Allowed of a total, and of a single example: fewer than 1 false alarm in 10,000 runs there."""
+"""Allowed of a total, and of a single example; a normal error passes 3.9 once in 10,000 runs."""
 
 
 def audit_run(
