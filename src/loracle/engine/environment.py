@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from loracle.digest import PACKAGE, code_digest
+from loracle.model.layers.ops import has_kernels
 from loracle.text import GIB
 from loracle.version import __version__, package_version
 
@@ -73,7 +74,11 @@ def capture_environment(
         "torch_build": _torch_build(),
         "versions": {
             package: package_version(package)
-            for package in (*_PACKAGES, *(["bitsandbytes"] if quantization else []))
+            for package in (
+                *_PACKAGES,
+                *(["bitsandbytes"] if quantization else []),
+                *(["triton"] if gpus else []),
+            )
         },
     }
 
@@ -159,7 +164,12 @@ def torch_settings() -> dict[str, Any]:
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "cudnn_deterministic": bool(torch.backends.cudnn.deterministic),
         "cudnn_benchmark": bool(torch.backends.cudnn.benchmark),
-    }
+    } | ({"kernels": _gpu_kernels()} if torch.cuda.is_available() else {})
+
+
+def _gpu_kernels() -> str:
+    """Returns whose kernels run between a GPU's products; on a CPU ours give PyTorch's bits."""
+    return "triton" if has_kernels(torch.device("cuda")) else "pytorch"
 
 
 def _torch_build() -> list[str]:
