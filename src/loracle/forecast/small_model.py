@@ -126,7 +126,7 @@ def _move_vectors(base: FrozenBase) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         for parameter in base.model.parameters():
-            if parameter.ndim == 1:
+            if parameter.ndim == 1 and parameter.is_floating_point():
                 parameter.add_(0.1 * torch.randn_like(parameter))
 
 
