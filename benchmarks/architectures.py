@@ -2,10 +2,10 @@
 
     python benchmarks/architectures.py FILE [--only TYPE ...] [--most-s SECONDS]
 
-For each model type, a small random model of its default configuration: what a run says of it before
-training (its checks of a base and of all-linear), and what ``loracle plan`` says, on a CPU, a T4
-and an H100. No outcome may be a fault, and a plan is refused where the run is. Rows go to FILE as
-they are made, and a second call goes on where the first stopped.
+For each model type, a miniature of its default configuration (where none runs, that itself): what a
+run says of it before training (its checks of a base and of all-linear), and what ``loracle plan``
+says, on a CPU, a T4 and an H100. No outcome may be a fault, and a plan is refused where the run is.
+Rows go to FILE as they are made, and a second call goes on where the first stopped.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from loracle.errors import UsageError
 from loracle.forecast import small_model
 from loracle.forecast.cases import PlannedArms, predict_cases
 from loracle.forecast.devices import DEVICES, Device
+from loracle.model.base import FrozenBase
 from loracle.model.guard import checked, require_long_rows
 from loracle.model.inventory import inventory_from_architecture
 from loracle.model.reach import require_reached
@@ -82,16 +84,22 @@ def row_of(model_type: str) -> dict[str, str]:
     small_model._small_base.cache_clear()
     try:
         with quiet_transformers():
-            default = AutoConfig.for_model(model_type).to_json_string(use_diff=False)
-            architecture = {**json.loads(default), "model_type": model_type}
-            small = json.loads(json.dumps(small_model.small_architecture(architecture)))
+            architecture = _fields(AutoConfig.for_model(model_type), model_type)
     except Exception as error:  # noqa: BLE001 - of whatever kind, it is a row
         return {"default": f"not tried: its default configuration is none ({_words(error)})"}
     config = load_config(overrides=[f"model={model_type}", *_SETTINGS])
-    row = {"run": _outcome(lambda: _run(small, config))}
+    base = None
+    with suppress(UsageError):
+        base = small_model.random_base(architecture)
+    small = architecture if base is None else _fields(base.model.config, model_type)
+    row = {"run": _outcome(lambda: _run(base, small, config))}
     for name, device in _DEVICES.items():
         row[name] = _outcome(lambda device=device: _plan(small, config, device=device))
     return row
+
+
+def _fields(config: Any, model_type: str) -> dict[str, Any]:
+    return {**json.loads(config.to_json_string(use_diff=False)), "model_type": model_type}
 
 
 def _outcome(work: Callable[[], str]) -> str:
@@ -110,10 +118,10 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
-def _run(architecture: Mapping[str, Any], config: Config) -> str:
+def _run(base: FrozenBase | None, architecture: Mapping[str, Any], config: Config) -> str:
     plan = _all_linear(architecture)
-    base = small_model.random_base(architecture, shrinks=False)
     if base is None:
+        small_model.random_base(architecture)
         return "not tried: no small model of it runs"
     base = checked(base)
     require_long_rows(base, tokens=config.data.max_tokens)

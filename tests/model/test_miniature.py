@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from geometries import DEEP, LATENT, TINY, UNUSUAL
+from geometries import DEEP, LATENT, LLAMA_2_7B, TINY, UNUSUAL
 from loracle.errors import LeakError
 from loracle.model import guard
 from loracle.model.guard import require_sealed_architecture, require_sealed_rows
@@ -53,6 +53,17 @@ def test_every_kind_of_layer_is_in_it_and_few_of_each(family, num_kinds, num_lay
     assert len(base.blocks) == num_layers
     assert max(len(kinds), len(windows)) == num_kinds
     assert sum(p.numel() for p in base.model.parameters()) < 20e6
+
+
+def test_lengths_that_are_to_be_kept_are_and_the_others_shrink():
+    given = LLAMA_2_7B | {"model_type": "phi3", "sliding_window": 2047, "pad_token_id": 31999}
+    base = next(miniatures(configuration(given), tokens=None, keeps_lengths=True))
+    config = base.model.config
+    assert (config.sliding_window, config.max_position_embeddings) == (2047, 4096)
+    assert (config.num_hidden_layers, config.hidden_size) == (2, 256)
+    assert config.pad_token_id < config.vocab_size
+    shorter = next(miniatures(configuration(given), tokens=None)).model.config
+    assert (shorter.sliding_window, shorter.max_position_embeddings) == (32, 40)
 
 
 def test_a_window_that_only_the_mask_knows_matters_to_sequences_beyond_it():

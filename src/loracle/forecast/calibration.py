@@ -206,13 +206,14 @@ def _measured_step(
     plan: Any,
     config: Any,
 ) -> float:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     from loracle.engine.train import train_bundle
     from loracle.engine.train_state import new_run
     from loracle.forecast.trace import synthetic_examples
     from loracle.model.adapters import attach_adapter
     from loracle.model.base import FrozenBase
+    from loracle.model.inventory import transformers_config
     from loracle.model.layers.attention import PACKED
     from loracle.model.layers.fast_parts import install_fast_parts
     from loracle.model.miniature import one_word_tokenizer
@@ -220,7 +221,7 @@ def _measured_step(
 
     with quiet_transformers(), device:
         model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(**architecture), dtype=dtype, attn_implementation=PACKED
+            transformers_config(architecture), dtype=dtype, attn_implementation=PACKED
         )
     model = model.to(device).eval().requires_grad_(False)
     install_fast_parts(model)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from loracle.data.packing import pack
 from loracle.digest import Inputs, code_digest, digest_of, key_of
@@ -28,6 +28,7 @@ from loracle.errors import LeakError, ModelError, RunFolderError, SourceError
 from loracle.model.base import PROBES, FrozenBase, Probe, cross_entropy
 from loracle.model.faults import model_faults
 from loracle.model.identity import described_config
+from loracle.model.inventory import transformers_config
 from loracle.model.miniature import ROW, SEQUENCE, miniatures, names_length
 from loracle.records.files import read_json, write_json
 from loracle.screen import quiet_transformers
@@ -67,7 +68,7 @@ def require_sealed_architecture(architecture: Mapping[str, Any]) -> None:
     """
     try:
         with model_faults("config.json"), quiet_transformers():
-            config = AutoConfig.for_model(**architecture)
+            config = transformers_config(architecture)
     except ModelError:
         return
     require_sealed_rows(config)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,9 @@ def names_length(key: str) -> bool:
     return bool(_LENGTHS.search(key)) and not _NO_LENGTHS.search(key)
 
 
-def miniatures(config: PreTrainedConfig, *, tokens: int | None) -> Iterator[FrozenBase]:
+def miniatures(
+    config: PreTrainedConfig, *, tokens: int | None, keeps_lengths: bool = False
+) -> Iterator[FrozenBase]:
     """Yields tiny models of a configuration in fp32 on the CPU, the smallest first.
 
     An architecture that does not allow a size cannot be built in it, or built and not run: the next
@@ -71,6 +74,7 @@ def miniatures(config: PreTrainedConfig, *, tokens: int | None) -> Iterator[Froz
         config: Of the whole model, with its own class in Transformers.
         tokens: Of the longest sequence that is to be used: sequences of `SEQUENCE` tokens exceed
             lengths that it exceeds. None: only rows of `ROW` tokens exceed any length.
+        keeps_lengths: True leaves windows and the number of positions as they are.
     """
     register_packed_attention()
     try:
@@ -81,7 +85,13 @@ def miniatures(config: PreTrainedConfig, *, tokens: int | None) -> Iterator[Froz
     for scale in scales:
         try:
             with model_faults("miniature"):
-                base = _base(config, scale=scale, tokens=tokens)
+                small = _shrunk(
+                    _fields(config),
+                    smaller=partial(
+                        _smaller, scale=scale, tokens=tokens, keeps_lengths=keeps_lengths
+                    ),
+                )
+                base = _base(config, small)
         except ModelError:
             continue
         if base is not None:
@@ -96,24 +106,24 @@ def _scales(text: Any) -> list[int]:
     return [whole // kept for kept in few if whole % kept == 0][:_MOST_SCALES]
 
 
-def _shrunk(value: Any, *, key: str = "", scale: int, tokens: int | None) -> Any:
+def _fields(config: PreTrainedConfig) -> dict[str, Any]:
+    return {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
+
+
+def _shrunk(value: Any, *, key: str = "", smaller: Callable[[int, str], int]) -> Any:
     """Returns what a field of a configuration, or all of it, is in a miniature."""
     if isinstance(value, dict):
-        return {
-            name: _shrunk(item, key=str(name), scale=scale, tokens=tokens)
-            for name, item in value.items()
-        }
+        return {name: _shrunk(item, key=str(name), smaller=smaller) for name, item in value.items()}
     if isinstance(value, list):
-        return [_shrunk(item, key=key, scale=scale, tokens=tokens) for item in value]
-    if type(value) is not int or value < 1:
-        return value
+        return [_shrunk(item, key=key, smaller=smaller) for item in value]
+    return smaller(value, key) if type(value) is int and value > 0 else value
+
+
+def _smaller(value: int, key: str, *, scale: int, tokens: int | None, keeps_lengths: bool) -> int:
+    """Returns what a number is in a miniature with widths divided by ``scale``."""
     if names_length(key):
-        return min(value, _EXCEEDED if tokens is not None and value < tokens else _LENGTH)
-    return _smaller(value, key=key, scale=scale)
-
-
-def _smaller(value: int, *, key: str, scale: int) -> int:
-    """Returns a size that is not one of attention."""
+        fewer = min(value, _EXCEEDED if tokens is not None and value < tokens else _LENGTH)
+        return value if keeps_lengths else fewer
     if "vocab_size" in key:
         return min(value, _VOCABULARY)
     if re.search(r"token_(id|index)$", key):
@@ -126,13 +136,12 @@ def _smaller(value: int, *, key: str, scale: int) -> int:
         # Grouped products need rows of whole 16 bytes.
         narrow = min(value, -(-value // scale // 8) * 8)
         return min(narrow, _WIDEST_BETWEEN) if _BETWEEN.search(key) else narrow
-    return min(value, _POSITIONS) if _MOST_POSITIONS.search(key) else value
+    is_bound = _MOST_POSITIONS.search(key) and not keeps_lengths
+    return min(value, _POSITIONS) if is_bound else value
 
 
-def _base(config: PreTrainedConfig, *, scale: int, tokens: int | None) -> FrozenBase | None:
-    """Returns the miniature; None if even it is large."""
-    tree = {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
-    small = _shrunk(tree, scale=scale, tokens=tokens)
+def _base(config: PreTrainedConfig, small: dict[str, Any]) -> FrozenBase | None:
+    """Returns the miniature with these fields; None if even it is large."""
     kind = type(config)
     whole = _model(kind.from_dict(small), device="meta")
     depth = config.get_text_config().num_hidden_layers
