@@ -89,7 +89,7 @@ def test_the_peak_is_the_forecast(steps, card):
 
 @pytest.mark.xfail(strict=True, reason="F7: block masks of past steps are kept")
 def test_a_bundle_keeps_nothing_from_step_to_step(ground):
-    ended = ground.on("a100", "python", HERE / "faults.py", "leak")
+    ended = ground.on("a100", "python", HERE / "exhausted.py", "leak")
     assert ended.code == 0, ended.out[-3000:]
     allocated = last_json(ended.out)["allocated"]
     assert max(allocated[3:]) - allocated[3] < 1 << 20, allocated
@@ -97,7 +97,7 @@ def test_a_bundle_keeps_nothing_from_step_to_step(ground):
 
 @pytest.mark.xfail(strict=True, reason="F12: cuBLAS without memory is not recognised")
 def test_cublas_without_memory_counts_as_out_of_memory(ground):
-    ended = ground.on("t4", "python", HERE / "faults.py", "cublas")
+    ended = ground.on("t4", "python", HERE / "exhausted.py", "cublas")
     assert ended.code == 0, ended.out[-3000:]
     found = last_json(ended.out)
     assert "CUBLAS_STATUS_ALLOC_FAILED" in found["error"]
@@ -107,6 +107,6 @@ def test_cublas_without_memory_counts_as_out_of_memory(ground):
 @pytest.mark.xfail(strict=True, reason="F13: the optimizer's step is outside of the recovery")
 def test_an_optimizer_that_does_not_fit_is_told_in_our_words(ground):
     # 400 MiB of context, 905 of base, 76 of adapters and as much of gradients: no room for moments
-    ended = ground.on("a100", "python", HERE / "faults.py", "optimizer", PRETEND_MIB="1570")
+    ended = ground.on("a100", "python", HERE / "exhausted.py", "optimizer", PRETEND_MIB="1570")
     assert ended.code == 0, ended.out[-3000:]
     assert last_json(ended.out)["error"] == "OutOfMemory", ended.out[-500:]

@@ -106,11 +106,11 @@ def peaks_of(config, *, device, layers, shallow):
 
 
 def at_32_layers(config, *, device, shallow):
-    """The peaks of the whole model, from two and three layers: layers are alike."""
-    (two, _), (three, found) = (
-        peaks_of(config, device=device, layers=layers, shallow=shallow) for layers in (2, 3)
+    """The peaks of the whole model, from three and four layers: layers are alike."""
+    (three, _), (four, found) = (
+        peaks_of(config, device=device, layers=layers, shallow=shallow) for layers in (3, 4)
     )
-    whole = {phase: three[phase] + 29 * (three[phase] - two[phase]) for phase in three}
+    whole = {phase: four[phase] + 28 * (four[phase] - three[phase]) for phase in four}
     return whole, found
 
 

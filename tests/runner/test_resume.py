@@ -391,7 +391,9 @@ def test_without_a_folder_the_newest_unfinished_run_of_the_configuration_goes_on
         f"RunFolderError: {tmp_path}: no unfinished run of this configuration; name one with --out"
     )
     with monkeypatch.context() as patch:
-        patch.setattr(isolated, "measure_latency", lambda *_, **__: os.kill(os.getpid(), 2))
+        patch.setattr(
+            isolated, "measure_latency", lambda *_, **__: {"unmerged": os.kill(os.getpid(), 2)}
+        )
         patch.setattr(finish, "audit_run", lambda *_, progress, **__: progress(1))
         assert place.baseline().code == 130
     (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())

@@ -219,14 +219,14 @@ def test_a_plan_shows_everything_and_runs_nothing(place, file, tmp_path):
 
 def test_a_search_finds_a_rate_for_every_arm_first(place, tmp_path, unmeasured):
     file = tmp_path / "search.yaml"
-    text = STUDY.format(base=place.config).replace("seeds: [0, 1]", "seeds: [0]\n" + SEARCH)
+    text = STUDY.format(base=place.config).replace("seeds: [0, 1]", "seeds: [0, 1]\n" + SEARCH)
     file.write_text(re.sub(r"  best: .*\n", "", text).replace("noise: {repeats: 1}\n", ""))
     folder = tmp_path / "searched"
     outcome = place.loracle("study", file, "--out", folder)
     assert outcome.code == 0, outcome.err
     rates = {run["learning_rate"] for run in load(folder / "plan.json")["runs"]}
     assert rates == {0.003}
-    assert len(list((folder / "runs").iterdir())) == 4 + 2
+    assert len(list((folder / "runs").iterdir())) == 4 + 4
     study = read_study(folder)
     assert {run.learning_rate for run in study.search} == {1e-9, 0.003}
     table = search_table(study)
