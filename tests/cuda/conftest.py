@@ -80,7 +80,7 @@ class Ground:
         """Runs a command to its end."""
         report = self.folder / f"report-{os.urandom(4).hex()}.jsonl"
         process = self.start(card, *words, PRETEND_REPORT=str(report), **more)
-        out, _ = process.communicate(timeout=240)
+        out, _ = process.communicate(timeout=900)  # of a machine that does other things too
         return Ended(process.returncode, out, told(report))
 
 
