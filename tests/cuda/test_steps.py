@@ -7,8 +7,8 @@ import pytest
 
 from conftest import HERE, last_json
 
-# measured: counts of step.py, torch 2.14.1, plus some 5 %; at commit 318064a but for "ours" (114 on
-# t4, 99 on a100) and the bundle (134 on a100), which are of results/gpu and commit bdc3797
+# measured: counts of step.py, torch 2.14.1, plus some 5 %; at commit fe8f2dd for "ours" (114 on t4,
+# 99 on a100 and h100, 96 on l4) and the bundle (134 on a100), at 318064a for the others
 MOST_LAUNCHES = {
     "ours": 120,
     "ours, dropout 0": 225,
