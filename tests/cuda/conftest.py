@@ -60,7 +60,8 @@ class Ground:
 
     def environment(self, card: str, **more: str) -> dict[str, str]:
         home = {"HOME": str(self.folder / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        caches = {"TRITON_CACHE_DIR": str(self.folder / "triton")}
+        kept = os.environ.get("TRITON_CACHE_DIR", str(self.folder / "triton"))
+        caches = {"TRITON_CACHE_DIR": kept}
         return on_card(card, **home, **caches, **more)
 
     def start(self, card: str, *words: object, **more: str) -> subprocess.Popen[str]:
@@ -79,7 +80,7 @@ class Ground:
         """Runs a command to its end."""
         report = self.folder / f"report-{os.urandom(4).hex()}.jsonl"
         process = self.start(card, *words, PRETEND_REPORT=str(report), **more)
-        out, _ = process.communicate(timeout=240)
+        out, _ = process.communicate(timeout=900)  # of a machine that does other things too
         return Ended(process.returncode, out, told(report))
 
 

@@ -188,10 +188,10 @@ def _our_steps(case: Case, folder: Path) -> Iterator[Any]:
         ]
         for lengths in case.batches()
     ]
+    plan = plan_of(base.model, _config(case, seed=0), "all-linear")
     runs = []
     for seed in range(case.runs):
         config = _config(case, seed=seed)
-        plan = plan_of(base.model, config, "all-linear")
         name = f"run-{seed}"
         run = start_run(base, config=config, plan=plan, examples=batches[0], name=name)
         runs.append(replace(run, order=FixedOrder(batches)))

@@ -1,14 +1,9 @@
 """The Colab notebook on a pretended T4, cell by cell in one process as in a kernel."""
 
 import json
-import os
 from pathlib import Path
 
-import pytest
-
 NOTEBOOK = Path(__file__).parents[2] / "experiments" / "notebooks" / "colab_baseline.ipynb"
-SEVERAL_CORES = len(os.sched_getaffinity(0)) > 1
-FORKS = pytest.mark.xfail(SEVERAL_CORES, strict=True, reason="F1: forks after CUDA")
 RUN = """
 import json, sys, types
 shown = types.ModuleType("IPython.display")
@@ -54,7 +49,6 @@ def test_the_baseline_of_the_notebook_ends_on_a_t4(ground):
     assert "float16" in found["signature"]
 
 
-@FORKS
 def test_the_notebook_ends_with_its_study_on_a_t4(ground):
     runs = run_cells(ground, until="")
     assert len(list(runs.glob("small-study-*/runs/*/result.json"))) == 9

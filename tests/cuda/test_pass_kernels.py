@@ -215,7 +215,7 @@ def test_other_arithmetic_stays_as_it_is_and_needs_no_notice(on_cpu):
 
 @interpreted
 def test_a_kernel_that_fails_leaves_stock_code_and_says_so(on_cpu, monkeypatch):
-    def broken(*_args):
+    def broken(*_, **__):
         raise RuntimeError("ptxas is missing\nat line 1")
 
     monkeypatch.setattr(norm, "fused_rms_norm", broken)

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 COUNTERS = (
     "kernels", "products", "graphs", "in_graphs", "waits", "to_device", "to_host", "on_device",
@@ -32,6 +33,8 @@ waits: collections.Counter[str] = collections.Counter()
 
 def install() -> None:
     """Answers what is asked of CUDA tensors; writes down each wait of the host."""
+    import torch  # not above: a script may import this module first
+
     _CARD.pretend_flop.restype = ctypes.c_double
     _CARD.pretend_count.restype = ctypes.c_long
     _CARD.pretend_in_use.restype = _CARD.pretend_peak.restype = ctypes.c_size_t

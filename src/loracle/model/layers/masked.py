@@ -187,24 +187,24 @@ def _fault(device: torch.device, dtype: torch.dtype, *, rank: int, features: int
     there = [tensor.to(device) for tensor in (x, y, factor, scale, bounds)]
     kept = keep_bits(_CHECKED, module="m", features=features, device=x.device).bool()
     mask = Mask(_CHECKED, "m")
-    if not torch.equal(_OURS.drop(there[0], *mask.drawn(device)).cpu(), x * kept):
+    if not torch.equal(_OURS.drop(there[0], *mask.drawn(device)), (x * kept).to(device)):
         return "differ in their masks"
-    z = narrow(there[0], there[2], mask=mask, scale=there[3], bounds=there[4])
-    out = there[1].clone()
-    widen_(out, z, there[2], mask=mask, scale=there[3])
-    grad = outer(z, there[0], mask=mask, scale=there[3], by_feature=True)
-    columns = torch.arange(rank)
+    columns, exact, masked = torch.arange(rank), factor.double(), (x * kept).double()
     own = (columns >= bounds[:, :1]) & (columns < bounds[:, 1:])
-    masked, exact = (x * kept).double(), factor.double()
-    narrowed = z.cpu().double()
-    wide = y.double() + kept * (narrowed @ (scale[:, None] * exact))
+    narrowed = own * scale * (masked @ exact.T)
+    given = narrowed.to(device, dtype)
+    out = there[1].clone()
+    widen_(out, given, there[2], mask=mask, scale=there[3])
     results = {
-        "A": (narrowed, own * scale * (masked @ exact.T)),
-        "B": (out.cpu().double(), wide),
-        "gradient": (grad.cpu().double(), masked.T @ narrowed * scale),
+        "A": (narrow(there[0], there[2], mask=mask, scale=there[3], bounds=there[4]), narrowed),
+        "B": (out, y.double() + kept * (narrowed @ (scale[:, None] * exact))),
+        "gradient": (
+            outer(given, there[0], mask=mask, scale=there[3], by_feature=True),
+            masked.T @ narrowed * scale,
+        ),
     }
     for name, (got, expected) in results.items():
         within = _TOLERANCES[dtype] * float(expected.abs().max())
-        if not torch.allclose(got, expected, rtol=0, atol=within):
+        if not torch.allclose(got.double(), expected.to(device), rtol=0, atol=within):
             return f"differ in the product with {name}"
     return None
