@@ -1,4 +1,4 @@
-"""python exhausted.py leak|cublas|optimizer - what happens on a card that is full, or over many steps.
+"""python exhausted.py leak|cublas|optimizer - a card that is full, or used over many steps.
 
 Prints one JSON object; test_steps.py runs each in a process of its own.
 """
